@@ -1,0 +1,1 @@
+"""Command line of hmrcompress (installed as hmrcompress_cli)."""

@@ -1,0 +1,132 @@
+"""What the commands share: the types of their common options, how errors end, how figures are printed and written.
+
+A command is a function with options of the types below. It imports what it needs inside, calls one library function,
+prints with `Printer` and writes its record with `write_record`. Errors need no care: `SafeGroup` turns every
+`HMRCompressError` into one sentence on stderr and the error's exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from hmrcompress.errors import HMRCompressError
+
+DEBUG_KEY = "hmrcompress.debug"
+INTERRUPTED = 130
+
+
+def _remember_debug(context: typer.Context, value: bool) -> bool:
+    context.meta[DEBUG_KEY] = value
+    return value
+
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this JSON file.", show_default=False)]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:n.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Crops at a time.")]
+BodyOption = Annotated[str, typer.Option("--body", help="starter, or a body file (npz, or pkl read safely).")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most this many frames.", show_default=False)]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug)]
+DataOption = Annotated[str, typer.Option("--data", help="starter[:split], crops:PATH, or a path.")]
+MasksOption = Annotated[str, typer.Option("--masks", help="Person masks: data, files:DIR or none.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
+
+
+class SafeGroup(TyperGroup):
+    """A group of commands in which an error made on purpose ends in one sentence and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command. `--debug` lets the exception through with its traceback."""
+        try:
+            return super().invoke(ctx)
+        except HMRCompressError as error:
+            if ctx.meta.get(DEBUG_KEY):
+                raise
+            complain(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if ctx.meta.get(DEBUG_KEY) or error.filename is None:
+                raise
+            complain(f"{error.filename}: {error.strerror}.")
+            raise typer.Exit(HMRCompressError.exit_code) from error
+        except KeyboardInterrupt as error:
+            complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from error
+
+
+def complain(sentence: str) -> None:
+    """One sentence on stderr."""
+    typer.echo(f"hmrcompress: {' '.join(sentence.split())}", err=True)
+
+
+class Printer:
+    """Prints to stdout with rich, or nothing at all when quiet. `progress` fits `hmrcompress.runtime.Progress`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._line_open = False
+
+    def say(self, text: str) -> None:
+        """A line of text, printed as it is (no markup, no wrapping)."""
+        if not self.quiet:
+            self._close_line()
+            typer.echo(text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table; floats with one decimal, None as a dash, all but the first column flush right."""
+        if self.quiet:
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        self._close_line()
+        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="right" if index else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(cell, row))
+        console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        console.print(table, width=None if console.is_terminal else 160)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """One line on stderr that is rewritten in place, only where stderr is a terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            return
+        self._line_open = True
+        typer.echo(f"\r\x1b[K{what} {done}/{total}" if total else f"\r\x1b[K{what} {done}", err=True, nl=False)
+        if total and done >= total:
+            self._close_line()
+
+    def _close_line(self) -> None:
+        if self._line_open:
+            typer.echo("\r\x1b[K", err=True, nl=False)
+            self._line_open = False
+
+
+def cell(value: Any) -> str:
+    """A figure as the tables show it."""
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def write_record(
+    path: Path | None, command: str, figures: dict[str, Any], *, device: Any = "cpu", seed: int | None = None
+) -> dict[str, Any]:
+    """The record of a command (figures, seed, versions, device, cpu, commit), written to `path` atomically unless None."""
+    from hmrcompress.io.atomic import write_json
+    from hmrcompress.runtime import record
+
+    made = record(command, figures, seed=seed, device=device)
+    if path is not None:
+        write_json(path, made)
+    return made

@@ -1,0 +1,1 @@
+"""Joint sets, the kinematic tree and the body model."""

@@ -1,0 +1,1 @@
+"""Data-set readers, crops and mask sources: one record type."""

@@ -1,0 +1,38 @@
+"""One family of errors. The command line prints them in one sentence and exits with `exit_code`."""
+
+from __future__ import annotations
+
+
+class HMRCompressError(Exception):
+    """Base of everything that hmrcompress raises on purpose."""
+
+    exit_code = 2
+
+
+class UserError(HMRCompressError):
+    """Bad input, in one sentence: what is wrong, where (file and field), and what to do about it.
+
+    `what` is the fault ("got shape (3,), expected (2,)"), `where` the file, field or flag, `remedy` the next step.
+    """
+
+    def __init__(self, what: str, where: object = "", remedy: str = "") -> None:
+        self.what, self.where, self.remedy = what, str(where), remedy
+        text = f"{self.where}: {what}" if self.where else what
+        super().__init__(f"{text}. {remedy}" if remedy else text)
+
+
+class ShapeError(UserError, ValueError):
+    """A tensor of the wrong shape or dtype was handed to a library function."""
+
+
+class MissingExtra(UserError):
+    """An optional dependency is not installed. `package` is what was imported, `extra` the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"the package {package} is not installed", "", f"Try: pip install 'hmrcompress[{extra}]'")
+
+
+class GateFailed(HMRCompressError):
+    """A recipe ran to its end and a figure broke its bound."""
+
+    exit_code = 3

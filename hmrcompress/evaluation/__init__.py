@@ -1,0 +1,1 @@
+"""Model x data x protocol -> a table."""

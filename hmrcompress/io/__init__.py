@@ -1,0 +1,1 @@
+"""Files: safe pickles, checkpoints, atomic writes, hashes."""

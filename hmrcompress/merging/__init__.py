@@ -1,0 +1,1 @@
+"""Layer merging on state dicts and token merging on tensors."""

@@ -1,0 +1,1 @@
+"""Pose errors and their protocols, similarity of layers, cost."""

@@ -1,0 +1,1 @@
+"""Networks with the key names of the original checkpoints."""

@@ -1,0 +1,1 @@
+"""Motion clips: procedural generator, AMASS reader, augmentation."""

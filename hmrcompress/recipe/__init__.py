@@ -1,0 +1,1 @@
+"""Recipes: the line of commands written down, with gates."""

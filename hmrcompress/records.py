@@ -1,0 +1,101 @@
+"""The records that travel between rooms; every shape, unit and frame is stated here and nowhere else.
+
+Lengths are metres, rotations matrices acting on column vectors. The camera frame has x right, y down, z forward
+(as HMR2.0 and its kin predict: the root orientation of an upright person contains the half turn about x).
+B is the batch, J the number of joints of the body (24 for SMPL), T frames of a clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+CROP_HEIGHT, CROP_WIDTH = 256, 192
+GRID_HEIGHT, GRID_WIDTH = 16, 12
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class _Tensors:
+    """Shared by records of tensors: moving them together."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """A copy with `Tensor.to(*args, **kwargs)` applied to floating-point tensors, device moves to all."""
+        moved = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                value = value.to(*args, **kwargs) if value.is_floating_point() else value.to(_device_of(args, kwargs))
+            elif isinstance(value, _Tensors):
+                value = value.to(*args, **kwargs)
+            moved[field.name] = value
+        return type(self)(**moved)
+
+
+def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:
+    for value in (*args, kwargs.get("device")):
+        if isinstance(value, (str, torch.device)):
+            return torch.device(value)
+    return None
+
+
+@dataclass(frozen=True)
+class BodyParams(_Tensors):
+    """Pose and shape of a body: global_orient (B,1,3,3), body_pose (B,J-1,3,3), betas (B,10)."""
+
+    global_orient: Tensor
+    body_pose: Tensor
+    betas: Tensor
+
+    @property
+    def rotations(self) -> Tensor:
+        """(B,J,3,3): the root's rotation and those of the other joints, each relative to its parent."""
+        return torch.cat([self.global_orient, self.body_pose], dim=1)
+
+
+@dataclass(frozen=True)
+class HMROutput(_Tensors):
+    """What a network predicts for a batch of crops.
+
+    global_orient (B,1,3,3), body_pose (B,J-1,3,3) rotations in the camera frame; betas (B,10);
+    cam (B,3) = (s, tx, ty) of the weak-perspective camera of the crop; features (B,D) the head's token before the
+    linear read-outs.
+    """
+
+    global_orient: Tensor
+    body_pose: Tensor
+    betas: Tensor
+    cam: Tensor
+    features: Tensor
+
+    @property
+    def params(self) -> BodyParams:
+        """The pose and shape part."""
+        return BodyParams(self.global_orient, self.body_pose, self.betas)
+
+
+@dataclass(frozen=True)
+class BodyOutput(_Tensors):
+    """A posed body, root joint where the shaped template has it (no translation added): vertices (B,V,3), joints (B,J,3)."""
+
+    vertices: Tensor
+    joints: Tensor
+
+
+@dataclass(frozen=True)
+class FrameBatch(_Tensors):
+    """A batch of crops with ground truth.
+
+    images (B,3,256,192) float32, ImageNet-normalised RGB; person_mask (B,16,12) bool on the token grid, or None;
+    params in the camera frame; clip (B,) and frame (B,) int64 say where each crop comes from: frames of one clip
+    follow each other in time at the data set's fps.
+    """
+
+    images: Tensor
+    person_mask: Tensor | None
+    params: BodyParams
+    clip: Tensor
+    frame: Tensor

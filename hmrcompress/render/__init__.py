@@ -1,0 +1,1 @@
+"""The software rasteriser and its shading."""

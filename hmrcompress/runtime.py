@@ -1,0 +1,144 @@
+"""What a run stands on: device, dtype, seeds, progress on the terminal, and the record of all that for the JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hmrcompress.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` (the first CUDA device, else the CPU), `cpu`, `cuda` or `cuda:n` -> device. UserError if there is no such device."""
+    kind, _, number = name.partition(":")
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or (name != "cuda" and not number.isdigit()):
+        raise UserError(f"got {name!r}, expected auto, cpu, cuda or cuda:n", "--device")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"got {name}, but torch {torch.__version__} sees no CUDA device", "--device", "Try --device cpu"
+        )
+    index, count = int(number or 0), torch.cuda.device_count()
+    if index >= count:
+        raise UserError(f"got {name}, but there are {count} CUDA devices, numbered from 0", "--device")
+    return torch.device("cuda", index)
+
+
+def pick_dtype(name: str = "float32") -> torch.dtype:
+    """`float32`, `bfloat16` or `float16` -> dtype. UserError for another name."""
+    if name not in DTYPES:
+        raise UserError(f"got {name!r}, expected one of {', '.join(DTYPES)}", "--dtype")
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.float32 -> `float32`, as `pick_dtype` takes it and as files record it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """The context in which a float32 network computes in `dtype`: nothing for float32, else torch's autocast."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices), numpy and random. For a program's start; library functions take generators instead."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator of its own on `device`, seeded."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+@contextmanager
+def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A progress bar with the time left, on stderr while the block runs; gives `advance(steps=1, note="")`.
+
+    Nothing is drawn when `quiet` or when stderr is not a terminal, and the bar goes away at the end.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda steps=1, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            bar.update(task, advance=steps, **({"note": note} if note else {}))
+
+        yield advance
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """{versions, device, cpu[, commit]} for the JSON of a command; `commit` is there when the package runs from a git checkout."""
+    device = torch.device(device)
+    record: dict[str, Any] = {
+        "versions": {
+            "hmrcompress": _own_version(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
+        "cpu": f"{_cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+    }
+    commit = _commit()
+    return record | {"commit": commit} if commit else record
+
+
+def _own_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("hmrcompress")
+    except PackageNotFoundError:  # run from a bare source folder
+        return "unknown"
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package lies in, `-dirty` if tracked files differ; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or a repository without commits
+        return None

@@ -1,0 +1,1 @@
+"""The open starter world: body, data set, training recipe."""

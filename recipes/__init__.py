@@ -1,0 +1,1 @@
+"""Recipes shipped with hmrcompress (installed as hmrcompress_recipes)."""
