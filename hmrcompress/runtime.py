@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` (the first CUDA device, else the CPU), `cpu`, `cuda` or `cuda:n` -> device. UserError if there is no such device."""
+    """`auto` (the first CUDA device, else the CPU), `cpu`, `cuda` or `cuda:n` -> device. UserError if there is none."""
     kind, _, number = name.partition(":")
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -91,13 +91,15 @@ def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[C
         task = bar.add_task(description, total=total, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
-            bar.update(task, advance=steps, **({"note": note} if note else {}))
+            bar.advance(task, steps)
+            if note:
+                bar.update(task, note=note)
 
         yield advance
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """{versions, device, cpu[, commit]} for the JSON of a command; `commit` is there when the package runs from a git checkout."""
+    """{versions, device, cpu[, commit]} for the JSON of a command; `commit` only when run from a git checkout."""
     device = torch.device(device)
     record: dict[str, Any] = {
         "versions": {
@@ -107,7 +109,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
             "numpy": np.__version__,
         },
         "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
-        "cpu": f"{_cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        "cpu": f"{_cpu_name()}, {_cpu_count()} cores",
     }
     commit = _commit()
     return record | {"commit": commit} if commit else record
@@ -122,6 +124,11 @@ def _own_version() -> str:
         return "unknown"
 
 
+def _cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -133,7 +140,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package lies in, `-dirty` if tracked files differ; None outside a checkout."""
+    """The commit of the checkout around this package, `-dirty` if tracked files differ; None outside a checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
