@@ -17,6 +17,7 @@ import torch
 
 from hmrcompress.errors import UserError
 
+SCHEMA = 1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,34 +69,43 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
+Progress = Callable[[str, int, int], None]
+"""How library functions tell of their progress: `progress(what, done, total)`, any number of times."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
 @contextmanager
-def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A progress bar with the time left, on stderr while the block runs; gives `advance(steps=1, note="")`.
+def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
+    """A bar with the time left, on stderr while the block runs; what it gives is a `Progress`.
 
     Nothing is drawn when `quiet` or when stderr is not a terminal, and the bar goes away at the end.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda steps=1, note="": None
+        yield no_progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=total, note="")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
 
-        def advance(steps: int = 1, note: str = "") -> None:
-            bar.advance(task, steps)
-            if note:
-                bar.update(task, note=note)
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
 
-        yield advance
+        yield show
+
+
+def record(
+    command: str, figures: dict[str, Any], *, seed: int | None = None, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """The JSON of a command: {schema, command, **figures[, seed], versions, device, cpu[, commit]}. No clock in it."""
+    seeded = {} if seed is None else {"seed": seed}
+    return {"schema": SCHEMA, "command": command, **figures, **seeded, **environment(device)}
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
