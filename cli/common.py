@@ -7,7 +7,6 @@ prints with `Printer` and writes its record with `write_record`. Errors need no 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,12 +25,16 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
     return value
 
 
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this JSON file.", show_default=False)]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the figures to this JSON file.", show_default=False)
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:n.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Crops at a time.")]
 BodyOption = Annotated[str, typer.Option("--body", help="starter, or a body file (npz, or pkl read safely).")]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most this many frames.", show_default=False)]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="At most this many frames.", show_default=False)
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug)]
@@ -68,16 +71,14 @@ def complain(sentence: str) -> None:
 
 
 class Printer:
-    """Prints to stdout with rich, or nothing at all when quiet. `progress` fits `hmrcompress.runtime.Progress`."""
+    """Prints to stdout, or nothing at all when quiet. Progress bars are `hmrcompress.runtime.progress`."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._line_open = False
 
     def say(self, text: str) -> None:
         """A line of text, printed as it is (no markup, no wrapping)."""
         if not self.quiet:
-            self._close_line()
             typer.echo(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -88,7 +89,6 @@ class Printer:
         from rich.console import Console
         from rich.table import Table
 
-        self._close_line()
         table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
         for index, name in enumerate(columns):
             table.add_column(name, justify="right" if index else "left", no_wrap=True)
@@ -96,20 +96,6 @@ class Printer:
             table.add_row(*map(cell, row))
         console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
         console.print(table, width=None if console.is_terminal else 160)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """One line on stderr that is rewritten in place, only where stderr is a terminal."""
-        if self.quiet or not sys.stderr.isatty():
-            return
-        self._line_open = True
-        typer.echo(f"\r\x1b[K{what} {done}/{total}" if total else f"\r\x1b[K{what} {done}", err=True, nl=False)
-        if total and done >= total:
-            self._close_line()
-
-    def _close_line(self) -> None:
-        if self._line_open:
-            typer.echo("\r\x1b[K", err=True, nl=False)
-            self._line_open = False
 
 
 def cell(value: Any) -> str:
@@ -122,11 +108,11 @@ def cell(value: Any) -> str:
 def write_record(
     path: Path | None, command: str, figures: dict[str, Any], *, device: Any = "cpu", seed: int | None = None
 ) -> dict[str, Any]:
-    """The record of a command (figures, seed, versions, device, cpu, commit), written to `path` atomically unless None."""
+    """The record of a command with its figures (`hmrcompress.report.record`), written to `path` unless that is None."""
     from hmrcompress.io.atomic import write_json
-    from hmrcompress.runtime import record
+    from hmrcompress.report.record import make_record
 
-    made = record(command, figures, seed=seed, device=device)
+    record = make_record(command, figures, device=device, seed=seed)
     if path is not None:
-        write_json(path, made)
-    return made
+        write_json(path, record)
+    return record

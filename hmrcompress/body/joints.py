@@ -31,7 +31,9 @@ SMPL_JOINTS = (
 SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 LEAF_NAMES = ("head_top", "left_middle_finger", "right_middle_finger", "left_big_toe", "right_big_toe")
 LEAF_PARENTS = (15, 22, 23, 10, 11)
-ARMS = tuple(i for i, n in enumerate(SMPL_JOINTS) if n.split("_")[-1] in ("collar", "shoulder", "elbow", "wrist", "hand"))
+ARMS = tuple(
+    i for i, n in enumerate(SMPL_JOINTS) if n.split("_")[-1] in ("collar", "shoulder", "elbow", "wrist", "hand")
+)
 LEGS = tuple(i for i, n in enumerate(SMPL_JOINTS) if n.split("_")[-1] in ("hip", "knee", "ankle", "foot"))
 
 
