@@ -71,7 +71,7 @@ def complain(sentence: str) -> None:
 
 
 class Printer:
-    """Prints to stdout, or nothing at all when quiet. Progress bars are `hmrcompress.runtime.progress`."""
+    """Prints to stdout, or nothing at all when quiet. Progress bars are `hmrcompress.runtime.progress_bar`."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -108,11 +108,12 @@ def cell(value: Any) -> str:
 def write_record(
     path: Path | None, command: str, figures: dict[str, Any], *, device: Any = "cpu", seed: int | None = None
 ) -> dict[str, Any]:
-    """The record of a command with its figures (`hmrcompress.report.record`), written to `path` unless that is None."""
+    """The record of a command (`hmrcompress.runtime.record`); figures that are None are left out. Written if `path`."""
     from hmrcompress.io.atomic import write_json
-    from hmrcompress.report.record import make_record
+    from hmrcompress.runtime import record
 
-    record = make_record(command, figures, device=device, seed=seed)
+    measured = {key: value for key, value in figures.items() if value is not None}
+    made = record(command, measured, device=device, seed=seed)
     if path is not None:
-        write_json(path, record)
-    return record
+        write_json(path, made)
+    return made
