@@ -1,0 +1,168 @@
+"""The SMPL head of HMR2.0: one query attends to the backbone's tokens; linear read-outs are added to mean parameters.
+
+Key names are those of the original checkpoints (`smpl_head.*`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hmrcompress.geometry.rotations import sixd_to_matrix
+from hmrcompress.records import HMROutput
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * heads * dim_head, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, width))
+
+    def forward(self, query: Tensor) -> Tensor:
+        q, k, v = (_split_heads(part, self.heads) for part in self.to_qkv(query).chunk(3, dim=-1))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class _CrossAttention(nn.Module):
+    def __init__(self, width: int, context_dim: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_kv = nn.Linear(context_dim, 2 * heads * dim_head, bias=False)
+        self.to_q = nn.Linear(width, heads * dim_head, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, width))
+
+    def forward(self, query: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+        k, v = (_split_heads(part, self.heads) for part in self.to_kv(context).chunk(2, dim=-1))
+        q = _split_heads(self.to_q(query), self.heads)
+        if bias is not None:
+            bias = bias.to(q.dtype)
+        return self.to_out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        # The third place was a dropout; it keeps the second linear layer at index 3.
+        self.net = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width))
+
+    def forward(self, query: Tensor) -> Tensor:
+        return self.net(query)
+
+
+class _PreNorm(nn.Module):
+    def __init__(self, width: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.fn = fn
+
+    def forward(self, query: Tensor, *args: Tensor | None) -> Tensor:
+        return query + self.fn(self.norm(query), *args)
+
+
+class _DecoderLayers(nn.Module):
+    def __init__(self, width: int, context_dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    _PreNorm(width, _SelfAttention(width, heads, dim_head)),
+                    _PreNorm(width, _CrossAttention(width, context_dim, heads, dim_head)),
+                    _PreNorm(width, _FeedForward(width, mlp_dim)),
+                ]
+            )
+            for _ in range(depth)
+        )
+
+    def forward(self, query: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            self_attention, cross_attention, feed_forward = layer.children()
+            query = self_attention(query)
+            query = cross_attention(query, context, bias)
+            query = feed_forward(query)
+        return query
+
+
+class _Decoder(nn.Module):
+    """Embeds the query token, adds its position, runs the layers."""
+
+    def __init__(self, token_dim: int, width: int, **layers: int) -> None:
+        super().__init__()
+        self.pos_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.to_token_embedding = nn.Linear(token_dim, width)
+        self.transformer = _DecoderLayers(width, **layers)
+
+    def forward(self, token: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+        return self.transformer(self.to_token_embedding(token) + self.pos_embedding, context, bias)
+
+
+class SMPLHead(nn.Module):
+    """Tokens of the backbone, in any order and number, to body parameters.
+
+    `token_input` is what the query starts from: `zero`, or `mean_shape` (pose, betas and camera as they stand).
+    `iterations` repeats query and read-outs, each adding to the last estimate.
+    """
+
+    init_body_pose: Tensor
+    init_betas: Tensor
+    init_cam: Tensor
+
+    def __init__(
+        self,
+        *,
+        context_dim: int,
+        width: int,
+        depth: int,
+        heads: int,
+        dim_head: int,
+        mlp_dim: int,
+        num_joints: int = 24,
+        num_betas: int = 10,
+        token_input: str = "zero",
+        iterations: int = 1,
+    ) -> None:
+        super().__init__()
+        pose = 6 * num_joints
+        self.token_input, self.iterations = token_input, iterations
+        self.register_buffer("init_body_pose", torch.zeros(1, pose))
+        self.register_buffer("init_betas", torch.zeros(1, num_betas))
+        self.register_buffer("init_cam", torch.zeros(1, 3))
+        self.transformer = _Decoder(
+            pose + num_betas + 3 if token_input == "mean_shape" else 1,
+            width,
+            context_dim=context_dim,
+            depth=depth,
+            heads=heads,
+            dim_head=dim_head,
+            mlp_dim=mlp_dim,
+        )
+        self.decpose = nn.Linear(width, pose)
+        self.decshape = nn.Linear(width, num_betas)
+        self.deccam = nn.Linear(width, 3)
+
+    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> HMROutput:
+        """tokens (B,M,context_dim), bias (B,1,1,M) on the cross-attention logits or None -> HMROutput."""
+        batch = tokens.shape[0]
+        pose = self.init_body_pose.expand(batch, -1)
+        betas = self.init_betas.expand(batch, -1)
+        cam = self.init_cam.expand(batch, -1)
+        features = tokens.new_zeros(batch, self.decpose.in_features)
+        for _ in range(self.iterations):
+            if self.token_input == "mean_shape":
+                token = torch.cat([pose, betas, cam], dim=-1)[:, None]
+            else:
+                token = tokens.new_zeros(batch, 1, 1)
+            features = self.transformer(token, tokens, bias)[:, 0]
+            pose = pose + self.decpose(features)
+            betas = betas + self.decshape(features)
+            cam = cam + self.deccam(features)
+        rotations = sixd_to_matrix(pose.unflatten(-1, (-1, 6)), layout="columns")
+        return HMROutput(
+            global_orient=rotations[:, :1], body_pose=rotations[:, 1:], betas=betas, cam=cam, features=features
+        )
+
+
+def _split_heads(tensor: Tensor, heads: int) -> Tensor:
+    """(B,M,heads*d) -> (B,heads,M,d)."""
+    return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)

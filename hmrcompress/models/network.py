@@ -1,0 +1,213 @@
+"""HMR2.0 at any size: its configuration, the network, seeded random weights, and the sizes read off a state dict."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hmrcompress.errors import UserError
+from hmrcompress.models.heads import SMPLHead
+from hmrcompress.models.vit import ViT
+from hmrcompress.records import HMROutput
+
+TOKEN_INPUTS = ("zero", "mean_shape")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Every size of an HMR2.0 network; the defaults are the published one. `head_*` belong to the SMPL head."""
+
+    dim: int = 1280
+    depth: int = 32
+    num_heads: int = 16
+    mlp_dim: int = 5120
+    patch: int = 16
+    grid: tuple[int, int] = (16, 12)
+    head_width: int = 1024
+    head_depth: int = 6
+    head_heads: int = 8
+    head_dim: int = 64
+    head_mlp_dim: int = 1024
+    token_input: str = "zero"
+    iterations: int = 1
+    num_joints: int = 24
+    num_betas: int = 10
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))
+        if self.num_heads < 1 or self.dim % self.num_heads:
+            raise UserError(f"got {self.num_heads} heads, expected a divisor of {self.dim}", "num_heads")
+        if self.token_input not in TOKEN_INPUTS:
+            raise UserError(f"got {self.token_input!r}, expected one of {', '.join(TOKEN_INPUTS)}", "token_input")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"grid": list(self.grid)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: object = "") -> NetworkConfig:
+        """The inverse of `to_dict`. Raises UserError naming unknown or missing fields."""
+        known = {field.name for field in fields(cls)}
+        if odd := sorted(set(values) ^ known):
+            raise UserError(f"unknown or missing fields: {', '.join(odd)}", where)
+        return cls(**dict(values))
+
+
+class HMR2(nn.Module):
+    """ViT backbone and SMPL head. images (B,3,256,192) ImageNet-normalised -> HMROutput."""
+
+    def __init__(self, config: NetworkConfig, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ViT(
+            dim=config.dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_dim=config.mlp_dim,
+            patch=config.patch,
+            grid=config.grid,
+            drop_path=drop_path,
+        )
+        self.smpl_head = SMPLHead(
+            context_dim=config.dim,
+            width=config.head_width,
+            depth=config.head_depth,
+            heads=config.head_heads,
+            dim_head=config.head_dim,
+            mlp_dim=config.head_mlp_dim,
+            num_joints=config.num_joints,
+            num_betas=config.num_betas,
+            token_input=config.token_input,
+            iterations=config.iterations,
+        )
+
+    def forward(self, images: Tensor, person_mask: Tensor | None = None) -> HMROutput:
+        """images (B,3,H,W), person_mask (B,H/16,W/16) bool or None -> HMROutput. Raises ShapeError."""
+        tokens, bias = self.backbone.encode(images, person_mask)
+        return self.smpl_head(tokens, bias)
+
+
+def build(
+    config: NetworkConfig, device: torch.device | str | None = None, *, seed: int = 0, drop_path: float = 0.0
+) -> HMR2:
+    """A network with `random_state(config, seed)` in training mode; on the meta device one without any weights."""
+    with torch.device("meta"):
+        network = HMR2(config, drop_path)
+    if device is not None and torch.device(device).type == "meta":
+        return network
+    network.load_state_dict(random_state(config, seed), strict=True, assign=True)
+    return network if device is None else network.to(device)
+
+
+def from_state(config: NetworkConfig, state: Mapping[str, Tensor]) -> HMR2:
+    """A network in evaluation mode whose weights *are* the tensors of `state` (no copy). Keys must match exactly."""
+    network = build(config, "meta")
+    network.load_state_dict(dict(state), strict=True, assign=True)
+    return network.eval()
+
+
+def share(network: HMR2) -> HMR2:
+    """Another network over the same weights: own modules, mode and token reducer, no copy of any tensor."""
+    other = from_state(network.config, network.state_dict())
+    other.backbone.reducer = network.backbone.reducer
+    return other.train(network.training)
+
+
+def random_state(config: NetworkConfig, seed: int = 0, readout_gain: float = 0.1) -> dict[str, Tensor]:
+    """Seeded random weights, float32 on the CPU: identity rotations and camera scale 0.9 as mean parameters.
+
+    Matrices are normal with deviation 0.02 (patches 1/sqrt(fan_in), read-outs `readout_gain` times theirs), biases
+    zero, norms one. Each tensor has a generator of its own, so it does not depend on the others.
+    """
+    state = {}
+    for name, like in build(config, "meta").state_dict().items():
+        tensor = torch.zeros(like.shape)
+        if name.endswith("init_body_pose"):
+            tensor.view(-1, 6)[:, [0, 4]] = 1.0
+        elif name.endswith("init_cam"):
+            tensor[:, 0] = 0.9
+        elif "norm" in name and name.endswith("weight"):
+            tensor.fill_(1.0)
+        elif name.endswith("weight") or "pos_embed" in name:
+            std = 0.02
+            if "patch_embed" in name:
+                std = like[0].numel() ** -0.5
+            elif ".dec" in name:
+                std = readout_gain * like.shape[1] ** -0.5
+            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            tensor.normal_(0.0, std, generator=generator)
+        state[name] = tensor
+    return state
+
+
+def random_sha256(family: str, seed: int) -> str:
+    """The hash that stands for random weights: of the string `random:FAMILY` and the seed."""
+    return hashlib.sha256(f"random:{family} {seed}".encode()).hexdigest()
+
+
+def config_from_state(
+    state: Mapping[str, Tensor],
+    *,
+    num_heads: int | None = None,
+    head_heads: int | None = None,
+    iterations: int = 1,
+    grid: tuple[int, int] = (16, 12),
+    where: object = "checkpoint",
+) -> NetworkConfig:
+    """Sizes read off a state dict (`backbone.*`, `smpl_head.*`; values need only a shape).
+
+    The number of heads is not in it: 16 at dim 1280, 8 of 64 at head width 1024 and inner width 512, else the
+    arguments. Raises UserError naming the missing key or argument.
+    """
+
+    def shape(key: str) -> tuple[int, ...]:
+        if key not in state:
+            raise UserError(f"no key {key}", where, "Is this an HMR2.0 checkpoint?")
+        return tuple(state[key].shape)
+
+    dim, _, patch, _ = shape("backbone.patch_embed.proj.weight")
+    layer = "smpl_head.transformer.transformer.layers"
+    width, token_dim = shape("smpl_head.transformer.to_token_embedding.weight")
+    inner = shape(f"{layer}.0.1.fn.to_q.weight")[0]
+    if num_heads is None and dim == 1280:
+        num_heads = 16
+    if head_heads is None and (width, inner) == (1024, 512):
+        head_heads = 8
+    for value, name, size in ((num_heads, "num_heads", dim), (head_heads, "head_heads", inner)):
+        if value is None:
+            raise UserError(
+                f"the number of heads ({name}, of {size} channels) is not in a state dict", where, "Give it"
+            )
+        if value < 1 or size % value:
+            raise UserError(f"{name}: got {value}, expected a divisor of {size}", where)
+    assert num_heads is not None and head_heads is not None
+    if shape("backbone.pos_embed")[1] != 1 + grid[0] * grid[1]:
+        raise UserError(f"{shape('backbone.pos_embed')[1]} positions do not fit a grid of {grid[0]}x{grid[1]}", where)
+    return NetworkConfig(
+        dim=dim,
+        depth=_count(state, "backbone.blocks."),
+        num_heads=num_heads,
+        mlp_dim=shape("backbone.blocks.0.mlp.fc1.weight")[0],
+        patch=patch,
+        grid=grid,
+        head_width=width,
+        head_depth=_count(state, f"{layer}."),
+        head_heads=head_heads,
+        head_dim=inner // head_heads,
+        head_mlp_dim=shape(f"{layer}.0.2.fn.net.0.weight")[0],
+        token_input="zero" if token_dim == 1 else "mean_shape",
+        iterations=iterations,
+        num_joints=shape("smpl_head.decpose.weight")[0] // 6,
+        num_betas=shape("smpl_head.decshape.weight")[0],
+    )
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow `prefix` in the keys."""
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
