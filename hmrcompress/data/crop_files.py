@@ -1,0 +1,160 @@
+"""The files of a `CropSet`: reading a folder or an .npz, checking what is in them, writing them whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmrcompress.errors import UserError
+from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+
+SCHEMA = 1
+META_FILE = "meta.json"
+META_ARRAY = "meta"
+SHAPES: dict[str, tuple[int, ...]] = {
+    "images": (CROP_HEIGHT, CROP_WIDTH, 3),
+    "poses": (24, 3),
+    "betas": (10,),
+    "clip": (),
+    "frame": (),
+    "masks": (CROP_HEIGHT, CROP_WIDTH // 8),
+    "transl": (3,),
+    "focal": (),
+    "occluded": (),
+    "kind": (),
+}
+"""Arrays and the shape of one frame's part of them."""
+REQUIRED = ("images", "poses", "betas", "clip", "frame")
+WHOLE_NUMBERS = ("clip", "frame", "kind", "masks")
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+Arrays = dict[str, np.ndarray]
+
+
+def read_folder(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays (memory-mapped) and meta data of a folder. UserError naming the file that is missing or torn."""
+    if not (path / META_FILE).is_file():
+        raise UserError(f"no {META_FILE} in this folder", path, "Is it a set of crops?")
+    arrays = {}
+    for name in SHAPES:
+        file = path / f"{name}.npy"
+        if file.exists():
+            try:
+                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            except UNREADABLE as error:
+                raise UserError(f"torn or not an .npy file ({error})", file) from error
+    try:
+        text = (path / META_FILE).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError("not a text file", path / META_FILE) from error
+    return arrays, _parsed(text, path / META_FILE)
+
+
+def read_npz(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays and meta data of an .npz file. UserError where it is torn, no .npz, or lacks its meta data."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise UserError("not an .npz file", path)
+        with loaded as file:
+            arrays = {name: file[name] for name in SHAPES if name in file.files}
+            text = str(file[META_ARRAY][()]) if META_ARRAY in file.files else None
+    except UNREADABLE as error:
+        raise UserError(f"torn or not an .npz file of plain arrays ({error})", path) from error
+    if text is None:
+        raise UserError(f"no array {META_ARRAY!r} in this file", path, "Is it a set of crops?")
+    return arrays, _parsed(text, path)
+
+
+def _parsed(text: str, where: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"the meta data are not JSON ({error})", where) from error
+    if not isinstance(meta, dict):
+        raise UserError("the meta data are not a JSON object", where)
+    return meta
+
+
+def check_meta(meta: Mapping[str, Any], where: object) -> None:
+    """UserError unless schema, name and fps are there and make sense."""
+    if meta.get("schema") != SCHEMA:
+        raise UserError(f"meta schema: got {meta.get('schema')!r}, expected {SCHEMA}", where)
+    if not isinstance(meta.get("name"), str) or not meta["name"]:
+        raise UserError(f"meta name: got {meta.get('name')!r}, expected a text", where)
+    fps = meta.get("fps")
+    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < float("inf"):
+        raise UserError(f"meta fps: got {fps!r}, expected frames per second", where)
+    if not isinstance(meta.get("body") or {}, dict):
+        raise UserError(f"meta body: got {meta['body']!r}, expected an object of name and faces_sha256", where)
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], where: object) -> None:
+    """UserError unless the required arrays are there, and all have their shape, N in common, and a fitting dtype."""
+    if missing := [name for name in REQUIRED if name not in arrays]:
+        raise UserError(f"no array {', '.join(missing)}", where, f"A set of crops has {', '.join(REQUIRED)}")
+    count = len(arrays["clip"]) if arrays["clip"].ndim else 0
+    if count == 0:
+        raise UserError("there are no frames in it", where)
+    for name, values in arrays.items():
+        wanted = (count, *SHAPES[name])
+        if values.shape != wanted:
+            raise UserError(f"array {name}: got shape {values.shape}, expected {wanted}", where)
+        whole = np.issubdtype(values.dtype, np.integer)
+        fits = whole if name in WHOLE_NUMBERS else np.issubdtype(values.dtype, np.floating)
+        if not (fits or (name == "images" and values.dtype == np.uint8)) or (
+            name == "masks" and values.dtype != np.uint8
+        ):
+            raise UserError(f"array {name}: got dtype {values.dtype}, expected {_expected_dtype(name)}", where)
+
+
+def _expected_dtype(name: str) -> str:
+    if name in ("images", "masks"):
+        return "uint8, or floats in 0..1" if name == "images" else "uint8 (np.packbits along each row)"
+    return "whole numbers" if name in WHOLE_NUMBERS else "floats"
+
+
+def content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """Hash of names, dtypes, shapes and bytes of the arrays."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}\n".encode())
+        for row in arrays[name]:
+            digest.update(np.ascontiguousarray(row).tobytes())
+    return digest.hexdigest()
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Writes an .npz file (by its suffix) or else a folder, under another name first; a set of crops there is replaced.
+
+    UserError where something other than a set of crops is in the way.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dict(meta), indent=1, sort_keys=True, ensure_ascii=False)
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        if path.suffix == ".npz":
+            np.savez(scratch / "crops.npz", allow_pickle=False, **{META_ARRAY: np.array(text)}, **arrays)
+            os.replace(scratch / "crops.npz", path)
+            return
+        made = scratch / "made"
+        made.mkdir()
+        for name, values in arrays.items():
+            np.save(made / f"{name}.npy", values, allow_pickle=False)
+        (made / META_FILE).write_text(text + "\n", encoding="utf-8")
+        if path.exists():
+            if not (path / META_FILE).is_file():
+                raise UserError("something that is not a set of crops is in the way", path, "Choose another name")
+            os.rename(path, scratch / "old")
+        os.rename(made, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

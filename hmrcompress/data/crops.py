@@ -1,0 +1,191 @@
+"""`CropSet`: crops of people with ground truth, the one record type that every data set is read into.
+
+On disk it is a folder of .npy files (read memory-mapped) or one .npz, with these arrays over N frames:
+images (N,256,192,3) RGB, uint8 or floats in 0..1; masks (N,256,24) uint8, `np.packbits(person, axis=-1)`, optional;
+poses (N,24,3) axis-angle radians, camera frame, root first; betas (N,10); clip (N,) and frame (N,) integers, where
+frames of one clip follow each other at `fps`; and, all optional, transl (N,3) metres, focal (N,) pixels, occluded (N,)
+share of the person that is hidden or cut off, kind (N,) index into the `kinds` of the meta data. `meta.json` (in an
+.npz the text array `meta`) says schema, name, split, fps, sha256, body {name, faces_sha256} and kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmrcompress.data.crop_files import (
+    SHAPES,
+    check_arrays,
+    check_meta,
+    content_sha256,
+    read_folder,
+    read_npz,
+    save,
+)
+from hmrcompress.data.masks import MaskSource, NoMasks
+from hmrcompress.errors import UserError
+from hmrcompress.geometry.rotations import axis_angle_to_matrix
+from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD, BodyParams, FrameBatch
+
+SHORTEST_STRETCH = 3
+"""Frames that a stretch needs to have a second difference in time."""
+CHECKED_AT_A_TIME = 64
+
+
+def normalise(images: np.ndarray) -> Tensor:
+    """(n,256,192,3) RGB, uint8 or floats in 0..1 -> (n,3,256,192) float32 with ImageNet's mean and deviation."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    scaled = pixels.float() / 255 if images.dtype == np.uint8 else pixels.float()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((scaled - mean) / std).contiguous()
+
+
+class CropSet:
+    """N crops with ground truth. Made by `open`, or from arrays as the module describes them; checked when made."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], where: object = "crops") -> None:
+        self.where = str(where)
+        self.meta = dict(meta)
+        self.arrays = {name: arrays[name] for name in SHAPES if name in arrays}
+        check_meta(self.meta, self.where)
+        check_arrays(self.arrays, self.where)
+        self.name = str(self.meta["name"])
+        self.split = str(self.meta.get("split", ""))
+        self.fps = float(self.meta["fps"])
+        self.clip = np.asarray(self.arrays["clip"], dtype=np.int64)
+        self.frame = np.asarray(self.arrays["frame"], dtype=np.int64)
+        self._order = np.lexsort((self.frame, self.clip))
+        self._check_frames()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Opens a folder (memory-mapped) or an .npz file. UserError for whatever is missing, torn or misshapen."""
+        path = Path(path)
+        if path.is_dir():
+            return cls(*read_folder(path), where=path)
+        if not path.exists():
+            raise UserError("no such file or folder", path)
+        return cls(*read_npz(path), where=path)
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+    @property
+    def clip_ids(self) -> list[int]:
+        """Numbers of the clips, ascending."""
+        return np.unique(self.clip).tolist()
+
+    @property
+    def body(self) -> dict[str, str]:
+        """{name, faces_sha256} of the body that the poses and betas are parameters of; empty where unknown."""
+        return dict(self.meta.get("body") or {})
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the data's definition as the meta data give it, else of its arrays."""
+        return str(self.meta.get("sha256") or content_sha256(self.arrays))
+
+    def column(self, name: str) -> np.ndarray | None:
+        """An array by its name, all N frames, or None where the data set has none."""
+        return self.arrays.get(name)
+
+    def frames_of(self, clip: int) -> np.ndarray:
+        """Indices of a clip's frames, in the order of time."""
+        return self._order[self.clip[self._order] == clip]
+
+    def sample(self, frames_per_clip: int) -> np.ndarray:
+        """Indices of at most `frames_per_clip` frames of every clip, evenly spread over it, clips ascending."""
+        if frames_per_clip < 1:
+            raise UserError(f"got {frames_per_clip}, expected at least 1", "--frames-per-clip")
+        return np.concatenate([evenly(self.frames_of(clip), frames_per_clip) for clip in self.clip_ids])
+
+    def stretches(self, limit: int | None = None) -> np.ndarray:
+        """Indices of at most `limit` frames; all of them, by clip and frame, without a limit.
+
+        They are equally long runs from the middle of clips, as many clips, evenly spread, as leave each run three
+        frames, so that there are accelerations.
+        """
+        if limit is None or limit >= len(self):
+            return self._order
+        if limit < 1:
+            raise UserError(f"got {limit}, expected at least 1", "--limit")
+        clips = evenly(np.array(self.clip_ids), max(1, limit // SHORTEST_STRETCH))
+        return np.concatenate([_middle(self.frames_of(clip), limit // len(clips)) for clip in clips])
+
+    def pixel_masks(self, indices: np.ndarray) -> np.ndarray | None:
+        """(n,256,192) bool person masks of these frames, or None where the data set has none."""
+        packed = self.arrays.get("masks")
+        return None if packed is None else np.unpackbits(packed[indices], axis=-1).astype(bool)
+
+    def batches(
+        self, indices: Sequence[int] | np.ndarray | None = None, batch_size: int = 32, masks: MaskSource | None = None
+    ) -> Iterator[FrameBatch]:
+        """Batches of these frames (without `indices` all, by clip and frame), without masks where there is no source.
+
+        UserError, before the first batch, where the source has no usable masks for these frames.
+        """
+        chosen = self._order if indices is None else np.asarray(indices, dtype=np.int64)
+        source = NoMasks() if masks is None else masks
+        source.check(self, chosen)
+        return (self._batch(chosen[i : i + batch_size], source) for i in range(0, len(chosen), batch_size))
+
+    def _batch(self, indices: np.ndarray, masks: MaskSource) -> FrameBatch:
+        rotations = axis_angle_to_matrix(torch.from_numpy(self.arrays["poses"][indices].astype(np.float32)))
+        betas = torch.from_numpy(self.arrays["betas"][indices].astype(np.float32))
+        return FrameBatch(
+            images=normalise(self.arrays["images"][indices]),
+            person_mask=masks.person(self, indices),
+            params=BodyParams(rotations[:, :1], rotations[:, 1:], betas),
+            clip=torch.from_numpy(self.clip[indices]),
+            frame=torch.from_numpy(self.frame[indices]),
+        )
+
+    def _check_frames(self) -> None:
+        """UserError for frames that occur twice and for values that are not finite or, in float images, not in 0..1."""
+        ordered = np.stack([self.clip, self.frame])[:, self._order]
+        twice = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).all(0))
+        if len(twice):
+            raise UserError(f"{self._place(self._order[twice[0]])} occurs twice", self.where)
+        for name, values in self.arrays.items():
+            if not np.issubdtype(values.dtype, np.floating):
+                continue
+            for start in range(0, len(values), CHECKED_AT_A_TIME):
+                part = np.asarray(values[start : start + CHECKED_AT_A_TIME]).reshape(-1, int(np.prod(SHAPES[name])))
+                self._check_part(name, part, start)
+
+    def _check_part(self, name: str, part: np.ndarray, start: int) -> None:
+        bad = ~np.isfinite(part).all(1)
+        if bad.any():
+            raise UserError(f"{name} of {self._place(start + int(bad.argmax()))} hold NaN or infinity", self.where)
+        if name == "images" and ((part < 0) | (part > 1)).any():
+            bad = ((part < 0) | (part > 1)).any(1)
+            raise UserError(f"images of {self._place(start + int(bad.argmax()))} leave the range 0..1", self.where)
+
+    def _place(self, index: int) -> str:
+        return f"{self.name}, clip {self.clip[index]}, frame {self.frame[index]}"
+
+
+def evenly(values: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the values, one from the middle of each of `count` equal parts."""
+    count = min(count, len(values))
+    return values[(2 * np.arange(count) + 1) * len(values) // (2 * count)]
+
+
+def _middle(values: np.ndarray, count: int) -> np.ndarray:
+    start = max(0, (len(values) - count) // 2)
+    return values[start : start + count]
+
+
+def write_crops(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Checks and writes a set of crops: one file where `path` ends in .npz, else a folder. Whole, or not at all.
+
+    `sha256` is added to the meta data where it is not given, from the contents. UserError as `CropSet`.
+    """
+    crops = CropSet(arrays, meta, where=path)
+    save(Path(path), crops.arrays, {**crops.meta, "sha256": crops.sha256})
