@@ -1,0 +1,208 @@
+"""The one accumulator of pose errors, for search, evaluation, export and training; the errors are in `points.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmrcompress.errors import ShapeError
+from hmrcompress.metrics import points
+from hmrcompress.metrics.points import PROTOCOLS, STARTER24, Protocol, accel, joint_errors, mpjpe, pa_mpjpe, pve
+from hmrcompress.records import BodyOutput, BodyParams, FrameBatch
+from hmrcompress.runtime import autocast
+
+__all__ = [
+    "PROTOCOLS",
+    "STARTER24",
+    "Predict",
+    "Protocol",
+    "Scores",
+    "accel",
+    "constant_predict",
+    "joint_errors",
+    "mpjpe",
+    "network_predict",
+    "pa_mpjpe",
+    "pve",
+    "score",
+]
+
+Predict = Callable[[FrameBatch], BodyParams]
+
+
+def network_predict(network: torch.nn.Module, *, dtype: torch.dtype = torch.float32) -> Predict:
+    """How a network (images, person_mask) -> HMROutput predicts: where it lies, computing in `dtype`."""
+    device = next(network.parameters()).device
+
+    def predict(batch: FrameBatch) -> BodyParams:
+        mask = None if batch.person_mask is None else batch.person_mask.to(device)
+        with torch.no_grad(), autocast(device, dtype):
+            return network(batch.images.to(device), mask).params
+
+    return predict
+
+
+def constant_predict(params: BodyParams) -> Predict:
+    """Predicts the same parameters (a batch of one) for every frame."""
+
+    def predict(batch: FrameBatch) -> BodyParams:
+        count = len(batch.clip)
+        parts = (part.expand(count, *part.shape[1:]) for part in (params.global_orient, params.body_pose, params.betas))
+        return BodyParams(*parts)
+
+    return predict
+
+
+class ScoringBody(Interface):
+    """What a score asks of a body model; `body.model.BodyModel` is one."""
+
+    def joints(self, params: BodyParams) -> Tensor:
+        """(B,J,3) metres."""
+
+    def __call__(self, params: BodyParams) -> BodyOutput:
+        """Vertices and joints."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The errors of N frames. Means are over frames (for accelerations over triples); None where not measured."""
+
+    protocol: str
+    clip: np.ndarray
+    """(N,) clip of each frame."""
+    frame: np.ndarray
+    """(N,) its number in the clip."""
+    per_joint: np.ndarray
+    """(N,K) mm, the joints of the protocol, pelvis on pelvis."""
+    per_frame_pa: np.ndarray
+    """(N,) mm after the best similarity."""
+    per_frame_pve: np.ndarray | None
+    """(N,) mm over vertices."""
+    per_triple_accel: np.ndarray
+    """(M,) mm per frame squared."""
+    triple: np.ndarray
+    """(M,) index of each triple's middle frame among the N."""
+
+    @property
+    def per_frame(self) -> np.ndarray:
+        """(N,) MPJPE in mm."""
+        return self.per_joint.mean(1)
+
+    @property
+    def mpjpe_mm(self) -> float:
+        """MPJPE; NaN as soon as one prediction is not finite."""
+        return float(self.per_frame.mean())
+
+    @property
+    def pa_mpjpe_mm(self) -> float:
+        """MPJPE after the best similarity per frame."""
+        return float(self.per_frame_pa.mean())
+
+    @property
+    def pve_mm(self) -> float | None:
+        """Per-vertex error."""
+        return None if self.per_frame_pve is None else float(self.per_frame_pve.mean())
+
+    @property
+    def accel_mm_per_frame2(self) -> float | None:
+        """Acceleration error; None where no three frames follow each other."""
+        return float(self.per_triple_accel.mean()) if len(self.per_triple_accel) else None
+
+    @property
+    def per_joint_mm(self) -> np.ndarray:
+        """(K,) mean over the frames."""
+        return self.per_joint.mean(0)
+
+    @property
+    def n_frames(self) -> int:
+        """N."""
+        return len(self.clip)
+
+    @property
+    def n_clips(self) -> int:
+        """How many clips the frames come from."""
+        return len(np.unique(self.clip))
+
+    def first_not_finite(self) -> tuple[int, int] | None:
+        """(clip, frame) of the first frame whose prediction is not finite, or None."""
+        bad = np.flatnonzero(~np.isfinite(self.per_joint).all(1))
+        return (int(self.clip[bad[0]]), int(self.frame[bad[0]])) if len(bad) else None
+
+    def of_clip(self, clip: int) -> Scores:
+        """The scores of one clip's frames alone."""
+        kept = np.flatnonzero(self.clip == clip)
+        inside = np.isin(self.triple, kept)
+        return Scores(
+            protocol=self.protocol,
+            clip=self.clip[kept],
+            frame=self.frame[kept],
+            per_joint=self.per_joint[kept],
+            per_frame_pa=self.per_frame_pa[kept],
+            per_frame_pve=None if self.per_frame_pve is None else self.per_frame_pve[kept],
+            per_triple_accel=self.per_triple_accel[inside],
+            triple=np.searchsorted(kept, self.triple[inside]),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """{mpjpe_mm, pa_mpjpe_mm[, pve_mm][, accel_mm_per_frame2], n_frames, n_clips, protocol}."""
+        figures = {
+            "mpjpe_mm": self.mpjpe_mm,
+            "pa_mpjpe_mm": self.pa_mpjpe_mm,
+            "pve_mm": self.pve_mm,
+            "accel_mm_per_frame2": self.accel_mm_per_frame2,
+            "n_frames": self.n_frames,
+            "n_clips": self.n_clips,
+            "protocol": self.protocol,
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
+
+@torch.no_grad()
+def score(
+    predict: Predict,
+    batches: Iterable[FrameBatch],
+    *,
+    body: ScoringBody,
+    protocol: Protocol = STARTER24,
+    device: torch.device | str = "cpu",
+    pve: bool = True,
+) -> Scores:
+    """The errors of `predict` over all batches. Both sides' points come from `body`, which lies on `device`.
+
+    Vertices are computed only for `pve`. Predictions that are not finite make NaN; see `Scores.first_not_finite`.
+    Raises ShapeError where there is no batch at all.
+    """
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("pred", "target", "pve", "clip", "frame")}
+    for batch in batches:
+        both = (predict(batch), batch.params)
+        pred_params, target_params = (params.to(device=device, dtype=torch.float32) for params in both)
+        if pve:
+            pred, target = body(pred_params), body(target_params)
+            parts["pve"].append(points.pve(pred, target, protocol))
+            parts["pred"].append(pred.joints)
+            parts["target"].append(target.joints)
+        else:
+            parts["pred"].append(body.joints(pred_params))
+            parts["target"].append(body.joints(target_params))
+        parts["clip"].append(batch.clip.cpu())
+        parts["frame"].append(batch.frame.cpu())
+    if not parts["clip"]:
+        raise ShapeError("got no frames, expected at least one", "score")
+    whole = {name: torch.cat(values) for name, values in parts.items() if values}
+    errors, triple = accel(whole["pred"], whole["target"], whole["clip"], whole["frame"], protocol)
+    return Scores(
+        protocol=protocol.name,
+        clip=whole["clip"].numpy(),
+        frame=whole["frame"].numpy(),
+        per_joint=joint_errors(whole["pred"], whole["target"], protocol).cpu().numpy(),
+        per_frame_pa=pa_mpjpe(whole["pred"], whole["target"], protocol).cpu().numpy(),
+        per_frame_pve=whole["pve"].cpu().numpy() if pve else None,
+        per_triple_accel=errors.cpu().numpy(),
+        triple=triple.cpu().numpy(),
+    )
