@@ -1,0 +1,44 @@
+# make demo | test | test-slow | lint | clean. Everything happens in .venv; PYTHON chooses what it is made from.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed.stamp
+SOURCES := hmrcompress cli recipes tests
+
+.PHONY: help install demo test test-slow lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       compress the shipped network on the open starter data and print what it cost (about 8 minutes)"
+	@echo "make test       lint, types and the quick tests"
+	@echo "make test-slow  the tests that take longer"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove $(VENV), caches and runs"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/hmrcompress run recipes/starter.yaml -o runs/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info runs
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

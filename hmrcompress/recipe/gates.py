@@ -1,0 +1,75 @@
+"""Gates: bounds that the figures of a finished run have to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hmrcompress.errors import GateFailed
+from hmrcompress.recipe.schema import Gate
+
+INCREASE = "_increase_mm"
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """A gate and what it saw; `value` is None when the figure was not measured, which fails the gate."""
+
+    name: str
+    gate: Gate
+    value: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is there and within both bounds (NaN never is)."""
+        if self.value is None:
+            return False
+        return (self.gate.min is None or self.value >= self.gate.min) and (
+            self.gate.max is None or self.value <= self.gate.max
+        )
+
+    def __str__(self) -> str:
+        bounds = [f"at least {self.gate.min:g}"] if self.gate.min is not None else []
+        bounds += [f"at most {self.gate.max:g}"] if self.gate.max is not None else []
+        stage = f" of {self.gate.stage}" if self.gate.stage else ""
+        seen = "not measured" if self.value is None else f"{self.value:.4g}"
+        return f"{self.name}{stage} is {seen}, allowed is {' and '.join(bounds)}"
+
+
+def check_gates(gates: Mapping[str, Gate], summary: Mapping[str, Any]) -> list[GateResult]:
+    """Every gate against the figures of a run (`summary.json` as a mapping), in the recipe's order."""
+    return [GateResult(name, gate, figure(name, gate.stage, summary)) for name, gate in gates.items()]
+
+
+def figure(name: str, stage: str | None, summary: Mapping[str, Any]) -> float | None:
+    """The figure that a gate of this name looks at; None where it was not measured.
+
+    Errors are those of `stage`, by default of the last stage measured; `*_increase_mm` is how far they lie above the
+    baseline, `mpjpe_below_mean_pose_mm` how far below the mean pose.
+    """
+    stages = summary.get("stages", {})
+    chosen = stages.get(stage or next(reversed(stages), ""), {})
+    if name.endswith(INCREASE):
+        metric = name.removesuffix(INCREASE) + "_mm"
+        return _difference(chosen.get(metric), stages.get("baseline", {}).get(metric))
+    if name == "mpjpe_below_mean_pose_mm":
+        return _difference(stages.get("mean_pose", {}).get("mpjpe_mm"), chosen.get("mpjpe_mm"))
+    if name == "layers_removed":
+        layers = summary.get("layers", {})
+        return _difference(layers.get("before"), layers.get("after"))
+    if name == "macs_ratio":
+        macs = summary.get("macs", {})
+        return macs["after"] / macs["before"] if {"before", "after"} <= set(macs) else None
+    return summary[name] if name in summary else chosen.get(name)
+
+
+def _difference(of: float | None, minus: float | None) -> float | None:
+    return None if of is None or minus is None else of - minus
+
+
+def require(results: list[GateResult]) -> None:
+    """Raises GateFailed naming every figure that broke its bound."""
+    broken = [str(result) for result in results if not result.passed]
+    if broken:
+        raise GateFailed(f"{len(broken)} of {len(results)} gates failed: {'; '.join(broken)}.")

@@ -1,0 +1,195 @@
+"""What a recipe may say. Frozen, and closed to unknown keys; reading one needs neither torch nor the files it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hmrcompress.errors import UserError
+
+StageName = Literal["mean_pose", "baseline", "merged", "merged_tokens"]
+GateName = Literal[
+    "mpjpe_mm",
+    "pa_mpjpe_mm",
+    "pve_mm",
+    "accel_mm_per_frame2",
+    "mpjpe_increase_mm",
+    "pa_mpjpe_increase_mm",
+    "pve_increase_mm",
+    "mpjpe_below_mean_pose_mm",
+    "layers_removed",
+    "macs_ratio",
+    "speedup",
+    "onnx_max_abs_diff",
+    "onnx_joints_mm",
+]
+
+
+UNKNOWN = "no such key in a recipe"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(_Part):
+    """Which frames are searched on and which are scored; they should not overlap."""
+
+    search: str = Field(default="starter:calib", description="Data set that the search measures errors on")
+    eval: str = Field(default="starter:test", description="Data set that the figures come from")
+    clips: int | None = Field(
+        default=None, gt=0, description="Only the first clips of starter splits (fewer to render)"
+    )
+
+
+class Tokens(_Part):
+    """Token merging, recorded in the plan."""
+
+    keep: int = Field(default=90, gt=0, description="Tokens that remain after the last merge")
+    per_layer: int = Field(default=40, gt=0, description="Tokens merged away in each of the first layers")
+
+
+class Search(_Part):
+    """The choice of layers to merge."""
+
+    method: str = Field(default="eclm", description="Search method")
+    tau_mm: float = Field(default=0.1, gt=0, description="Increase in MPJPE that a merge may cost")
+    frames_per_clip: int = Field(default=80, gt=0, description="Frames taken uniformly from each clip")
+    limit: int | None = Field(default=None, gt=0, description="At most this many frames in all")
+    merge_rule: str = Field(default="eq4", description="How the weights of a group of layers become one layer")
+    with_tokens: bool = Field(default=False, description="Merge tokens already while searching")
+    tokens: Tokens | None = Field(default=Tokens(), description="Token merging copied into the plan; null for none")
+
+
+class Merge(_Part):
+    """Applying a plan."""
+
+    plan: str | None = Field(default=None, description="A plan file to apply instead of the one that was searched")
+
+
+class Eval(_Part):
+    """Figures of the mean pose, the network as it came, with merged layers, and with merged tokens too."""
+
+    protocol: str = Field(default="starter24", description="Named protocol: joints, root and units")
+    limit: int | None = Field(default=None, gt=0, description="At most this many frames, in runs from as many clips")
+
+
+class Bench(_Part):
+    """Frames per second before and after, interleaved, on the machine at hand."""
+
+    batch_size: int = Field(default=16, gt=0, description="Crops in a call")
+    rounds: int = Field(default=9, gt=0, description="Counted rounds; medians are reported")
+
+
+class Export(_Part):
+    """A file for other run times, compared with torch before it gets its name."""
+
+    format: Literal["onnx"] = "onnx"
+
+
+class Gate(_Part):
+    """Bounds that a figure has to keep, both inclusive."""
+
+    min: float | None = Field(default=None, description="Smallest value that passes")
+    max: float | None = Field(default=None, description="Largest value that passes")
+    stage: StageName | None = Field(default=None, description="Stage it looks at; the last one measured if not given")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Gate:
+        if self.min is None and self.max is None:
+            raise ValueError("a gate needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}: nothing passes")
+        return self
+
+
+class Recipe(_Part):
+    """The whole line: search, merge, eval, bench, export, gates. A stage that is not named is left out."""
+
+    model: str = Field(default="starter", description="CKPT: starter, random:FAMILY or a file")
+    body: str = Field(default="starter", description="starter, or a body file")
+    data: Data = Data()
+    masks: str = Field(default="data", description="Person masks: data, files:DIR or none")
+    seed: int = 0
+    batch_size: int = Field(default=32, gt=0, description="Crops at a time in search and eval")
+    search: Search | None = None
+    merge: Merge | None = None
+    eval: Eval | None = None
+    bench: Bench | None = None
+    export: Export | None = None
+    gates: dict[GateName, Gate] = {}
+
+    @model_validator(mode="after")
+    def _line_holds(self) -> Recipe:
+        if self.merge is not None and (self.merge.plan is None) == (self.search is None):
+            raise ValueError("merge applies the plan of the search stage or that of merge.plan: give exactly one")
+        needed = {"bench": ("speedup",), "export": ("onnx_max_abs_diff", "onnx_joints_mm")}
+        for gate in self.gates:
+            stage = next((stage for stage, names in needed.items() if gate in names), "eval")
+            stage = "merge" if gate in ("layers_removed", "macs_ratio") else stage
+            if getattr(self, stage) is None:
+                raise ValueError(f"the gate {gate} needs the stage {stage}")
+        return self
+
+
+def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Recipe from a YAML file, or by name from those shipped (`starter`), with `a.b=c` overrides (c is YAML).
+
+    Raises UserError naming file, field and fault for whatever is wrong.
+    """
+    import yaml
+
+    path = Path(source)
+    shipped = resources.files("hmrcompress_recipes").joinpath(f"{source}.yaml")
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif path.parent == Path() and not path.suffix and shipped.is_file():
+        text = shipped.read_text(encoding="utf-8")
+    else:
+        raise UserError("no such recipe", path, "Give a YAML file, or the name of a shipped recipe: starter or ci.")
+    try:
+        values = yaml.safe_load(text)
+        for override in overrides:
+            values = _override(values, override)
+    except yaml.YAMLError as error:
+        raise UserError(f"not readable as YAML ({' '.join(str(error).split())})", path) from error
+    return parse_recipe(values, path)
+
+
+def parse_recipe(values: Any, where: object = "recipe") -> Recipe:
+    """Recipe from what a YAML file holds. Raises UserError naming `where`, the field and the fault."""
+    if not isinstance(values, dict):
+        raise UserError(f"got {type(values).__name__}, expected a mapping of stages", where)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        more = f" (and {error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
+        got = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f"got {first['input']!r}: "
+        text = UNKNOWN if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        remedy = "YAML reads 1e-4 as text; write 1.0e-4." if _like_1e4(first["input"]) else ""
+        place = f"{where}: {field}" if field else where
+        raise UserError(f"{got}{text[:1].lower()}{text[1:]}{more}", place, remedy) from error
+
+
+def _like_1e4(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) is not None
+
+
+def _override(values: Any, override: str) -> Any:
+    """`values` with the field a.b set to c, for `a.b=c`. The input is left as it was."""
+    import yaml
+
+    key, sign, text = override.partition("=")
+    if not sign or not all(key.split(".")):
+        raise UserError(f"got {override!r}, expected a.b=c", "--set", "Try: --set search.tau_mm=0.2")
+    head, _, rest = key.partition(".")
+    values = dict(values) if isinstance(values, dict) else {}
+    values[head] = _override(values.get(head), f"{rest}={text}") if rest else yaml.safe_load(text)
+    return values

@@ -1,0 +1,161 @@
+"""Imports go downwards only, and what trains the starter network needs few packages."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BASE = ("errors", "records", "runtime")
+# The rooms of the design, top to bottom; rooms that do not exist yet keep their place.
+ORDER = (
+    "recipe", "report", "api", "pipeline", "starter", "exporting", "evaluation", "training", "searching", "decoder",
+    "merging", "models", "data", "motion", "render", "metrics", "body", "geometry", "io", "plan", *BASE,
+)  # fmt: skip
+
+
+def below(room: str) -> set[str]:
+    return set(ORDER[ORDER.index(room) + 1 :])
+
+
+def from_room(room: str) -> set[str]:
+    """The room and what is below it, without the plan: only rooms that name it may know it."""
+    return ({room} | below(room)) - {"plan"}
+
+
+MAY_IMPORT: dict[str, set[str]] = {
+    **{room: below(room) for room in ORDER[: ORDER.index("merging")]},
+    "merging": {"plan"} | from_room("models"),
+    "models": {"plan"} | from_room("data"),
+    "data": from_room("motion"),
+    "motion": from_room("render"),
+    "render": from_room("body"),
+    "metrics": from_room("body"),
+    "body": from_room("geometry"),
+    "geometry": set(BASE),
+    "io": set(BASE),
+    "plan": set(BASE),
+    "runtime": {"errors", "records"},
+    "records": {"errors"},
+    "errors": set(),
+}
+CLI_MODULE_LEVEL = {"hmrcompress.errors", "hmrcompress.recipe.schema", "hmrcompress.plan"}
+# `starter train` runs where only torch, numpy, numba, safetensors, typer and rich are installed.
+NOT_FOR_TRAINING = ("pydantic", "roma", "yaml", "PIL", "scipy")
+TRAINING_PATH = (
+    "records", "body", "geometry", "motion", "render",
+    "models.vit", "models.heads", "models.network", "metrics.pose", "io.atomic",
+)  # fmt: skip
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, *, module_level: bool = False) -> Iterator[tuple[str, int]]:
+    """Dotted names imported by a file and their lines; `from a import b` gives `a.b`."""
+    tree = ast.parse(path.read_text(), str(path))
+    package = module_name(path).split(".")[: None if path.name == "__init__.py" else -1]
+    for node in _running(tree) if module_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = (
+                ".".join(package[: len(package) - node.level + 1] + [node.module or ""]) if node.level else node.module
+            )
+            yield from ((f"{source}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    """Statements that run when the module is imported: no function bodies, no TYPE_CHECKING blocks."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _running(child)
+
+
+def room_of(dotted: str) -> str | None:
+    """The room that a dotted name of ours lies in; None for the package itself and for other packages."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "hmrcompress" and len(parts) > 1 and parts[1] in ORDER else None
+
+
+def test_every_room_is_in_the_table() -> None:
+    found = {path.relative_to(ROOT / "hmrcompress").parts[0].removesuffix(".py") for path in sources("hmrcompress")}
+    assert found - {"__init__", "assets"} <= set(MAY_IMPORT)
+
+
+def offences(room: str, path: Path) -> list[str]:
+    """Imports in a file of `room` that the table does not allow."""
+    found = []
+    for name, line in imports(path):
+        target = room_of(name)
+        ours = name.split(".")[0] in ("hmrcompress", "hmrcompress_cli", "hmrcompress_recipes")
+        if ours and target != room and target not in MAY_IMPORT[room]:
+            found.append(f"{path.name}:{line}: {room} may not import {name}")
+    return found
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_imports_go_downwards(room: str) -> None:
+    home = ROOT / "hmrcompress" / room
+    paths = sources(f"hmrcompress/{room}") if home.is_dir() else [home.with_suffix(".py")]
+    assert [fault for path in paths if path.exists() for fault in offences(room, path)] == []
+
+
+def test_the_check_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    module = tmp_path / "hmrcompress" / "body" / "model.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(
+        "import torch\nfrom hmrcompress.geometry.rotations import x\nfrom hmrcompress import plan\n"
+        "def f():\n    from ..models.vit import ViT\n    import hmrcompress_cli.main\n"
+    )
+    assert [fault.split(": ")[0] for fault in offences("body", module)] == ["model.py:3", "model.py:5", "model.py:6"]
+
+
+def test_commands_import_little_at_module_level() -> None:
+    for path in sources("cli"):
+        for name, line in imports(path, module_level=True):
+            where = f"{path.relative_to(ROOT)}:{line} imports {name}"
+            assert name.split(".")[0] not in ("torch", "numpy", "numba", "onnx", "onnxruntime", "matplotlib"), where
+            if name.split(".")[0] == "hmrcompress":
+                assert any(name == allowed or name.startswith(f"{allowed}.") for allowed in CLI_MODULE_LEVEL), where
+
+
+def test_recipes_and_plans_need_no_torch() -> None:
+    code = "import sys, hmrcompress, hmrcompress.recipe.schema, hmrcompress.plan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_training_imports_few_packages_at_module_level() -> None:
+    for entry in TRAINING_PATH:
+        home = ROOT / "hmrcompress" / entry.replace(".", "/")
+        for path in sources(str(home.relative_to(ROOT))) if home.is_dir() else [home.with_suffix(".py")]:
+            for name, line in imports(path, module_level=True):
+                assert name.split(".")[0] not in NOT_FOR_TRAINING, f"{path.relative_to(ROOT)}:{line} imports {name}"
+
+
+def test_training_starts_without_the_other_packages() -> None:
+    """The modules that training imports, imported where the packages that may be missing raise ImportError."""
+    code = f"""
+import sys
+for name in {(*NOT_FOR_TRAINING, "smplx", "onnx", "onnxruntime", "matplotlib")!r}:
+    sys.modules[name] = None
+import hmrcompress.starter.train, hmrcompress_cli.starter
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
