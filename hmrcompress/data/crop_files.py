@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -16,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hmrcompress.errors import UserError
+from hmrcompress.io.atomic import atomic_file, atomic_folder
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 SCHEMA = 1
@@ -134,27 +132,16 @@ def content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Writes an .npz file (by its suffix) or else a folder, under another name first; a set of crops there is replaced.
+    """Writes an .npz file (by its suffix) or else a folder, in full or not at all; a set of crops there is replaced.
 
     UserError where something other than a set of crops is in the way.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(meta), indent=1, sort_keys=True, ensure_ascii=False)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        if path.suffix == ".npz":
-            np.savez(scratch / "crops.npz", allow_pickle=False, **{META_ARRAY: np.array(text)}, **arrays)
-            os.replace(scratch / "crops.npz", path)
-            return
-        made = scratch / "made"
-        made.mkdir()
+    if path.suffix == ".npz":
+        with atomic_file(path) as file:
+            np.savez(file, allow_pickle=False, **{META_ARRAY: np.array(text)}, **arrays)
+        return
+    with atomic_folder(path, replaceable=lambda folder: (folder / META_FILE).is_file()) as folder:
         for name, values in arrays.items():
-            np.save(made / f"{name}.npy", values, allow_pickle=False)
-        (made / META_FILE).write_text(text + "\n", encoding="utf-8")
-        if path.exists():
-            if not (path / META_FILE).is_file():
-                raise UserError("something that is not a set of crops is in the way", path, "Choose another name")
-            os.rename(path, scratch / "old")
-        os.rename(made, path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            np.save(folder / f"{name}.npy", values, allow_pickle=False)
+        (folder / META_FILE).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,99 @@
+"""The journal of a search: one JSON line for every evaluation, on the disk before the next one starts.
+
+The first line says what the evaluations depend on. A search that is killed and started again with the same settings
+finds its evaluations here and repeats none. tau is not among the settings, since no evaluation depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.hashes import sha256_json
+from hmrcompress.searching.eclm import Groups
+
+SCHEMA = 1
+START = b'{"schema": 1, "settings_sha256": "'
+
+
+class Journal:
+    """Errors by grouping, kept in a file. Opening one reads it; the file appears with the first error written.
+
+    A last line that was torn is dropped. A journal made for other settings is set aside under a new name, which
+    `set_aside` then gives. UserError where the file is no journal or is damaged before its last line.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.settings = dict(settings)
+        self.set_aside: Path | None = None
+        self._errors: dict[Groups, float] = {}
+        if path.exists():
+            self._read()
+
+    def __len__(self) -> int:
+        return len(self._errors)
+
+    def get(self, groups: Groups) -> float | None:
+        """The error in mm of this grouping (NaN for one that was not finite), or None if it was not evaluated yet."""
+        return self._errors.get(groups)
+
+    def add(self, groups: Groups, error_mm: float) -> float:
+        """Writes an error down and gives it back, as a reader will see it; it is on the disk when this returns."""
+        error_mm = error_mm if math.isfinite(error_mm) else math.nan
+        line = {"groups": groups, "error_mm": None if math.isnan(error_mm) else error_mm}
+        lines = [line] if self.path.exists() else [self._header(), line]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(each) + "\n" for each in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._errors[groups] = error_mm
+        return error_mm
+
+    def _header(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "settings_sha256": sha256_json(self.settings), "settings": self.settings}
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole and data[: len(START)] == START[: len(data)]:  # killed while writing the very first line
+            self.path.unlink()
+            return
+        if not whole:
+            raise UserError("this is not a journal of a search", self.path, "Give another name")
+        header, *lines = whole.splitlines()
+        found = self._parsed(header, 1).get("settings_sha256")
+        if found is None:
+            raise UserError("this is not a journal of a search", self.path, "Give another name")
+        if found != sha256_json(self.settings):
+            self.set_aside = _free_name(self.path)
+            os.rename(self.path, self.set_aside)
+            return
+        for number, line in enumerate(lines, start=2):
+            entry = self._parsed(line, number)
+            groups = tuple(tuple(group) for group in entry["groups"])
+            self._errors[groups] = math.nan if entry["error_mm"] is None else float(entry["error_mm"])
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            parsed = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"line {number} is damaged ({error})", self.path, "Delete the journal") from error
+        if not isinstance(parsed, dict) or (number > 1 and not {"groups", "error_mm"} <= set(parsed)):
+            raise UserError(f"line {number} is not an entry of a journal", self.path, "Give another name")
+        return parsed
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (taken := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return taken
