@@ -1,0 +1,83 @@
+"""Merging consecutive layers of a state dict into one, parameter by parameter. Pure: nothing is changed in place.
+
+Rules take the same parameter of the layers i..j in order, lowest first. Equation 4 of FastHMR (the rule of sliding
+layer merging, arXiv 2502.19159) is `theta_i + sum_k (theta_{i+k} - theta_i)`: of two layers it gives exactly the upper
+one, and with m layers the first has the weight -(m - 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from hmrcompress.errors import UserError
+
+BLOCKS = "backbone.blocks."
+
+
+def eq4(layers: Sequence[Tensor]) -> Tensor:
+    """The sum of the upper layers minus (m - 2) times the first; summed in float64."""
+    return _sum(layers[1:]) - (len(layers) - 2) * layers[0].double()
+
+
+def keep_last(layers: Sequence[Tensor]) -> Tensor:
+    """The upper layer; the others are dropped."""
+    return layers[-1]
+
+
+def keep_first(layers: Sequence[Tensor]) -> Tensor:
+    """The lowest layer; the others are dropped."""
+    return layers[0]
+
+
+def mean(layers: Sequence[Tensor]) -> Tensor:
+    """The plain average; summed in float64."""
+    return _sum(layers) / len(layers)
+
+
+RULES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
+    "eq4": eq4,
+    "keep_last": keep_last,
+    "keep_first": keep_first,
+    "mean": mean,
+}
+
+
+def _sum(layers: Sequence[Tensor]) -> Tensor:
+    """In float64, one layer at a time."""
+    total = layers[0].double()
+    for layer in layers[1:]:
+        total = total + layer
+    return total
+
+
+def merge_layers(
+    state: Mapping[str, Tensor], groups: Sequence[Sequence[int]], rule: str = "eq4", prefix: str = BLOCKS
+) -> dict[str, Tensor]:
+    """A state dict in which every group of layers has become one; layers are renumbered, other keys stay.
+
+    Keys of layers are `{prefix}{layer}.{parameter}`. Tensors of groups of one are handed on as they are (the same
+    storage, no copy); merged ones have the dtype of the first layer of their group. The order of keys is kept.
+    Raises UserError for an unknown rule, or where the groups do not fit the layers of the state dict.
+    """
+    if rule not in RULES:
+        raise UserError(f"got {rule!r}, expected one of {', '.join(RULES)}", "merge_rule")
+    present = sorted({int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix)})
+    if (covered := [layer for group in groups for layer in group]) != present:
+        raise UserError(f"got {len(covered)} layers, expected 0 … {len(present) - 1}, each once, in order", "groups")
+    place = {group[0]: (number, group) for number, group in enumerate(groups)}
+    merged: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not name.startswith(prefix):
+            merged[name] = tensor
+            continue
+        first, parameter = name[len(prefix) :].split(".", 1)
+        if int(first) not in place:
+            continue
+        number, group = place[int(first)]
+        if len(group) > 1:
+            parts = [state[f"{prefix}{layer}.{parameter}"] for layer in group]
+            tensor = RULES[rule](parts).to(tensor.dtype)
+        merged[f"{prefix}{number}.{parameter}"] = tensor
+    return merged

@@ -1,0 +1,173 @@
+"""`plan.yaml`: which layers of which checkpoint become one, and how tokens are merged. The contract between deciding
+and doing: made before any arithmetic, readable, editable by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hmrcompress.errors import UserError
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+MergeRule = Literal["eq4", "keep_last", "keep_first", "mean"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+class CheckpointRef(_Frozen):
+    """The checkpoint that a plan was made for."""
+
+    family: str = Field(description="Name of the architecture, such as hmr2")
+    sha256: Sha256 = Field(description="Hash of the checkpoint file")
+    layers: int = Field(ge=1, description="Number of backbone layers before merging")
+
+
+class TokenSettings(_Frozen):
+    """Mask-guided token merging in the first layers (Mask-ToMe)."""
+
+    keep: int = Field(90, ge=1, description="Tokens that remain after the last merging layer")
+    per_layer: int = Field(40, ge=1, description="Tokens merged away per layer, at most")
+    size_weighted: bool = Field(False, description="Average by the number of patches in each token")
+    attention_bias: bool = Field(False, description="Add log of the token sizes to attention logits")
+    metric: Literal["keys", "features"] = Field("keys", description="What the similarity of tokens is measured on")
+
+
+class DataRef(_Frozen):
+    """The data that a search measured on."""
+
+    name: str
+    split: str
+    sha256: str = Field(description="Hash of the data set's definition")
+
+
+class SearchRecord(_Frozen):
+    """How the groups were found; errors in millimetres MPJPE."""
+
+    method: str
+    tau_mm: float = Field(description="Increase of the error that was allowed")
+    frames: int = Field(ge=1)
+    base_mpjpe_mm: float
+    final_mpjpe_mm: float
+    evaluations: int = Field(ge=0, description="Evaluations beside that of the untouched model")
+    seed: int
+    data: DataRef
+
+
+class Plan(_Frozen):
+    """A complete plan. `groups` holds every original layer once, in order; a group of several becomes one layer."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    checkpoint: CheckpointRef
+    groups: tuple[tuple[int, ...], ...]
+    merge_rule: MergeRule = "eq4"
+    tokens: TokenSettings | None = None
+    search: SearchRecord | None = None
+
+    @model_validator(mode="after")
+    def _groups_cover_the_layers(self) -> Self:
+        layers = self.checkpoint.layers
+        flat = [layer for group in self.groups for layer in group]
+        for number, group in enumerate(self.groups):
+            if not group:
+                raise ValueError(f"groups: group {number} is empty")
+        for place, layer in enumerate(flat):
+            if layer != place:
+                fault = "appears twice" if layer in flat[:place] else f"stands where layer {place} belongs"
+                raise ValueError(f"groups: layer {layer} {fault}; every layer must appear once, in order")
+        if len(flat) != layers:
+            raise ValueError(f"groups: got {len(flat)} layers, expected the {layers} of the checkpoint")
+        return self
+
+    @classmethod
+    def read(cls, path: Path | str) -> Plan:
+        """Reads a plan. Raises UserError naming the file, the field and the fault."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError("no such plan", path, "`hmrcompress search` makes one") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"not a readable text file ({error})", path) from error
+        return cls.from_yaml(text, path)
+
+    @classmethod
+    def from_yaml(cls, text: str, where: object = "plan") -> Plan:
+        """Parses the text of a plan. Raises UserError naming the field and the fault."""
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"not valid YAML ({' '.join(str(error).split())})", where) from error
+        if not isinstance(values, dict):
+            raise UserError(f"holds a {type(values).__name__}, expected the fields of a plan", where)
+        return cls.from_dict(values, where)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: object = "plan") -> Plan:
+        """Checks plain values. Raises UserError naming the field and the fault."""
+        try:
+            return cls.model_validate_json(json.dumps(values, default=str))
+        except ValidationError as error:
+            raise UserError(_first_fault(error), where) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values in the order of the fields, for YAML and JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        """The text of the plan, one group a line; equal plans give equal texts."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=100)
+
+    def write(self, path: Path | str) -> None:
+        """Writes the plan, in full or not at all."""
+        path = Path(path).absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            temporary.write_bytes(self.to_yaml().encode())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def check(self, family: str, sha256: str, layers: int, force: bool = False, where: object = "plan") -> None:
+        """UserError unless the plan was made for this checkpoint; `force` lets another hash or family pass."""
+        made_for = self.checkpoint
+        if made_for.layers != layers:
+            raise UserError(
+                f"checkpoint.layers: the plan is for {made_for.layers} layers, the model has {layers}", where
+            )
+        if force:
+            return
+        if made_for.family != family:
+            raise UserError(f"checkpoint.family: the plan is for {made_for.family}, the model is {family}", where)
+        if made_for.sha256 != sha256:
+            raise UserError(
+                f"checkpoint.sha256: the plan was made for {made_for.sha256[:12]}…, this checkpoint is {sha256[:12]}…",
+                where,
+                "--force uses it all the same",
+            )
+
+
+def trivial_groups(layers: int) -> tuple[tuple[int, ...], ...]:
+    """Every layer by itself: nothing merged."""
+    return tuple((layer,) for layer in range(layers))
+
+
+def _first_fault(error: ValidationError) -> str:
+    """`field.field: what is wrong` of the first fault, and how many more there are."""
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    field = ".".join(map(str, first["loc"]))
+    fault = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        fault = "there is no such field"
+    elif first["type"] not in ("missing", "value_error"):
+        fault = f"got {first['input']!r}: {fault}"
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{field}: {fault}{more}" if field else f"{fault}{more}"
