@@ -126,5 +126,6 @@ def _rank(scores: Tensor, first: Tensor) -> Tensor:
     places = torch.arange(scores.shape[1], device=scores.device)
     equal_score = scores[:, None] == scores[..., None]
     ahead = (scores[:, None] > scores[..., None]) | (equal_score & (places[None, None] < places[None, :, None]))
+    # Written with `and`, `or` alone: onnxruntime has no selection between booleans.
     same_class = first[:, None] == first[..., None]
-    return torch.where(same_class, ahead, first[:, None] & ~first[..., None]).sum(-1)
+    return ((same_class & ahead) | (first[:, None] & ~first[..., None])).sum(-1)
