@@ -1,0 +1,176 @@
+"""Body files: npz in SMPL's layout, every field checked, nothing in them executed.
+
+Keys: v_template (V,3), f (F,3), shapedirs (V,3,S), weights (V,J), kintree_table (2,J), and the joint regressor either
+dense, J_regressor (J,V), or as triplets J_regressor_row, J_regressor_col, J_regressor_value. May be left out: posedirs
+(V,3,9(J-1)), name, faces_sha256, leaf_vertices (5,). Axes: x to the subject's left, y up, z forward; metres.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hmrcompress.body.joints import LEAF_NAMES
+from hmrcompress.body.model import BodyModel
+from hmrcompress.body.topology import hash_faces
+from hmrcompress.errors import UserError
+
+STARTER_BODY = Path(__file__).parent.parent / "assets" / "starter_body.npz"
+SMPL_VERTICES = 6890
+SMPL_LEAF_VERTICES = (411, 2445, 5905, 3216, 6617)
+"""Head top, middle fingertips, big toes on SMPL's surface, as HybrIK takes them."""
+BETAS = 10
+OPTIONAL = ("name", "faces_sha256", "leaf_vertices", "posedirs")
+TRIPLETS = ("J_regressor_row", "J_regressor_col", "J_regressor_value")
+REMEDY = "Use an npz in SMPL's layout, or leave --body out to use the starter body."
+
+
+def starter_body(dtype: torch.dtype = torch.float32) -> BodyModel:
+    """The open body that is shipped with the package."""
+    return load_body(STARTER_BODY, dtype=dtype)
+
+
+def load_body(path: Path | str, *, dtype: torch.dtype = torch.float32) -> BodyModel:
+    """Read a body file. Of longer shape spaces the first ten betas are kept; posedirs of zeros are dropped.
+
+    Raises UserError, in one sentence, for a missing or broken file, a missing key, a wrong shape, numbers that are
+    not finite, faces or joints that do not exist, weights that do not sum to 1, or a hash that does not fit the faces.
+    """
+    path = Path(path)
+    arrays = _read(path)
+    template = _numbers(arrays, "v_template", path, (None, 3))
+    vertices = len(template)
+    parents = _parents(arrays, path)
+    joints = len(parents)
+    shapedirs = _numbers(arrays, "shapedirs", path, (vertices, 3, None))
+    if shapedirs.shape[2] < BETAS:
+        raise UserError(f"got {shapedirs.shape[2]} shape directions, expected at least {BETAS}", _at(path, "shapedirs"))
+    weights = _numbers(arrays, "weights", path, (vertices, joints))
+    _check_rows(weights, path, "weights", 1e-3)
+    if weights.min() < 0:
+        raise UserError("some weights are negative", _at(path, "weights"), REMEDY)
+    regressor = _regressor(arrays, path, (joints, vertices))
+    _check_rows(regressor, path, "J_regressor", 1e-2)
+    faces = _faces(arrays, path, vertices)
+    posedirs = None
+    if "posedirs" in arrays:
+        posedirs = _numbers(arrays, "posedirs", path, (vertices, 3, 9 * (joints - 1)))
+    return BodyModel(
+        name=str(arrays["name"]) if "name" in arrays else path.stem,
+        faces=faces,
+        v_template=template,
+        shapedirs=shapedirs[..., :BETAS],
+        joint_regressor=regressor,
+        weights=weights,
+        parents=parents,
+        posedirs=posedirs if posedirs is not None and posedirs.any() else None,
+        leaf_vertices=_leaves(arrays, path, vertices),
+        dtype=dtype,
+    )
+
+
+def require_topology(body: BodyModel, faces_sha256: str, what: str) -> None:
+    """Raise UserError unless `what` (a regressor, a vertex list) was made for the surface that `body` has.
+
+    The number of vertices does not tell: the starter body has as many as SMPL, and SMPL's regressors would run on it
+    and be silently wrong.
+    """
+    if body.faces_sha256 != faces_sha256:
+        raise UserError(
+            f"made for another surface than that of the body {body.name} "
+            f"(faces {faces_sha256[:12]}, the body has {body.faces_sha256[:12]})",
+            what,
+            "Use the body it was made for (--body), or a protocol on the body's own joints.",
+        )
+
+
+def _at(path: Path, key: str) -> str:
+    return f"{path}: {key}"
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError("no such file", path, REMEDY)
+    if path.suffix == ".pkl":
+        raise UserError("pickles are not opened here", path, f"Try: hmrcompress convert {path} -o {path.stem}.npz")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError("one array, not an npz archive", path, REMEDY)
+            wanted = ("v_template", "f", "shapedirs", "weights", "kintree_table", "J_regressor", *TRIPLETS, *OPTIONAL)
+            return {key: archive[key] for key in wanted if key in archive}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
+            raise UserError("holds pickled objects, which are never executed", path, REMEDY) from error
+        raise UserError(f"not a readable npz, perhaps truncated ({type(error).__name__})", path, REMEDY) from error
+
+
+def _numbers(arrays: dict[str, np.ndarray], key: str, path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+    """The array, its shape (None = any number) and its values checked."""
+    if key not in arrays:
+        raise UserError("the key is missing", _at(path, key), REMEDY)
+    array = arrays[key]
+    fits = array.ndim == len(shape) and all(
+        n == want or want is None for n, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits or 0 in array.shape:
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise UserError(f"got shape {array.shape}, expected ({wanted})", _at(path, key), REMEDY)
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"got {array.dtype}, expected numbers", _at(path, key), REMEDY)
+    if not np.isfinite(array).all():
+        raise UserError("holds NaN or infinite numbers", _at(path, key), REMEDY)
+    return array
+
+
+def _parents(arrays: dict[str, np.ndarray], path: Path) -> tuple[int, ...]:
+    """Parents of each joint, -1 for the root (files write it as -1, 2^32-1 or the like)."""
+    table = _numbers(arrays, "kintree_table", path, (2, None))
+    parents = tuple([-1] + [int(parent) for parent in table[0, 1:]])
+    ordered = all(0 <= parent < joint for joint, parent in enumerate(parents) if joint > 0)
+    if not ordered or [int(joint) for joint in table[1]] != list(range(len(parents))):
+        raise UserError("not a tree with parents before children", _at(path, "kintree_table"), REMEDY)
+    return parents
+
+
+def _faces(arrays: dict[str, np.ndarray], path: Path, vertices: int) -> np.ndarray:
+    faces = _numbers(arrays, "f", path, (None, 3)).astype(np.int64)
+    if faces.min() < 0 or faces.max() >= vertices:
+        raise UserError(f"names vertices outside 0..{vertices - 1}", _at(path, "f"), REMEDY)
+    if "faces_sha256" in arrays and str(arrays["faces_sha256"]) != hash_faces(faces):
+        raise UserError("not the hash of the faces in the file", _at(path, "faces_sha256"), "Fetch or build it again.")
+    return faces
+
+
+def _leaves(arrays: dict[str, np.ndarray], path: Path, vertices: int) -> tuple[int, ...]:
+    if "leaf_vertices" not in arrays:
+        return SMPL_LEAF_VERTICES if vertices == SMPL_VERTICES else ()
+    leaves = _numbers(arrays, "leaf_vertices", path, (len(LEAF_NAMES),)).astype(np.int64)
+    if leaves.min() < 0 or leaves.max() >= vertices:
+        raise UserError(f"names vertices outside 0..{vertices - 1}", _at(path, "leaf_vertices"), REMEDY)
+    return tuple(int(vertex) for vertex in leaves)
+
+
+def _regressor(arrays: dict[str, np.ndarray], path: Path, shape: tuple[int, int]) -> np.ndarray:
+    if "J_regressor" in arrays or TRIPLETS[0] not in arrays:
+        return _numbers(arrays, "J_regressor", path, shape)
+    rows, columns, values = (_numbers(arrays, key, path, (None,)) for key in TRIPLETS)
+    if not len(rows) == len(columns) == len(values):
+        raise UserError("the three lists differ in length", _at(path, "J_regressor_*"), REMEDY)
+    rows, columns = rows.astype(np.int64), columns.astype(np.int64)
+    if min(rows.min(), columns.min()) < 0 or rows.max() >= shape[0] or columns.max() >= shape[1]:
+        raise UserError(f"names entries outside a matrix of {shape}", _at(path, "J_regressor_*"), REMEDY)
+    dense = np.zeros(shape)
+    np.add.at(dense, (rows, columns), values.astype(np.float64))
+    return dense
+
+
+def _check_rows(rows: np.ndarray, path: Path, key: str, tolerance: float) -> None:
+    sums = rows.sum(1, dtype=np.float64)
+    worst = int(np.abs(sums - 1).argmax())
+    if abs(sums[worst] - 1) > tolerance:
+        raise UserError(f"row {worst} sums to {sums[worst]:.4g}, expected 1", _at(path, key), REMEDY)
