@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmrcompress.body.files import require_topology
+from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crop_files import (
     SHAPES,
     check_arrays,
@@ -90,6 +92,11 @@ class CropSet:
     def sha256(self) -> str:
         """Hash of the data's definition as the meta data give it, else of its arrays."""
         return str(self.meta.get("sha256") or content_sha256(self.arrays))
+
+    def check_body(self, body: BodyModel) -> None:
+        """UserError where the ground truth is known to belong to another body than this one."""
+        if wanted := self.body.get("faces_sha256"):
+            require_topology(body, wanted, f"the ground truth of {self.name}")
 
     def column(self, name: str) -> np.ndarray | None:
         """An array by its name, all N frames, or None where the data set has none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from typing import Protocol as Interface
@@ -31,6 +31,7 @@ __all__ = [
     "pa_mpjpe",
     "pve",
     "score",
+    "score_all",
 ]
 
 Predict = Callable[[FrameBatch], BodyParams]
@@ -163,7 +164,6 @@ class Scores:
         return {name: value for name, value in figures.items() if value is not None}
 
 
-@torch.no_grad()
 def score(
     predict: Predict,
     batches: Iterable[FrameBatch],
@@ -178,31 +178,58 @@ def score(
     Vertices are computed only for `pve`. Predictions that are not finite make NaN; see `Scores.first_not_finite`.
     Raises ShapeError where there is no batch at all.
     """
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("pred", "target", "pve", "clip", "frame")}
+    return score_all({"": predict}, batches, body=body, protocol=protocol, device=device, pve=pve)[""]
+
+
+@torch.no_grad()
+def score_all(
+    predictors: Mapping[str, Predict],
+    batches: Iterable[FrameBatch],
+    *,
+    body: ScoringBody,
+    protocol: Protocol = STARTER24,
+    device: torch.device | str = "cpu",
+    pve: bool = True,
+) -> dict[str, Scores]:
+    """`score` of several predictors in one pass over the data."""
+    clips, frames, targets = [], [], []
+    joints: dict[str, list[Tensor]] = {name: [] for name in predictors}
+    vertex_errors: dict[str, list[Tensor]] = {name: [] for name in predictors}
+
+    def posed(params: BodyParams) -> BodyOutput:
+        params = params.to(device=device, dtype=torch.float32)
+        return body(params) if pve else BodyOutput(params.betas.new_zeros(len(params.betas), 0, 3), body.joints(params))
+
     for batch in batches:
-        both = (predict(batch), batch.params)
-        pred_params, target_params = (params.to(device=device, dtype=torch.float32) for params in both)
-        if pve:
-            pred, target = body(pred_params), body(target_params)
-            parts["pve"].append(points.pve(pred, target, protocol))
-            parts["pred"].append(pred.joints)
-            parts["target"].append(target.joints)
-        else:
-            parts["pred"].append(body.joints(pred_params))
-            parts["target"].append(body.joints(target_params))
-        parts["clip"].append(batch.clip.cpu())
-        parts["frame"].append(batch.frame.cpu())
-    if not parts["clip"]:
+        target = posed(batch.params)
+        for name, predict in predictors.items():
+            pred = posed(predict(batch))
+            joints[name].append(pred.joints)
+            if pve:
+                vertex_errors[name].append(points.pve(pred, target, protocol))
+        clips.append(batch.clip.cpu())
+        frames.append(batch.frame.cpu())
+        targets.append(target.joints)
+    if not clips:
         raise ShapeError("got no frames, expected at least one", "score")
-    whole = {name: torch.cat(values) for name, values in parts.items() if values}
-    errors, triple = accel(whole["pred"], whole["target"], whole["clip"], whole["frame"], protocol)
+    clip, frame, target_joints = torch.cat(clips), torch.cat(frames), torch.cat(targets)
+    return {
+        name: _scores(torch.cat(joints[name]), target_joints, clip, frame, vertex_errors[name], protocol)
+        for name in predictors
+    }
+
+
+def _scores(
+    pred: Tensor, target: Tensor, clip: Tensor, frame: Tensor, vertex_errors: list[Tensor], protocol: Protocol
+) -> Scores:
+    errors, triple = accel(pred, target, clip, frame, protocol)
     return Scores(
         protocol=protocol.name,
-        clip=whole["clip"].numpy(),
-        frame=whole["frame"].numpy(),
-        per_joint=joint_errors(whole["pred"], whole["target"], protocol).cpu().numpy(),
-        per_frame_pa=pa_mpjpe(whole["pred"], whole["target"], protocol).cpu().numpy(),
-        per_frame_pve=whole["pve"].cpu().numpy() if pve else None,
+        clip=clip.numpy(),
+        frame=frame.numpy(),
+        per_joint=joint_errors(pred, target, protocol).cpu().numpy(),
+        per_frame_pa=pa_mpjpe(pred, target, protocol).cpu().numpy(),
+        per_frame_pve=torch.cat(vertex_errors).cpu().numpy() if vertex_errors else None,
         per_triple_accel=errors.cpu().numpy(),
         triple=triple.cpu().numpy(),
     )

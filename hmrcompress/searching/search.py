@@ -109,6 +109,7 @@ def search(
         raise UserError(f"got {settings.method!r}, expected one of {', '.join(METHODS)}", "--method")
     if settings.with_tokens and settings.tokens is None:
         raise UserError("there are no token settings to search with", "--with-tokens", "Give --keep-tokens")
+    crops.check_body(body)
     indices = crops.sample(settings.frames_per_clip)
     if settings.limit is not None:
         indices = evenly(indices, settings.limit)
