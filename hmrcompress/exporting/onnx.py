@@ -1,0 +1,170 @@
+"""ONNX: one graph from crops to body parameters, token merging and head included, with a dynamic batch."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hmrcompress.body.model import BodyModel
+from hmrcompress.errors import MissingExtra, UserError
+from hmrcompress.exporting.parity import OUTPUTS, OnnxNetwork, Parity, mask_or_nobody, measure
+from hmrcompress.io.atomic import write_json
+from hmrcompress.io.hashes import sha256_file
+from hmrcompress.models.network import HMR2
+from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD, FrameBatch
+
+SCHEMA = 1
+SINGLE_FILE_BYTES = 1_800_000_000
+"""Weights above this go to FILE.data beside FILE: an ONNX file itself ends at 2 GiB."""
+EXAMPLE_BATCH = 2
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What was written: the file, the JSON beside it, its size with weights, and how close it is to torch."""
+
+    path: Path
+    contract: Path
+    size_bytes: int
+    parity: Parity
+
+
+class _Exported(nn.Module):
+    """The network with a tuple for its outputs, as a graph has them."""
+
+    def __init__(self, network: HMR2) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, person_mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        predicted = self.network(images, person_mask)
+        return tuple(getattr(predicted, name) for name in OUTPUTS)
+
+
+def export_onnx(
+    network: HMR2, path: Path | str, batch: FrameBatch, body: BodyModel, *, about: Mapping[str, Any] | None = None
+) -> OnnxExport:
+    """Writes FILE.onnx and the contract of its inputs and outputs, FILE.onnx.json, with `about` (provenance) in it.
+
+    The input `person_mask` exists where the network merges tokens. batch: at least five real crops, on which the file
+    is compared with torch at batch 1 and 5 before anything gets its name. Raises UserError, MissingExtra, and
+    HMRCompressError where the two differ.
+    """
+    path = Path(path)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "export")
+    if path.suffix != ".onnx":
+        raise UserError("the name has to end in .onnx", path)
+    if path.is_dir():
+        raise UserError("is a folder, expected the name of a file", path)
+    first = next(network.parameters())
+    if first.dtype != torch.float32 or first.is_cuda:
+        raise UserError(f"got a network in {first.dtype} on {first.device}, expected float32 on the CPU", "export")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    network.eval()
+    with TemporaryDirectory(prefix=f".{path.stem}-", suffix=".part", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        _write_graph(network, made, batch)
+        parity = measure(network, OnnxNetwork(made), batch, body)
+        parity.require(path)
+        written = sorted(Path(folder).iterdir(), key=lambda file: file == made)
+        contract = path.with_name(f"{path.name}.json")
+        files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in written}
+        size = sum(file.stat().st_size for file in written)
+        write_json(contract, _contract(network, files, parity, body) | dict(about or {}))
+        for file in written:
+            os.replace(file, path.parent / file.name)
+    return OnnxExport(path, contract, size, parity)
+
+
+def _write_graph(network: HMR2, path: Path, batch: FrameBatch) -> None:
+    images = batch.images[:EXAMPLE_BATCH]
+    inputs = {"images": images}
+    if merges_tokens(network):
+        mask = None if batch.person_mask is None else batch.person_mask[:EXAMPLE_BATCH]
+        inputs["person_mask"] = mask_or_nobody(images, mask)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    batch_size = torch.export.Dim("batch", min=1, max=4096)
+    with _quietly():
+        torch.onnx.export(
+            _Exported(network).eval(),
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=list(OUTPUTS),
+            dynamic_shapes={name: {0: batch_size} for name in inputs},
+            dynamo=True,
+            external_data=weights > SINGLE_FILE_BYTES,
+            verbose=False,
+        )
+
+
+def merges_tokens(network: HMR2) -> bool:
+    """Whether the network merges tokens, so that a person mask changes what it does."""
+    return network.backbone.reducer is not None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the exporter's deprecation warnings and its log of every step."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _contract(network: HMR2, files: Mapping[str, Any], parity: Parity, body: BodyModel) -> dict[str, Any]:
+    """What someone needs who has only the file: names, shapes, units, normalisation, and how it was checked."""
+    config = network.config
+    rows, columns = config.grid
+    image = {
+        "shape": ["B", 3, rows * config.patch, columns * config.patch],
+        "dtype": "float32",
+        "meaning": "RGB crop, scaled to 0..1, then (value - mean) / std",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+    }
+    mask = {
+        "shape": ["B", rows, columns],
+        "dtype": "bool",
+        "meaning": "true where a token's window shows the person; all false merges without regard to people",
+    }
+    joints = config.num_joints
+    rotation = "rotation matrices on column vectors, camera frame (x right, y down, z forward)"
+    return {
+        "schema": SCHEMA,
+        "kind": "hmrcompress onnx",
+        "files": dict(files),
+        "inputs": {"images": image} | ({"person_mask": mask} if merges_tokens(network) else {}),
+        "outputs": {
+            "global_orient": {"shape": ["B", 1, 3, 3], "dtype": "float32", "meaning": f"root: {rotation}"},
+            "body_pose": {
+                "shape": ["B", joints - 1, 3, 3],
+                "dtype": "float32",
+                "meaning": f"joints 1..{joints - 1} relative to their parents: {rotation}",
+            },
+            "betas": {"shape": ["B", config.num_betas], "dtype": "float32", "meaning": "shape coefficients"},
+            "cam": {"shape": ["B", 3], "dtype": "float32", "meaning": "weak perspective (s, tx, ty) of the crop"},
+        },
+        "body": {"name": body.name, "faces_sha256": body.faces_sha256},
+        "parity": parity.to_dict() | {"reference": "torch, float32, CPU", "through": "onnxruntime, CPU"},
+    }
