@@ -32,11 +32,13 @@ class CheckpointRef(_Frozen):
 class TokenSettings(_Frozen):
     """Mask-guided token merging in the first layers (Mask-ToMe)."""
 
-    keep: int = Field(90, ge=1, description="Tokens that remain after the last merging layer")
-    per_layer: int = Field(40, ge=1, description="Tokens merged away per layer, at most")
-    size_weighted: bool = Field(False, description="Average by the number of patches in each token")
-    attention_bias: bool = Field(False, description="Add log of the token sizes to attention logits")
-    metric: Literal["keys", "features"] = Field("keys", description="What the similarity of tokens is measured on")
+    keep: int = Field(default=90, ge=1, description="Tokens that remain after the last merging layer")
+    per_layer: int = Field(default=40, ge=1, description="Tokens merged away per layer, at most")
+    size_weighted: bool = Field(default=False, description="Average by the number of patches in each token")
+    attention_bias: bool = Field(default=False, description="Add log of the token sizes to attention logits")
+    metric: Literal["keys", "features"] = Field(
+        default="keys", description="What the similarity of tokens is measured on"
+    )
 
 
 class DataRef(_Frozen):
@@ -63,7 +65,7 @@ class SearchRecord(_Frozen):
 class Plan(_Frozen):
     """A complete plan. `groups` holds every original layer once, in order; a group of several becomes one layer."""
 
-    schema_: Literal[1] = Field(1, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     checkpoint: CheckpointRef
     groups: tuple[tuple[int, ...], ...]
     merge_rule: MergeRule = "eq4"

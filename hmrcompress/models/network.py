@@ -181,9 +181,8 @@ def config_from_state(
         head_heads = 8
     for value, name, size in ((num_heads, "num_heads", dim), (head_heads, "head_heads", inner)):
         if value is None:
-            raise UserError(
-                f"the number of heads ({name}, of {size} channels) is not in a state dict", where, "Give it"
-            )
+            fault = f"a state dict does not tell the number of heads that its {size} channels are split into"
+            raise UserError(fault, where, f"Give {name}")
         if value < 1 or size % value:
             raise UserError(f"{name}: got {value}, expected a divisor of {size}", where)
     assert num_heads is not None and head_heads is not None

@@ -1,0 +1,35 @@
+"""The README.md of a compressed model, from what its config.json knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hmrcompress.models.folder import FolderConfig
+
+
+def model_card(name: str, config: FolderConfig, parameters: int) -> str:
+    """Markdown text; `parameters` counts the numbers in the weights file."""
+    before = sum(len(group) for group in config.groups)
+    merged = [group for group in config.groups if len(group) > 1]
+    lines = [
+        f"# {name}",
+        "",
+        f"A `{config.family}` network in the compressed-model format of hmrcompress (`hmrcompress.load`).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| backbone layers | {len(config.groups)} of {before} |",
+        f"| parameters | {parameters:,} ({config.dtype}) |",
+    ]
+    if merged:
+        lines.append(f"| merged ({config.merge_rule}) | {', '.join(f'{group[0]}–{group[-1]}' for group in merged)} |")
+    if config.tokens is not None:
+        lines.append(f"| tokens | {config.tokens.keep} kept, at most {config.tokens.per_layer} merged per layer |")
+    if config.body.name is not None:
+        lines.append(f"| body | {config.body.name} |")
+    made_from = config.provenance.get("checkpoint", {})
+    if made_from:
+        lines.append(f"| made from | `{made_from.get('sha256')}` |")
+    lines += ["", "Measured figures: `hmrcompress eval` writes them for the data you have.", ""]
+    return "\n".join(lines)

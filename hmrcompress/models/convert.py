@@ -1,0 +1,47 @@
+"""Any known checkpoint to safetensors that loads without pickles, and a JSON file that says what was in it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.atomic import write_json
+from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.safetensors_file import write_safetensors
+from hmrcompress.models.load import METADATA_KEY, Checkpoint
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The files that were written, and what the JSON says."""
+
+    weights: Path
+    record_path: Path
+    record: dict[str, Any]
+
+
+def convert_checkpoint(checkpoint: Checkpoint, out: Path | str) -> Converted:
+    """Writes OUT.safetensors (the network's weights, float32; sizes and origin in its header) and OUT.json.
+
+    `out` may end in .safetensors or have no suffix. Keys that inference does not need are left out and listed in the
+    JSON. Raises UserError for another suffix, or where `out` is the file that is read.
+    """
+    out = Path(out)
+    if out.suffix not in ("", ".safetensors"):
+        raise UserError(f"got a name ending in {out.suffix!r}, expected .safetensors", out)
+    weights = out.with_suffix(".safetensors")
+    if checkpoint.path is not None and weights.exists() and weights.samefile(checkpoint.path):
+        raise UserError("is the file to be converted", weights, "Choose another name")
+    described = {
+        "family": checkpoint.family,
+        "network": checkpoint.config.to_dict(),
+        "source": {"name": checkpoint.name, "sha256": checkpoint.sha256, "dtype": checkpoint.stored_dtype},
+    }
+    write_safetensors(weights, checkpoint.state(), {METADATA_KEY: json.dumps(described, sort_keys=True)})
+    record = {"schema": 1, **described, "sha256": sha256_file(weights), "left_out": sorted(checkpoint.ignored)}
+    record_path = weights.with_suffix(".json")
+    write_json(record_path, record)
+    return Converted(weights, record_path, record)

@@ -1,0 +1,194 @@
+"""The compressed-model folder: config.json, model.safetensors, plan.yaml (if layers or tokens were merged), README.md.
+
+`config.json` holds everything needed to build the network, and size and hash of every other file that matters, so that
+a truncated or changed file is noticed on loading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.atomic import atomic_folder, json_text
+from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
+from hmrcompress.models.card import model_card
+from hmrcompress.models.network import NetworkConfig
+from hmrcompress.plan import CheckpointRef, MergeRule, Plan, TokenSettings, trivial_groups
+from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, IMAGENET_MEAN, IMAGENET_STD
+
+CONFIG, WEIGHTS, PLAN, CARD = "config.json", "model.safetensors", "plan.yaml", "README.md"
+FORMAT = "hmrcompress-model"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class FileRef(_Frozen):
+    """Size and hash of a file of the folder."""
+
+    bytes: int
+    sha256: str
+
+
+class CropConfig(_Frozen):
+    """What the network expects of its images: size in pixels, channels RGB, mean and deviation in 0..1."""
+
+    height: int = CROP_HEIGHT
+    width: int = CROP_WIDTH
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+class BodyConfig(_Frozen):
+    """The body whose parameters the network predicts; `name` is that of the body it was trained on, if known."""
+
+    joints: int = 24
+    betas: int = 10
+    sixd_layout: Literal["columns", "rows"] = "columns"
+    name: str | None = None
+
+
+class FolderConfig(_Frozen):
+    """`config.json`. `groups` are the original layers that each layer came from."""
+
+    format: Literal["hmrcompress-model"] = "hmrcompress-model"
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    family: str
+    network: dict[str, Any]
+    dtype: str
+    groups: tuple[tuple[int, ...], ...]
+    merge_rule: MergeRule | None = None
+    tokens: TokenSettings | None = None
+    decoder: dict[str, Any] | None = None
+    crop: CropConfig = CropConfig()
+    body: BodyConfig = BodyConfig()
+    provenance: dict[str, Any]
+    files: dict[str, FileRef]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that was read and checked; `state` are views of the mapped file."""
+
+    path: Path
+    config: FolderConfig
+    network: NetworkConfig
+    state: dict[str, Tensor]
+    plan: Plan | None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the weights, which stands for the model."""
+        return self.config.files[WEIGHTS].sha256
+
+
+def is_model_folder(path: Path | str) -> bool:
+    """Whether a folder says that it is a compressed model of ours."""
+    try:
+        return json.loads((Path(path) / CONFIG).read_text()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def write_model_folder(
+    path: Path | str,
+    state: Mapping[str, Tensor],
+    network: NetworkConfig,
+    *,
+    family: str = "hmr2",
+    plan: Plan | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    body: str | None = None,
+    card: str | None = None,
+) -> Folder:
+    """Writes the folder beside its place and renames it; gives what `read_model_folder` would.
+
+    state: key -> tensor of the network that `network` describes, in the dtype to store. plan: the plan that made it;
+    without one nothing was merged. provenance: where the weights come from, as plain values. body: name of the body.
+    card: text of README.md; without one it is made from the rest. An existing folder is replaced only if it is empty
+    or a model of ours; otherwise UserError.
+    """
+    path = Path(path)
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
+    with atomic_folder(path, replaceable=is_model_folder) as temporary:
+        write_safetensors(temporary / WEIGHTS, state)
+        if plan is not None:
+            plan.write(temporary / PLAN)
+        config = FolderConfig(
+            family=family,
+            network=network.to_dict(),
+            dtype=" ".join(dtypes),
+            groups=trivial_groups(network.depth) if plan is None else plan.groups,
+            merge_rule=None if plan is None else plan.merge_rule,
+            tokens=None if plan is None else plan.tokens,
+            body=BodyConfig(joints=network.num_joints, betas=network.num_betas, name=body),
+            provenance=dict(provenance or {}),
+            files={file.name: _reference(file) for file in sorted(temporary.iterdir())},
+        )
+        (temporary / CONFIG).write_text(json_text(config.model_dump(mode="json", by_alias=True)))
+        parameters = sum(tensor.numel() for tensor in state.values())
+        (temporary / CARD).write_text(card or model_card(path.name, config, parameters))
+    return read_model_folder(path, verify=False)
+
+
+def read_model_folder(path: Path | str, verify: bool = True) -> Folder:
+    """Reads a folder, weights memory-mapped. `verify` compares hashes (sizes are always compared).
+
+    Raises UserError in one sentence: not a model folder, a file missing, truncated, changed, or a wrong config.
+    """
+    path = Path(path)
+    try:
+        text = (path / CONFIG).read_text()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"not a compressed model: there is no readable {CONFIG} in it", path) from None
+    try:
+        config = FolderConfig.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise UserError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", path / CONFIG) from error
+    if WEIGHTS not in config.files:
+        raise UserError(f"files: {WEIGHTS} is not listed", path / CONFIG)
+    for name, reference in config.files.items():
+        _check(path / name, reference, verify)
+    state, _ = read_safetensors(path / WEIGHTS)
+    return Folder(
+        path=path,
+        config=config,
+        network=NetworkConfig.from_dict(config.network, path / CONFIG),
+        state=state,
+        plan=Plan.read(path / PLAN) if PLAN in config.files else None,
+    )
+
+
+def as_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with float32 tensors in float16, for shipping."""
+    return {name: t.to(torch.float16) if t.dtype == torch.float32 else t for name, t in state.items()}
+
+
+def checkpoint_record(reference: CheckpointRef, **more: Any) -> dict[str, Any]:
+    """Provenance that names the checkpoint which weights were made from."""
+    return {"checkpoint": reference.model_dump(mode="json"), **more}
+
+
+def _reference(file: Path) -> FileRef:
+    return FileRef(bytes=file.stat().st_size, sha256=sha256_file(file))
+
+
+def _check(file: Path, reference: FileRef, verify: bool) -> None:
+    if not file.is_file():
+        raise UserError("the file is missing", file)
+    if (size := file.stat().st_size) != reference.bytes:
+        fault = "truncated" if size < reference.bytes else "changed"
+        raise UserError(f"the file was {fault}: it has {size} bytes, config.json says {reference.bytes}", file)
+    if verify and sha256_file(file) != reference.sha256:
+        raise UserError("the file was changed: its hash is not the one in config.json", file)

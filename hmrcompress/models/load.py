@@ -1,0 +1,190 @@
+"""From a file, a compressed-model folder or a seed to a network, with everything known about where it came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.checkpoints import StateFile, open_state_file
+from hmrcompress.io.hashes import sha256_file
+from hmrcompress.models.families import check_keys, family, recognise, split_ignored
+from hmrcompress.models.folder import Folder, read_model_folder
+from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state, random_sha256
+from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
+
+METADATA_KEY = "hmrcompress"
+MODEL_CONFIG = "model_config.yaml"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network and its origin.
+
+    network: in evaluation mode, float32, weights memory-mapped where the file allows it; it does not merge tokens
+    (`merging.apply.with_token_merging(network, checkpoint.tokens)` does). path: the file or folder, None for random
+    weights. stored_dtype: dtype in the file. ignored: keys of the file that inference does not need. plan: the plan
+    that made a compressed model. name: what to call it in figures. body: name of the body it predicts, if known.
+    """
+
+    network: HMR2
+    family: str
+    name: str
+    path: Path | None = None
+    stored_dtype: str = "float32"
+    ignored: tuple[str, ...] = ()
+    plan: Plan | None = None
+    body: str | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    known_sha256: str | None = None
+
+    @property
+    def config(self) -> NetworkConfig:
+        """Sizes of the network."""
+        return self.network.config
+
+    @property
+    def tokens(self) -> TokenSettings | None:
+        """Token merging that the model was made for."""
+        return None if self.plan is None else self.plan.tokens
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file (of model.safetensors for a folder; of string and seed for random weights)."""
+        if self.known_sha256 is not None:
+            return self.known_sha256
+        assert self.path is not None
+        return sha256_file(self.path)
+
+    @property
+    def reference(self) -> CheckpointRef:
+        """What a plan made for this checkpoint says of it."""
+        return CheckpointRef(family=self.family, sha256=self.sha256, layers=self.config.depth)
+
+    def state(self) -> dict[str, Tensor]:
+        """Key -> tensor, the network's own."""
+        return dict(self.network.state_dict())
+
+
+def load_checkpoint(
+    path: Path | str,
+    *,
+    num_heads: int | None = None,
+    head_heads: int | None = None,
+    iterations: int | None = None,
+    verify: bool = True,
+) -> Checkpoint:
+    """Opens a checkpoint file or a compressed-model folder on the CPU, memory-mapped.
+
+    The numbers of heads and of head iterations are not in a state dict. They come from the arguments, else from what
+    hmrcompress wrote (config.json, the header of a converted file), else from the configuration pickled in the file or
+    a model_config.yaml beside it or one folder above, else 16 at dim 1280, 8 x 64 at head width 1024, and 1. Half
+    precision is widened to float32. Raises UserError where the file is missing, damaged, of no known family, or has
+    keys missing or left over.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_folder(read_model_folder(path, verify=verify))
+    file = open_state_file(path)
+    kind = recognise(file.tensors, path)
+    state, ignored = split_ignored(kind, file.tensors)
+    written = _written(file)
+    if written is not None and num_heads is None and head_heads is None and iterations is None:
+        config = NetworkConfig.from_dict(written["network"], path)
+    else:
+        head = _head_settings(file)
+        config = config_from_state(
+            state,
+            num_heads=num_heads,
+            head_heads=head_heads if head_heads is not None else _positive(head, "TRANSFORMER_DECODER", "heads"),
+            iterations=iterations or _positive(head, "IEF_ITERS") or 1,
+            where=path,
+        )
+    network, dtype = _network(config, state, path)
+    return Checkpoint(
+        network=network,
+        family=kind.name,
+        name=path.name,
+        path=path,
+        stored_dtype=dtype,
+        ignored=ignored,
+        source={} if written is None else written.get("source", {}),
+    )
+
+
+def random_checkpoint(name: str = "hmr2", seed: int = 0) -> Checkpoint:
+    """The family's full-size network with seeded random weights; its hash is that of the string and the seed."""
+    kind = family(name)
+    network = build(NetworkConfig(), "cpu", seed=seed).eval()
+    return Checkpoint(
+        network=network, family=kind.name, name=f"random:{name}", known_sha256=random_sha256(kind.name, seed)
+    )
+
+
+def _from_folder(folder: Folder) -> Checkpoint:
+    family(folder.config.family)
+    network, dtype = _network(folder.network, folder.state, folder.path)
+    return Checkpoint(
+        network=network,
+        family=folder.config.family,
+        name=folder.path.name or str(folder.path),
+        path=folder.path,
+        stored_dtype=dtype,
+        plan=folder.plan,
+        body=folder.config.body.name,
+        source=folder.config.provenance,
+        known_sha256=folder.sha256,
+    )
+
+
+def _network(config: NetworkConfig, state: dict[str, Tensor], where: Path) -> tuple[HMR2, str]:
+    """The network over these tensors, and their dtypes; tensors that are not float32 are widened, others not copied."""
+    check_keys(state, build(config, "meta").state_dict(), where)
+    if odd := [name for name, tensor in state.items() if not tensor.is_floating_point()]:
+        raise UserError(f"{odd[0]} is {state[odd[0]].dtype}, expected floating-point weights", where)
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
+    return from_state(config, {name: tensor.to(torch.float32) for name, tensor in state.items()}), " ".join(dtypes)
+
+
+def _written(file: StateFile) -> dict[str, Any] | None:
+    """What `convert` put into the header of a safetensors file."""
+    if METADATA_KEY not in file.metadata:
+        return None
+    try:
+        written = json.loads(file.metadata[METADATA_KEY])
+        return written if isinstance(written["network"], dict) else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the header's field {METADATA_KEY} is not what hmrcompress writes", file.path) from error
+
+
+def _head_settings(file: StateFile) -> dict[str, Any]:
+    """MODEL.SMPL_HEAD of the configuration that training left in the file or beside it; empty where there is none."""
+    if found := _smpl_head(file.hyper_parameters.get("cfg", file.hyper_parameters)):
+        return found
+    for folder in (file.path.absolute().parent, file.path.absolute().parent.parent):
+        beside = folder / MODEL_CONFIG
+        if beside.is_file():
+            try:
+                return _smpl_head(yaml.safe_load(beside.read_text()))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise UserError(f"not valid YAML ({' '.join(str(error).split())})", beside) from error
+    return {}
+
+
+def _smpl_head(configuration: Any) -> dict[str, Any]:
+    for name in ("MODEL", "SMPL_HEAD"):
+        configuration = configuration.get(name) if isinstance(configuration, dict) else None
+    return configuration if isinstance(configuration, dict) else {}
+
+
+def _positive(settings: Any, *names: str) -> int | None:
+    for name in names:
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings if isinstance(settings, int) and settings > 0 else None
