@@ -10,7 +10,7 @@ from hmrcompress.motion.arrays import Array
 
 
 def ease(u: Array) -> Array:
-    """Minimum-jerk step (Flash & Hogan 1985): 0 up to u = 0, 1 from u = 1, no velocity or acceleration at either end."""
+    """Minimum-jerk step (Flash & Hogan 1985): 0 up to u = 0, 1 from u = 1, at rest at both ends."""
     u = np.clip(u, 0.0, 1.0)
     return u * u * u * (10 + u * (6 * u - 15))
 
