@@ -98,9 +98,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".pkl":
         raise UserError("pickles are not opened here", path, f"Try: hmrcompress convert {path} -o {path.stem}.npz")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError("one array, not an npz archive", path, REMEDY)
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError("one array, not an npz archive", path, REMEDY)
+        with archive:
             wanted = ("v_template", "f", "shapedirs", "weights", "kintree_table", "J_regressor", *TRIPLETS, *OPTIONAL)
             return {key: archive[key] for key in wanted if key in archive}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:

@@ -196,9 +196,12 @@ def _even(row: np.ndarray, partner: np.ndarray, seam: np.ndarray) -> np.ndarray:
 
 
 def strongest(weights: np.ndarray, count: int) -> np.ndarray:
-    """The `count` largest entries of each row (V,J), the others zero, rows scaled to sum to 1."""
-    cut = np.sort(weights, axis=1)[:, -count, None]
-    kept = np.where(weights >= cut, weights, 0.0)
+    """The `count` largest entries of each row (V,J), the others zero, rows scaled to sum to 1.
+
+    Of entries that tie for the last place none is kept, so that mirrored joints are treated alike.
+    """
+    cut = np.sort(weights, axis=1)[:, -count - 1, None]
+    kept = np.where(weights > cut, weights, 0.0)
     return kept / kept.sum(1, keepdims=True)
 
 
