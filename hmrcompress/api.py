@@ -11,6 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +22,7 @@ from hmrcompress.data.masks import MaskSource, mask_source
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.evaluate import Evaluation, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
+from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
 from hmrcompress.exporting.onnx import OnnxExport
 from hmrcompress.exporting.onnx import export_onnx as export_network
 from hmrcompress.merging.apply import with_token_merging
@@ -35,7 +37,6 @@ from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
 
 STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
-PARITY_CROPS = 5
 
 Model = str | Path | Checkpoint
 Body = str | Path | BodyModel
@@ -196,6 +197,25 @@ def evaluate(
     )
 
 
+def layer_similarity(
+    model: Model,
+    data: Data = "starter:calib",
+    *,
+    frames: int = 256,
+    batch_size: int = 32,
+    body: Body = "starter",
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> np.ndarray:
+    """CKA between the layers of a model, (L+1,L+1). See `evaluation.similarity`. Raises UserError."""
+    checkpoint = load(model, seed=seed)
+    network = _on(checkpoint.network, pick_device(device))
+    crops = open_data(data, body=open_body(body), split="calib", progress=progress)
+    return similarity_of_layers(network, crops, frames=frames, batch_size=batch_size, dtype=dtype, progress=progress)
+
+
 def export_onnx(
     model: Model,
     out: Path | str,
@@ -203,10 +223,14 @@ def export_onnx(
     data: Data = "starter:test",
     masks: Masks = "data",
     body: Body = "starter",
+    batch_size: int = 5,
+    limit: int | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> OnnxExport:
-    """Writes ONNX with layers and tokens merged, compared with torch on crops of `data`. See `exporting.onnx`.
+    """Writes ONNX with layers and tokens merged. See `exporting.onnx`.
+
+    The file is compared with torch at batch 1 and `batch_size` on `limit` (by default `batch_size`) crops of `data`.
 
     Raises UserError, and HMRCompressError where the file would differ from the network.
     """
@@ -215,11 +239,12 @@ def export_onnx(
     crops = open_data(data, body=surface, clips=1 if _of_starter(data) else None, progress=progress)
     network = compressed_network(checkpoint)
     needed = open_masks(masks) if checkpoint.tokens else None
-    batch = next(crops.batches(evenly(crops.stretches(), PARITY_CROPS), PARITY_CROPS, needed))
+    chosen = evenly(crops.stretches(), limit or batch_size)
+    batch = next(crops.batches(chosen, len(chosen), needed))
     about = {
         "model": checkpoint.name,
         "checkpoint": checkpoint.reference.model_dump(mode="json"),
         "plan": None if checkpoint.plan is None else checkpoint.plan.to_dict(),
         "parity_data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
     }
-    return export_network(network, out, batch, surface, about=about)
+    return export_network(network, out, batch, surface, batch_sizes=sorted({1, batch_size}), about=about)

@@ -83,6 +83,7 @@ def test_the_contract_beside_the_file(network: HMR2, exported: exporting.OnnxExp
     contract = json.loads(exported.contract.read_text())
     assert exported.contract.name == "model.onnx.json"
     assert contract["model"] == "tiny" and contract["parity"]["batch_sizes"] == [1, 5]
+    assert contract["parity"]["crops"] == 8
     assert contract["files"]["model.onnx"]["sha256"] == sha256_file(exported.path)
     assert contract["inputs"]["images"]["shape"] == ["B", 3, 256, 192]
     assert ("person_mask" in contract["inputs"]) == (network.backbone.reducer is not None)
@@ -148,8 +149,8 @@ def test_a_file_that_differs_leaves_nothing_behind(
 
 
 def test_bounds_are_strict_and_nan_breaks_them() -> None:
-    Parity(0.9e-3, 0.09, (1,)).require("f")
-    for parity in (Parity(1e-3, 0.0, (1,)), Parity(0.0, 0.1, (1,)), Parity(float("nan"), 0.0, (1,))):
+    Parity(0.9e-3, 0.09, 5, (1,)).require("f")
+    for parity in (Parity(1e-3, 0.0, 5, (1,)), Parity(0.0, 0.1, 5, (1,)), Parity(float("nan"), 0.0, 5, (1,))):
         with pytest.raises(HMRCompressError, match="differs from torch"):
             parity.require("f")
 
@@ -160,6 +161,6 @@ def test_wrong_requests_are_refused(network: HMR2, batch: FrameBatch, tiny_body:
         exporting.export_onnx(network, tmp_path / "model.pt", batch, tiny_body)
     with pytest.raises(UserError, match="expected float32"):
         exporting.export_onnx(copy.deepcopy(network).double(), tmp_path / "model.onnx", batch, tiny_body)
-    with pytest.raises(UserError, match="needs 5"):
+    with pytest.raises(UserError, match="at batch 5 needs"):
         exporting.export_onnx(network, tmp_path / "model.onnx", replace(batch, images=batch.images[:4]), tiny_body)
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import MissingExtra, UserError
-from hmrcompress.exporting.parity import OUTPUTS, OnnxNetwork, Parity, mask_or_nobody, measure
+from hmrcompress.exporting.parity import BATCH_SIZES, OUTPUTS, OnnxNetwork, Parity, mask_or_nobody, measure
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.models.network import HMR2
@@ -53,12 +53,18 @@ class _Exported(nn.Module):
 
 
 def export_onnx(
-    network: HMR2, path: Path | str, batch: FrameBatch, body: BodyModel, *, about: Mapping[str, Any] | None = None
+    network: HMR2,
+    path: Path | str,
+    batch: FrameBatch,
+    body: BodyModel,
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    about: Mapping[str, Any] | None = None,
 ) -> OnnxExport:
     """Writes FILE.onnx and the contract of its inputs and outputs, FILE.onnx.json, with `about` (provenance) in it.
 
-    The input `person_mask` exists where the network merges tokens. batch: at least five real crops, on which the file
-    is compared with torch at batch 1 and 5 before anything gets its name. Raises UserError, MissingExtra, and
+    The input `person_mask` exists where the network merges tokens. batch: real crops, on which the file is compared
+    with torch at every one of `batch_sizes` before anything gets its name. Raises UserError, MissingExtra, and
     HMRCompressError where the two differ.
     """
     path = Path(path)
@@ -77,7 +83,7 @@ def export_onnx(
     with TemporaryDirectory(prefix=f".{path.stem}-", suffix=".part", dir=path.parent) as folder:
         made = Path(folder) / path.name
         _write_graph(network, made, batch)
-        parity = measure(network, OnnxNetwork(made), batch, body)
+        parity = measure(network, OnnxNetwork(made), batch, body, batch_sizes)
         parity.require(path)
         written = sorted(Path(folder).iterdir(), key=lambda file: file == made)
         contract = path.with_name(f"{path.name}.json")

@@ -18,14 +18,16 @@ from hmrcompress.records import BodyParams, FrameBatch
 OUTPUTS = ("global_orient", "body_pose", "betas", "cam")
 MAX_ABS = 1e-3
 MAX_JOINTS_MM = 0.1
+BATCH_SIZES = (1, 5)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest absolute difference of any output, the largest distance of any joint, and at which batch sizes."""
+    """The largest absolute difference of any output, the largest distance of any joint; over how many crops."""
 
     max_abs_diff: float
     joints_mm: float
+    crops: int
     batch_sizes: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,21 +73,23 @@ def mask_or_nobody(images: Tensor, person_mask: Tensor | None, grid: tuple[int, 
 
 @torch.no_grad()
 def measure(
-    network: HMR2, exported: OnnxNetwork, batch: FrameBatch, body: BodyModel, sizes: Sequence[int] = (1, 5)
+    network: HMR2, exported: OnnxNetwork, batch: FrameBatch, body: BodyModel, sizes: Sequence[int] = BATCH_SIZES
 ) -> Parity:
-    """Runs both on the first crops of `batch` (CPU, float32) at every batch size. UserError for too few crops."""
-    if len(batch.images) < max(sizes):
-        raise UserError(f"got {len(batch.images)} crops, the comparison needs {max(sizes)}", "export")
+    """Runs both over the crops of `batch` (CPU, float32), once for every batch size. UserError for too few crops."""
+    count = len(batch.images)
+    if count < max(sizes):
+        raise UserError(f"got {count} crops, the comparison at batch {max(sizes)} needs as many", "export")
     max_abs, joints_mm = 0.0, 0.0
     for size in sizes:
-        images = batch.images[:size]
-        mask = None if batch.person_mask is None else batch.person_mask[:size]
-        reference, other = network(images, mask), exported(images, mask)
-        gaps = [(getattr(reference, name) - other[name]).abs().max().item() for name in OUTPUTS]
-        moved = body.joints(reference.params) - body.joints(BodyParams(*(other[name] for name in OUTPUTS[:3])))
-        max_abs = _largest(max_abs, *gaps)
-        joints_mm = _largest(joints_mm, moved.norm(dim=-1).max().item() * 1000.0)
-    return Parity(max_abs, joints_mm, tuple(sizes))
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            mask = None if batch.person_mask is None else batch.person_mask[part]
+            reference, other = network(batch.images[part], mask), exported(batch.images[part], mask)
+            gaps = [(getattr(reference, name) - other[name]).abs().max().item() for name in OUTPUTS]
+            moved = body.joints(reference.params) - body.joints(BodyParams(*(other[name] for name in OUTPUTS[:3])))
+            max_abs = _largest(max_abs, *gaps)
+            joints_mm = _largest(joints_mm, moved.norm(dim=-1).max().item() * 1000.0)
+    return Parity(max_abs, joints_mm, count, tuple(sizes))
 
 
 def _largest(*values: float) -> float:

@@ -1,0 +1,77 @@
+"""`hmrcompress cka`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmrcompress_cli.common import (
+    BatchSizeOption,
+    BodyOption,
+    DataOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LimitOption,
+    OutOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    write_record,
+)
+
+
+def cka(
+    model: Annotated[str, typer.Argument(help="starter, random:FAMILY, a checkpoint or a compressed folder.")],
+    out: OutOption,
+    data: DataOption = "starter:calib",
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Frame the layers that this plan merges.", show_default=False)
+    ] = None,
+    json: JsonOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSizeOption = 32,
+    body: BodyOption = "starter",
+    limit: LimitOption = 256,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Draw how alike the layers of a network are (centred kernel alignment); the matrix goes beside it as .npz."""
+    import numpy as np
+
+    from hmrcompress.api import layer_similarity
+    from hmrcompress.io.atomic import atomic_file
+    from hmrcompress.plan import Plan
+    from hmrcompress.report.plots import draw_similarity
+    from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
+
+    groups = Plan.read(plan).groups if plan else ()
+    with progress_bar(quiet=quiet) as progress:
+        matrix = layer_similarity(
+            model,
+            data,
+            frames=limit or 256,
+            batch_size=batch_size,
+            body=body,
+            device=device,
+            dtype=pick_dtype(dtype),
+            seed=seed,
+            progress=progress,
+        )
+    draw_similarity(matrix, out, title=f"{model} on {data}", groups=groups)
+    with atomic_file(out.with_suffix(".npz")) as temporary:
+        np.savez(temporary, cka=matrix)
+    neighbours = np.diagonal(matrix, offset=1)[1:]
+    closest = int(neighbours.argmax())
+    write_record(json, "cka", {"cka": matrix.tolist()}, seed=seed, device=pick_device(device))
+    printer = Printer(quiet)
+    printer.say(
+        f"{len(matrix) - 1} layers; neighbours are {neighbours.min():.3f} to {neighbours.max():.3f} alike, "
+        f"most blocks {closest} and {closest + 1}"
+    )
+    printer.say(f"{out}, matrix in {out.with_suffix('.npz').name}")

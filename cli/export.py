@@ -1,0 +1,67 @@
+"""`hmrcompress export`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from hmrcompress_cli.common import (
+    BodyOption,
+    DataOption,
+    DebugOption,
+    JsonOption,
+    MasksOption,
+    OutOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    write_record,
+)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
+    out: OutOption,
+    format: Annotated[Literal["onnx"], typer.Option("--format", help="What to write.")] = "onnx",
+    data: DataOption = "starter:test",
+    masks: MasksOption = "data",
+    body: BodyOption = "starter",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Compared at batch 1 and this.")] = 5,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Crops to compare on.", show_default=False)
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu"], typer.Option("--device", help="Networks are exported on the CPU.")
+    ] = "auto",
+    dtype: Annotated[Literal["float32"], typer.Option("--dtype", help="Networks are exported in float32.")] = "float32",
+    json: JsonOption = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write a network for other run times: ONNX with a dynamic batch, compared with torch before it gets its name."""
+    from hmrcompress.api import export_onnx
+    from hmrcompress.runtime import progress_bar
+
+    with progress_bar(quiet=quiet) as progress:
+        made = export_onnx(
+            model,
+            out,
+            data=data,
+            masks=masks,
+            body=body,
+            batch_size=batch_size,
+            limit=limit,
+            seed=seed,
+            progress=progress,
+        )
+    figures = {"onnx_max_abs_diff": made.parity.max_abs_diff, "onnx_joints_mm": made.parity.joints_mm}
+    write_record(json, "export", figures | {"size_bytes": made.size_bytes}, seed=seed)
+    sizes = " and ".join(map(str, made.parity.batch_sizes))
+    printer = Printer(quiet)
+    printer.say(
+        f"differs from torch by {made.parity.max_abs_diff:.1e} at most, joints by {made.parity.joints_mm:.1e} mm, "
+        f"at batch {sizes}"
+    )
+    printer.say(f"{made.path}: {made.size_bytes / 1e6:.1f} MB, described in {made.contract.name}")
