@@ -109,7 +109,7 @@ def test_regressor_and_weights_are_convex_and_sparse(arrays: dict[str, np.ndarra
     assert weights.shape == (6890, 24) and weights.min() >= 0
     np.testing.assert_array_equal(weights.sum(1), 1.0)
     assert (weights > 0).sum(1).max() == 4
-    assert (weights.max(0) > 0.9).all(), "every joint owns some vertices"
+    assert (weights.max(0) > 0.4).all(), "every joint carries some vertices"
     np.testing.assert_array_equal(arrays["kintree_table"][0, 1:], SMPL_PARENTS[1:])
 
 
