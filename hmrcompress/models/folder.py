@@ -155,7 +155,9 @@ def read_model_folder(path: Path | str, verify: bool = True) -> Folder:
         config = FolderConfig.model_validate_json(text)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        raise UserError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", path / CONFIG) from error
+        field = ".".join(map(str, fault["loc"]))
+        what = f"{field}: {fault['msg']}" if field else "not valid JSON, perhaps truncated"
+        raise UserError(what, path / CONFIG) from error
     if WEIGHTS not in config.files:
         raise UserError(f"files: {WEIGHTS} is not listed", path / CONFIG)
     for name, reference in config.files.items():
