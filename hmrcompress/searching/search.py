@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ def search(
         raise UserError(f"got {settings.method!r}, expected one of {', '.join(METHODS)}", "--method")
     if settings.with_tokens and settings.tokens is None:
         raise UserError("there are no token settings to search with", "--with-tokens", "Give --keep-tokens")
+    if settings.limit is not None and settings.limit < 1:
+        raise UserError(f"got {settings.limit}, expected at least 1", "--limit")
     crops.check_body(body)
     indices = crops.sample(settings.frames_per_clip)
     if settings.limit is not None:
@@ -167,8 +170,11 @@ class _JournalledError:
         done, self.asked = self.asked * self.frames, self.asked + 1
         known = self.journal.get(groups)
         if known is None:
-            known = self.journal.add(groups, self.probe(groups, self._counter(what, done)))
+            known = self.probe(groups, self._counter(what, done))
             self.evaluated += 1
+            if window is None and not math.isfinite(known):  # there is nothing to search: leave no journal behind
+                return known
+            known = self.journal.add(groups, known)
         self.progress(what, self.asked * self.frames, self.total)
         return known
 
