@@ -1,0 +1,36 @@
+"""How large a network is before and after a plan: layers, parameters, multiply-accumulates of one crop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.metrics.cost import cost
+from hmrcompress.models.network import NetworkConfig, build
+from hmrcompress.plan import Plan
+
+
+def sizes(config: NetworkConfig, plan: Plan | None) -> dict[str, Any]:
+    """{layers, params, macs, macs_with_attention: {before[, after]}} of a network with this (merged) configuration.
+
+    Counted without any weights; MACs with and without the products of attention, see `metrics.cost`. Without a plan
+    there is no after.
+    """
+    stages = {"before": replace(config, depth=plan.checkpoint.layers) if plan else config}
+    if plan:
+        stages["after"] = config
+    found: dict[str, Any] = {name: {} for name in ("layers", "params", "macs", "macs_with_attention")}
+    for when, wanted in stages.items():
+        network = build(wanted, "meta").eval()
+        if plan and when == "after":
+            network = with_token_merging(network, plan.tokens).eval()
+        rows, columns = (side * wanted.patch for side in wanted.grid)
+        images = torch.empty(1, 3, rows, columns, device="meta")
+        counted = cost(network, images, torch.empty(1, *wanted.grid, dtype=torch.bool, device="meta"))
+        figures = (wanted.depth, counted.parameters, counted.macs, counted.macs_with_attention)
+        for name, value in zip(found, figures, strict=True):
+            found[name][when] = value
+    return found
