@@ -103,10 +103,15 @@ def _of_starter(data: Data) -> bool:
     return not isinstance(data, CropSet) and str(data).partition(":")[0] == "starter"
 
 
-def _on(module: Module, device: torch.device) -> Module:
+def on_device(module: Module, device: torch.device) -> Module:
     """The module where it lies on `device` already, else a copy there: what a caller handed in stays where it is."""
     here = next((tensor.device for tensor in module.state_dict().values()), device)
     return module if here == device else deepcopy(module).to(device)
+
+
+def open_plan(plan: Plan | Path | str) -> Plan:
+    """A plan, or the file of one. Raises UserError."""
+    return plan if isinstance(plan, Plan) else Plan.read(plan)
 
 
 def open_masks(masks: Masks) -> MaskSource:
@@ -142,10 +147,10 @@ def search(
     surface, where = open_body(body), pick_device(device)
     checkpoint = load(model, seed=settings.seed if settings else 0)
     return search_plan(
-        _on(checkpoint.network, where),
+        on_device(checkpoint.network, where),
         checkpoint.reference,
         open_data(data, body=surface, split="calib", progress=progress),
-        body=_on(surface, where),
+        body=on_device(surface, where),
         journal=Path(journal),
         protocol=open_protocol(protocol),
         masks=open_masks(masks),
@@ -156,9 +161,8 @@ def search(
 
 def merge(model: Model, plan: Plan | Path | str, out: Path | str, *, force: bool = False, seed: int = 0) -> Folder:
     """Applies a plan: writes the compressed model to the folder `out`. See `merging.merge`. Raises UserError."""
-    made = plan if isinstance(plan, Plan) else Plan.read(plan)
     name = "plan" if isinstance(plan, Plan) else plan
-    return merge_checkpoint(load(model, seed=seed), made, out, force=force, plan_name=name)
+    return merge_checkpoint(load(model, seed=seed), open_plan(plan), out, force=force, plan_name=name)
 
 
 def evaluate(
@@ -183,11 +187,11 @@ def evaluate(
     """
     surface, where = open_body(body), pick_device(device)
     checkpoint = load(model, seed=seed)
-    reference = None if against is None else _on(load(against, seed=seed).network, where)
+    reference = None if against is None else on_device(load(against, seed=seed).network, where)
     return evaluate_stages(
-        stages_of(_on(checkpoint.network, where), checkpoint.plan, against=reference, dtype=dtype),
+        stages_of(on_device(checkpoint.network, where), checkpoint.plan, against=reference, dtype=dtype),
         open_data(data, body=surface, progress=progress),
-        body=_on(surface, where),
+        body=on_device(surface, where),
         protocol=open_protocol(protocol),
         masks=open_masks(masks),
         limit=limit,
@@ -211,7 +215,7 @@ def layer_similarity(
 ) -> np.ndarray:
     """CKA between the layers of a model, (L+1,L+1). See `evaluation.similarity`. Raises UserError."""
     checkpoint = load(model, seed=seed)
-    network = _on(checkpoint.network, pick_device(device))
+    network = on_device(checkpoint.network, pick_device(device))
     crops = open_data(data, body=open_body(body), split="calib", progress=progress)
     return similarity_of_layers(network, crops, frames=frames, batch_size=batch_size, dtype=dtype, progress=progress)
 

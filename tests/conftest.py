@@ -11,6 +11,7 @@ import torch
 from hmrcompress.body.files import load_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, write_crops
+from hmrcompress.models.folder import write_model_folder
 from hmrcompress.models.network import HMR2
 
 
@@ -45,3 +46,11 @@ def tiny_crops_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_crops(tiny_crops_file: Path) -> CropSet:
     return CropSet.open(tiny_crops_file)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_network: HMR2) -> Path:
+    """The tiny network as a model folder, which nothing was merged in."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_model_folder(path, tiny_network.state_dict(), tiny.CONFIG, body="tiny")
+    return path

@@ -14,10 +14,10 @@ from statistics import median
 import torch
 
 from hmrcompress.errors import UserError
-from hmrcompress.records import FrameBatch, HMROutput
+from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, no_progress
 
-Predict = Callable[[FrameBatch], HMROutput]
+Predict = Callable[[FrameBatch], object]
 
 
 @dataclass(frozen=True)

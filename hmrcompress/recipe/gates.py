@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hmrcompress.errors import GateFailed
-from hmrcompress.recipe.schema import Gate
+from hmrcompress.recipe.schema import Gate, GateName
 
 INCREASE = "_increase_mm"
 
@@ -37,7 +37,7 @@ class GateResult:
         return f"{self.name}{stage} is {seen}, allowed is {' and '.join(bounds)}"
 
 
-def check_gates(gates: Mapping[str, Gate], summary: Mapping[str, Any]) -> list[GateResult]:
+def check_gates(gates: Mapping[GateName, Gate], summary: Mapping[str, Any]) -> list[GateResult]:
     """Every gate against the figures of a run (`summary.json` as a mapping), in the recipe's order."""
     return [GateResult(name, gate, figure(name, gate.stage, summary)) for name, gate in gates.items()]
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hmrcompress.errors import UserError
+from hmrcompress.plan import MergeRule, TokenSettings
 
 StageName = Literal["mean_pose", "baseline", "merged", "merged_tokens"]
 GateName = Literal[
@@ -47,23 +48,18 @@ class Data(_Part):
     )
 
 
-class Tokens(_Part):
-    """Token merging, recorded in the plan."""
-
-    keep: int = Field(default=90, gt=0, description="Tokens that remain after the last merge")
-    per_layer: int = Field(default=40, gt=0, description="Tokens merged away in each of the first layers")
-
-
 class Search(_Part):
     """The choice of layers to merge."""
 
-    method: str = Field(default="eclm", description="Search method")
+    method: Literal["eclm"] = Field(default="eclm", description="Search method")
     tau_mm: float = Field(default=0.1, gt=0, description="Increase in MPJPE that a merge may cost")
     frames_per_clip: int = Field(default=80, gt=0, description="Frames taken uniformly from each clip")
     limit: int | None = Field(default=None, gt=0, description="At most this many frames in all")
-    merge_rule: str = Field(default="eq4", description="How the weights of a group of layers become one layer")
+    merge_rule: MergeRule = Field(default="eq4", description="How the weights of a group of layers become one layer")
     with_tokens: bool = Field(default=False, description="Merge tokens already while searching")
-    tokens: Tokens | None = Field(default=Tokens(), description="Token merging copied into the plan; null for none")
+    tokens: TokenSettings | None = Field(
+        default=TokenSettings(), description="Token merging copied into the plan; null for none"
+    )
 
 
 class Merge(_Part):
@@ -135,6 +131,13 @@ class Recipe(_Part):
             if getattr(self, stage) is None:
                 raise ValueError(f"the gate {gate} needs the stage {stage}")
         return self
+
+    def limited(self, frames: int) -> Recipe:
+        """The same recipe with search and eval on at most `frames` frames."""
+        parts = {name: getattr(self, name) for name in ("search", "eval")}
+        return self.model_copy(
+            update={name: part.model_copy(update={"limit": frames}) for name, part in parts.items() if part is not None}
+        )
 
 
 def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,0 +1,96 @@
+"""`hmrcompress run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmrcompress_cli.common import (
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LimitOption,
+    Printer,
+    QuietOption,
+)
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one: starter, ci.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder.", show_default="runs/RECIPE")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Another value for a field: a.b=c.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep finished stages whose inputs are the same.")] = False,
+    json: JsonOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, show_default=False)] = None,
+    body: Annotated[str | None, typer.Option("--body", help="Instead of the recipe's.", show_default=False)] = None,
+    limit: LimitOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's.", show_default=False)] = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Run a recipe from search to gates; RUN/summary.json holds every figure. Exit code 3 where a gate fails."""
+    from hmrcompress.io.atomic import write_json
+    from hmrcompress.recipe.gates import require
+    from hmrcompress.recipe.runner import run_recipe
+    from hmrcompress.recipe.schema import read_recipe
+    from hmrcompress.runtime import pick_dtype, progress_bar
+
+    given = {"batch_size": batch_size, "body": body, "seed": seed}
+    chosen = [f"{name}={value}" for name, value in given.items() if value is not None]
+    line = read_recipe(recipe, [*(overrides or []), *chosen])
+    if limit is not None:
+        line = line.limited(limit)
+    printer = Printer(quiet)
+
+    def stage_done(name: str, seconds: float, reused: bool) -> None:
+        printer.say(f"{name:<8}{'taken over' if reused else f'{seconds:.1f} s'}")
+
+    with progress_bar(quiet=quiet) as progress:
+        result = run_recipe(
+            line,
+            out or Path("runs") / Path(recipe).stem,
+            resume=resume,
+            device=device,
+            dtype=pick_dtype(dtype),
+            progress=progress,
+            stage_done=stage_done,
+        )
+    _report(printer, result.summary)
+    for gate in result.gates:
+        printer.say(f"gate {'held' if gate.passed else 'BROKEN'}: {gate}")
+    printer.say(f"{result.folder}: {', '.join(result.written)}")
+    if json is not None:
+        write_json(json, result.summary)
+    require(result.gates)
+
+
+def _report(printer: Printer, summary: dict[str, Any]) -> None:
+    """What was gained: the table, and one line for what does not fit in it."""
+    from hmrcompress.report.table import caption, stage_table
+
+    if not summary.get("stages") and not summary.get("costs"):
+        return
+    table = stage_table(summary, title=caption(summary))
+    printer.table(table.title, table.columns, table.rows)
+    facts = []
+    if "speedup" in summary:
+        facts.append(f"{summary['speedup']:.2f}x the frames/s")
+    if "macs" in summary:
+        facts.append(f"{summary['macs']['before'] / summary['macs']['after']:.2f}x fewer MACs")
+    if "params" in summary:
+        facts.append(f"{summary['params']['after'] / summary['params']['before']:.0%} of the parameters")
+    if "onnx_max_abs_diff" in summary:
+        facts.append(f"ONNX within {summary['onnx_max_abs_diff']:.0e} of torch, {summary['onnx_joints_mm']:.0e} mm")
+    if facts:
+        printer.say(", ".join(facts))
+    if summary.get("leak"):
+        printer.say("warning: the plan was searched on the data that it is scored on")

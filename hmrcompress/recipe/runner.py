@@ -1,0 +1,122 @@
+"""A recipe from its first stage to its gates. Every stage leaves a record; `resume` repeats none that still holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.atomic import write_json, write_text
+from hmrcompress.io.hashes import sha256_json
+from hmrcompress.recipe.gates import GateResult, check_gates
+from hmrcompress.recipe.schema import Recipe
+from hmrcompress.recipe.stages import OUTPUTS, Line
+from hmrcompress.runtime import Progress, environment, no_progress, record
+
+RECIPE, SUMMARY = "recipe.yaml", "summary.json"
+INPUTS = "inputs_sha256"
+
+StageDone = Callable[[str, float, bool], None]
+"""Told after every stage: its name, the seconds it took, and whether an earlier run's result was taken over."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder, what `summary.json` holds, the gates, and the names of what was written there."""
+
+    folder: Path
+    summary: dict[str, Any]
+    gates: list[GateResult]
+    written: list[str]
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = no_progress,
+    stage_done: StageDone = lambda name, seconds, reused: None,
+) -> RunResult:
+    """Runs the stages of a recipe into the folder `out`. Failed gates are in the result; nothing is raised for them.
+
+    Without `resume` an earlier run in `out` is cleared away; with it, a stage is taken over where its settings, its
+    inputs and the program are the same. Raises UserError, also where `out` holds anything but a run.
+    """
+    folder = Path(out)
+    line = Line(recipe, folder, device=device, dtype=dtype, progress=progress)
+    line.check()
+    _prepare(folder, recipe, resume)
+    figures: dict[str, Any] = {}
+    taken: dict[str, float] = {}
+    key = sha256_json(environment(line.device))
+    for stage in OUTPUTS:
+        settings = getattr(recipe, stage)
+        if settings is None:
+            continue
+        start = time.perf_counter()
+        key = sha256_json([key, stage, settings.model_dump(mode="json"), line.inputs(stage)])
+        found = _earlier(folder, stage, key) if resume else None
+        reused = found is not None
+        if found is None:
+            found = getattr(line, stage)()
+            written = record(stage, found, device=line.device, seed=recipe.seed)
+            write_json(folder / f"{stage}.json", {**written, INPUTS: key})
+        for name, value in found.items():
+            figures[name] = figures[name] | value if isinstance(figures.get(name), dict) else value
+        taken[stage] = round(time.perf_counter() - start, 2)
+        stage_done(stage, taken[stage], reused)
+    return _finish(recipe, folder, figures | {"seconds": taken}, line.device)
+
+
+def _finish(recipe: Recipe, folder: Path, figures: dict[str, Any], device: torch.device) -> RunResult:
+    gates = check_gates(recipe.gates, figures)
+    outcomes = [
+        {"name": gate.name, **gate.gate.model_dump(exclude_none=True), "value": gate.value, "passed": gate.passed}
+        for gate in gates
+    ]
+    whole = {"recipe": recipe.model_dump(mode="json", exclude={"gates"}), **figures, "gates": outcomes}
+    summary = record("run", whole, device=device, seed=recipe.seed)
+    write_json(folder / SUMMARY, summary)
+    names = [name for stage, made in OUTPUTS.items() if getattr(recipe, stage) is not None for name in made]
+    return RunResult(folder, summary, gates, [*names, SUMMARY])
+
+
+def _prepare(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """The folder, with the recipe in it; what an earlier run left goes unless it is to be resumed."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError("is a file, expected the name of a folder", folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
+        raise UserError("the folder holds something else than a run", folder, "Choose another name with -o.")
+    old = [SUMMARY] if resume else [SUMMARY, *(name for made in OUTPUTS.values() for name in made)]
+    old += [] if resume else [f"{stage}.json" for stage in OUTPUTS]
+    for path in (folder / name for name in old):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+
+
+def _earlier(folder: Path, stage: str, key: str) -> dict[str, Any] | None:
+    """The figures of a stage that an earlier run finished with the same inputs, its files being there; else None."""
+    try:
+        found = json.loads((folder / f"{stage}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get(INPUTS) != key:
+        return None
+    if not all((folder / name).exists() for name in OUTPUTS[stage]):
+        return None
+    own = {"schema", "command", "seed", "versions", "device", "cpu", "commit", INPUTS}
+    return {name: value for name, value in found.items() if name not in own}

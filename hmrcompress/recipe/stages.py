@@ -1,0 +1,199 @@
+"""What each stage of a recipe does, in terms of the `hc` functions, and what its result depends on."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmrcompress import api
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet
+from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS
+from hmrcompress.evaluation.timing import time_interleaved
+from hmrcompress.merging.apply import token_counts, with_token_merging
+from hmrcompress.metrics.cost import cost
+from hmrcompress.metrics.pose import network_predict
+from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.network import HMR2, build
+from hmrcompress.plan import TokenSettings
+from hmrcompress.recipe.schema import Recipe
+from hmrcompress.runtime import Progress, dtype_name, pick_device
+from hmrcompress.searching.search import SearchSettings
+
+PLAN, JOURNAL, MODEL, ONNX = "plan.yaml", "search.jsonl", "model", "model.onnx"
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "search": (PLAN, JOURNAL),
+    "merge": (MODEL,),
+    "eval": (),
+    "bench": (),
+    "export": (ONNX, f"{ONNX}.json"),
+}
+"""Stages in the order in which they run, and the files or folders that each leaves beside its record."""
+
+
+class Line:
+    """A recipe's stages over one folder. Every stage returns figures under the keys of `summary.json`."""
+
+    def __init__(self, recipe: Recipe, folder: Path, *, device: str, dtype: torch.dtype, progress: Progress) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.device, self.dtype, self.progress = pick_device(device), dtype, progress
+
+    def check(self) -> None:
+        """Opens what the recipe names and can be opened without work. Raises UserError."""
+        api.open_masks(self.recipe.masks)
+        if self.recipe.eval is not None:
+            api.open_protocol(self.recipe.eval.protocol)
+        if self.recipe.merge is not None and self.recipe.merge.plan is not None:
+            api.open_plan(self.recipe.merge.plan)
+        _ = self.checkpoint, self.body
+
+    def inputs(self, stage: str) -> dict[str, Any]:
+        """What a stage's result depends on beside its settings and the stages before it."""
+        recipe = self.recipe
+        common = {"seed": recipe.seed, "batch_size": recipe.batch_size, "dtype": dtype_name(self.dtype)}
+        common |= {"checkpoint": self.checkpoint.reference.model_dump(), "body": self.body.faces_sha256}
+        if stage == "search":
+            return common | {"data": self.calib.sha256, "frames": len(self.calib)}
+        if stage == "merge":
+            given = recipe.merge.plan if recipe.merge else None
+            return common | {"plan": api.open_plan(given or self.folder / PLAN).to_dict()}
+        return common | {"data": self.test.sha256, "frames": len(self.test), "masks": recipe.masks}
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The network that the recipe starts from."""
+        return api.load(self.recipe.model, seed=self.recipe.seed)
+
+    @cached_property
+    def body(self) -> BodyModel:
+        """The body that errors are measured on."""
+        return api.open_body(self.recipe.body)
+
+    @cached_property
+    def calib(self) -> CropSet:
+        """What the search measures on."""
+        return self._data(self.recipe.data.search, "calib")
+
+    @cached_property
+    def test(self) -> CropSet:
+        """What the figures come from."""
+        return self._data(self.recipe.data.eval, "test")
+
+    @cached_property
+    def compressed(self) -> Checkpoint:
+        """The merged model, or the checkpoint itself where the recipe merges nothing."""
+        return self.checkpoint if self.recipe.merge is None else api.load(self.folder / MODEL)
+
+    def search(self) -> dict[str, Any]:
+        """Writes plan and journal."""
+        given = self.recipe.search
+        assert given is not None
+        settings = SearchSettings(
+            **{name: getattr(given, name) for name in type(given).model_fields},
+            batch_size=self.recipe.batch_size,
+            dtype=self.dtype,
+            seed=self.recipe.seed,
+        )
+        result = api.search(
+            self.checkpoint,
+            self.calib,
+            journal=self.folder / JOURNAL,
+            settings=settings,
+            masks=self.recipe.masks,
+            body=self.body,
+            device=str(self.device),
+            progress=self.progress,
+        )
+        result.plan.write(self.folder / PLAN)
+        return {"search": result.to_json()["search"]}
+
+    def merge(self) -> dict[str, Any]:
+        """Writes the compressed model; counts layers, tokens, parameters and MACs before and after."""
+        given = self.recipe.merge
+        assert given is not None
+        api.merge(self.checkpoint, given.plan or self.folder / PLAN, self.folder / MODEL)
+        before, layers = self.checkpoint.config, self.compressed.config
+        tokens = self.compressed.tokens
+        costs = {BASELINE: _cost(build(before, "meta"), None), MERGED: _cost(build(layers, "meta"), None)}
+        if tokens is not None:
+            costs[MERGED_TOKENS] = _cost(build(layers, "meta"), tokens)
+        last = costs[MERGED_TOKENS if tokens else MERGED]
+        return {"costs": costs} | {
+            name: {"before": costs[BASELINE][name], "after": last[name]}
+            for name in ("layers", "tokens", "params", "macs")
+        }
+
+    def eval(self) -> dict[str, Any]:
+        """Scores mean pose, baseline, merged layers and merged tokens on the same frames."""
+        given = self.recipe.eval
+        assert given is not None
+        result = api.evaluate(
+            self.compressed,
+            self.test,
+            against=None if self.recipe.merge is None else self.checkpoint,
+            masks=self.recipe.masks,
+            protocol=given.protocol,
+            body=self.body,
+            limit=given.limit,
+            batch_size=self.recipe.batch_size,
+            device=str(self.device),
+            dtype=self.dtype,
+            progress=self.progress,
+        )
+        return result.to_json()
+
+    def bench(self) -> dict[str, Any]:
+        """Frames per second of the stages on this machine, in turn."""
+        given = self.recipe.bench
+        assert given is not None
+        networks: dict[str, HMR2] = {BASELINE: self.checkpoint.network}
+        if self.recipe.merge is not None:
+            networks[MERGED] = self.compressed.network
+            if self.compressed.tokens is not None:
+                networks[MERGED_TOKENS] = api.compressed_network(self.compressed)
+        masks = api.open_masks(self.recipe.masks) if MERGED_TOKENS in networks else None
+        batch = next(self.test.batches(self.test.stretches(given.batch_size), given.batch_size, masks))
+        timing = time_interleaved(
+            {
+                name: network_predict(api.on_device(network, self.device), dtype=self.dtype)
+                for name, network in networks.items()
+            },
+            batch.to(self.device),
+            rounds=given.rounds,
+            progress=self.progress,
+        )
+        *_, last = networks
+        by_stage = {name: timing.fps(name) for name in networks}
+        ratios = {name: timing.speedup(name, over=BASELINE) for name in networks}
+        about = {"batch_size": timing.frames, "rounds": given.rounds, "threads": torch.get_num_threads()}
+        figures: dict[str, Any] = {"bench": about | {"fps": by_stage, "speedup": ratios}}
+        if last != BASELINE:
+            figures |= {"fps": {"before": by_stage[BASELINE], "after": by_stage[last]}, "speedup": ratios[last]}
+        return figures
+
+    def export(self) -> dict[str, Any]:
+        """Writes ONNX."""
+        made = api.export_onnx(
+            self.compressed, self.folder / ONNX, data=self.test, masks=self.recipe.masks, body=self.body
+        )
+        return {
+            "onnx_max_abs_diff": made.parity.max_abs_diff,
+            "onnx_joints_mm": made.parity.joints_mm,
+            "onnx_bytes": made.size_bytes,
+        }
+
+    def _data(self, text: str, split: str) -> CropSet:
+        clips = self.recipe.data.clips
+        return api.open_data(text, body=self.body, split=split, clips=clips, progress=self.progress)
+
+
+def _cost(network: HMR2, tokens: TokenSettings | None) -> dict[str, Any]:
+    """{layers, tokens, params, macs, …} of one crop; the network lies on the meta device."""
+    config = network.config
+    rows, columns = config.grid
+    image = torch.empty(1, 3, rows * config.patch, columns * config.patch, device="meta")
+    counted = cost(with_token_merging(network, tokens), image).to_dict()
+    return {"layers": config.depth, "tokens": token_counts(tokens, rows * columns)[-1], **counted}
