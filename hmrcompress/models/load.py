@@ -30,8 +30,9 @@ class Checkpoint:
 
     network: in evaluation mode, float32, weights memory-mapped where the file allows it; it does not merge tokens
     (`merging.apply.with_token_merging(network, checkpoint.tokens)` does). path: the file or folder, None for random
-    weights. stored_dtype: dtype in the file. ignored: keys of the file that inference does not need. plan: the plan
-    that made a compressed model. name: what to call it in figures. body: name of the body it predicts, if known.
+    weights. stored_dtype: dtype in the file. ignored: keys of the file that inference does not need; unknown: keys
+    that nobody knows (only where asked for). plan: the plan that made a compressed model. name: what to call it in
+    figures. body: name of the body it predicts, if known. source: provenance that the file itself records.
     """
 
     network: HMR2
@@ -40,6 +41,7 @@ class Checkpoint:
     path: Path | None = None
     stored_dtype: str = "float32"
     ignored: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     plan: Plan | None = None
     body: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +82,7 @@ def load_checkpoint(
     head_heads: int | None = None,
     iterations: int | None = None,
     verify: bool = True,
+    strict: bool = True,
 ) -> Checkpoint:
     """Opens a checkpoint file or a compressed-model folder on the CPU, memory-mapped.
 
@@ -87,7 +90,7 @@ def load_checkpoint(
     hmrcompress wrote (config.json, the header of a converted file), else from the configuration pickled in the file or
     a model_config.yaml beside it or one folder above, else 16 at dim 1280, 8 x 64 at head width 1024, and 1. Half
     precision is widened to float32. Raises UserError where the file is missing, damaged, of no known family, or has
-    keys missing or left over.
+    keys missing or left over (without `strict` those left over are listed in `unknown` instead).
     """
     path = Path(path)
     if path.is_dir():
@@ -107,7 +110,9 @@ def load_checkpoint(
             iterations=iterations or _positive(head, "IEF_ITERS") or 1,
             where=path,
         )
-    network, dtype = _network(config, state, path)
+    expected = build(config, "meta").state_dict()
+    unknown = () if strict else tuple(name for name in state if name not in expected)
+    network, dtype = _network(config, {name: state[name] for name in state if name not in unknown}, path)
     return Checkpoint(
         network=network,
         family=kind.name,
@@ -115,6 +120,7 @@ def load_checkpoint(
         path=path,
         stored_dtype=dtype,
         ignored=ignored,
+        unknown=unknown,
         source={} if written is None else written.get("source", {}),
     )
 

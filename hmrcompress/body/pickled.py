@@ -1,0 +1,70 @@
+"""Body files of any make to npz in SMPL's layout, which `load_body` reads; pickles are read without executing them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmrcompress.body.files import load_body
+from hmrcompress.errors import UserError
+from hmrcompress.io.array_pickles import read_arrays
+from hmrcompress.io.atomic import atomic_file, write_json
+from hmrcompress.io.hashes import sha256_file
+
+KEYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
+
+
+@dataclass(frozen=True)
+class ConvertedBody:
+    """The files that were written, and what the JSON says."""
+
+    path: Path
+    record_path: Path
+    record: dict[str, Any]
+
+
+def convert_body(path: Path | str, out: Path | str) -> ConvertedBody:
+    """Writes OUT.npz, which holds what a body model needs of `path` (.pkl or .npz), and OUT.json.
+
+    The result is loaded once, so that what is written is known to be a body. Raises UserError where `path` is
+    missing, damaged, asks for code, or is no body, and for an `out` that does not end in .npz.
+    """
+    path, out = Path(path), Path(out)
+    if out.suffix not in ("", ".npz"):
+        raise UserError(f"got a name ending in {out.suffix!r}, expected .npz", out)
+    target = out.with_suffix(".npz")
+    if target.exists() and path.exists() and target.samefile(path):
+        raise UserError("is the file to be converted", target, "Choose another name")
+    arrays = _of_npz(path) if path.suffix == ".npz" else _of_pickle(path)
+    with atomic_file(target) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        try:
+            body = load_body(temporary)
+        except UserError as error:
+            raise UserError(error.what, error.where.replace(str(temporary), str(path)), error.remedy) from error
+    record = {
+        "schema": 1,
+        "body": {"name": body.name, "faces_sha256": body.faces_sha256},
+        "vertices": body.num_vertices,
+        "joints": body.num_joints,
+        "source": {"name": path.name, "sha256": sha256_file(path)},
+        "sha256": sha256_file(target),
+    }
+    record_path = target.with_suffix(".json")
+    write_json(record_path, record)
+    return ConvertedBody(target, record_path, record)
+
+
+def _of_pickle(path: Path) -> dict[str, np.ndarray]:
+    arrays = read_arrays(path)
+    found = {key: np.asarray(arrays[key]) for key in KEYS if key in arrays}
+    return found | {"name": np.array(path.stem)}
+
+
+def _of_npz(path: Path) -> dict[str, np.ndarray]:
+    load_body(path)
+    with np.load(path, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files if archive[key].dtype != object}

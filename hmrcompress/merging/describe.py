@@ -1,0 +1,52 @@
+"""What a model is, in figures that need no data: sizes, layers, tokens, parameters, multiply-accumulates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hmrcompress.merging.apply import token_counts, with_token_merging
+from hmrcompress.metrics.cost import Cost, cost
+from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.network import NetworkConfig, build
+from hmrcompress.plan import TokenSettings
+
+
+def network_cost(config: NetworkConfig, tokens: TokenSettings | None = None) -> Cost:
+    """Cost of one crop with a network of these sizes, counted on the meta device."""
+    network = with_token_merging(build(config, "meta").eval(), tokens)
+    height, width = (config.patch * side for side in config.grid)
+    mask = torch.empty(1, *config.grid, dtype=torch.bool, device="meta")
+    return cost(network, torch.empty(1, 3, height, width, device="meta"), mask)
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Plain values for JSON. `before` is the network that the plan was made for, `after` the model as it is.
+
+    {model, family, sha256, dtype, network: sizes, layers, params, macs (as the paper counts), macs_with_attention:
+    {before, after} each, tokens: {by_layer, per merge settings}, groups, ignored_keys, unknown_keys}; hashing a large
+    file takes seconds.
+    """
+    config, plan = checkpoint.config, checkpoint.plan
+    layers = config.depth if plan is None else plan.checkpoint.layers
+    before, after = network_cost(replace(config, depth=layers)), network_cost(config, checkpoint.tokens)
+    rows, columns = config.grid
+    settings = {} if checkpoint.tokens is None else checkpoint.tokens.model_dump(mode="json")
+    return {
+        "model": checkpoint.name,
+        "family": checkpoint.family,
+        "sha256": checkpoint.sha256,
+        "dtype": checkpoint.stored_dtype,
+        "network": config.to_dict(),
+        "layers": {"before": layers, "after": config.depth},
+        "tokens": {"by_layer": list(token_counts(checkpoint.tokens, rows * columns)), **settings},
+        "params": {"before": before.parameters, "after": after.parameters},
+        "macs": {"before": before.macs, "after": after.macs},
+        "macs_with_attention": {"before": before.macs_with_attention, "after": after.macs_with_attention},
+        "macs_of_merging": after.other_macs,
+        "groups": [list(group) for group in plan.groups] if plan else [[layer] for layer in range(layers)],
+        "ignored_keys": list(checkpoint.ignored),
+        "unknown_keys": list(checkpoint.unknown),
+    }
