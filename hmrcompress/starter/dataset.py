@@ -1,0 +1,139 @@
+"""The evaluation splits of the starter world as sets of crops, rendered on demand and cached."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet, write_crops
+from hmrcompress.motion import procedural
+from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
+from hmrcompress.render.scene import Crop, Surface, View, render_crop
+from hmrcompress.runtime import Progress, no_progress
+from hmrcompress.starter.world import CLIP_FRAMES, FPS, VERSION, Clip, Split, make_clip, split_named
+
+SIZE = (CROP_HEIGHT, CROP_WIDTH)
+POSED_AT_ONCE = 27
+"""Frames whose meshes are in memory together (2.2 MB each in the body model's intermediate results)."""
+
+
+def cache_home() -> Path:
+    """Where rendered sets are kept: $HMRCOMPRESS_HOME, by default ~/.cache/hmrcompress."""
+    return Path(os.environ.get("HMRCOMPRESS_HOME") or Path.home() / ".cache" / "hmrcompress")
+
+
+def surface_of(body: BodyModel) -> Surface:
+    """What the renderer needs to know of a body."""
+    return Surface(
+        faces=np.ascontiguousarray(body.faces, np.int32),
+        template=np.ascontiguousarray(body.v_template.numpy(), np.float32),
+        part=body.weights.argmax(dim=1).to(torch.int32).numpy(),
+        joints=np.ascontiguousarray(body.joint_template.numpy(), np.float32),
+    )
+
+
+def camera_vertices(body: BodyModel, params: BodyParams, transl: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Vertices (T,V,3) in the camera frame, with the root joint at transl (T,3) metres."""
+    with torch.no_grad():
+        posed = body(params)
+    return (posed.vertices - posed.joints[:, :1]).numpy() + transl[:, None].astype(np.float32)
+
+
+def render_clip(clip: Clip, body: BodyModel, surface: Surface) -> Iterator[tuple[Crop, float]]:
+    """Every frame of a clip in order, with the share of the person that an occluder or the crop's edge hides.
+
+    The share beyond the edge is counted in vertices, that behind occluders in pixels.
+    """
+    place, params = clip.placement, clip.params
+    for start in range(0, len(clip.poses), POSED_AT_ONCE):
+        part = slice(start, start + POSED_AT_ONCE)
+        chunk = BodyParams(params.global_orient[part], params.body_pose[part], params.betas[part])
+        meshes = camera_vertices(body, chunk, place.transl[part])
+        for offset, vertices in enumerate(meshes):
+            t = start + offset
+            view = View(float(place.focal[t]), (float(place.centre[t, 0]), float(place.centre[t, 1])), SIZE)
+            shift = tuple((place.centre[0] - place.centre[t]) / CROP_HEIGHT)
+            crop = render_crop(vertices, surface, view, clip.appearance, clip.surroundings, frame=t, shift=shift)
+            yield crop, hidden_share(crop, vertices, view)
+
+
+def hidden_share(crop: Crop, vertices: NDArray[np.float32], view: View) -> float:
+    """Share of the person that cannot be seen, in [0, 1]."""
+    points = view.focal * vertices[:, :2] / np.maximum(vertices[:, 2:], 0.05) + np.asarray(view.centre)
+    inside = ((points >= 0) & (points < (view.size[1], view.size[0]))).all(axis=1).mean()
+    silhouette = int(crop.silhouette.sum())
+    return float(1 - inside * (int(crop.person.sum()) / silhouette if silhouette else 0.0))
+
+
+def open_split(
+    name: str, body: BodyModel, *, home: Path | None = None, clips: int | None = None, progress: Progress = no_progress
+) -> CropSet:
+    """A split of the starter world as crops (see `CropSet`), rendered at the first call and then read from the cache.
+
+    clips limits the number of clips (the first ones). Raises UserError for an unknown split.
+    """
+    split = split_named(name)
+    count = split.clips if clips is None else min(clips, split.clips)
+    label = name if count == split.clips else f"{name}-{count}"
+    folder = (home or cache_home()) / "starter" / f"v{VERSION}-{body.faces_sha256[:8]}" / label
+    if not (folder / "meta.json").is_file():
+        _render_split(split, count, body, folder, progress)
+    return CropSet.open(folder)
+
+
+def _render_split(split: Split, count: int, body: BodyModel, folder: Path, progress: Progress) -> None:
+    surface = surface_of(body)
+    made = [make_clip(split, index, body) for index in range(count)]
+    frames = CLIP_FRAMES
+    images = np.empty((count * frames, *SIZE, 3), np.uint8)
+    masks = np.empty((count * frames, CROP_HEIGHT, CROP_WIDTH // 8), np.uint8)
+    hidden = np.empty(count * frames, np.float32)
+
+    def work(index: int) -> None:
+        for t, (crop, share) in enumerate(render_clip(made[index], body, surface)):
+            row = index * frames + t
+            images[row], masks[row], hidden[row] = crop.image, np.packbits(crop.person, axis=-1), share
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for done, _ in enumerate(pool.map(work, range(count)), start=1):
+            progress(f"rendering starter:{split.name}", done, count)
+    kinds = list(procedural.KINDS)
+    arrays = {
+        "images": images,
+        "masks": masks,
+        "poses": np.concatenate([clip.poses for clip in made]),
+        "betas": np.repeat(np.stack([clip.betas for clip in made]), frames, axis=0),
+        "transl": np.concatenate([clip.placement.transl for clip in made]).astype(np.float32),
+        "focal": np.concatenate([clip.placement.focal for clip in made]).astype(np.float32),
+        "occluded": hidden,
+        "kind": np.repeat(np.array([kinds.index(clip.kind) for clip in made], np.int16), frames),
+        "clip": np.repeat(np.arange(count, dtype=np.int32), frames),
+        "frame": np.tile(np.arange(frames, dtype=np.int32), count),
+    }
+    meta = {
+        "schema": 1,
+        "name": "starter",
+        "split": split.name,
+        "fps": FPS,
+        "sha256": definition_sha256(made, body),
+        "body": {"name": body.name, "faces_sha256": body.faces_sha256},
+        "kinds": kinds,
+        "version": VERSION,
+    }
+    write_crops(folder, arrays, meta)
+
+
+def definition_sha256(clips: list[Clip], body: BodyModel) -> str:
+    """Hash of what the clips are (quantised parameters, see `Clip.digest`), not of their pixels."""
+    hasher = hashlib.sha256(f"starter world {VERSION} {body.faces_sha256}".encode())
+    for clip in clips:
+        hasher.update(clip.digest())
+    return hasher.hexdigest()

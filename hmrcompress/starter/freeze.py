@@ -1,0 +1,120 @@
+"""From a training state to the network that is shipped: fp16 weights, the log, and a card with measured figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmrcompress.body.files import starter_body
+from hmrcompress.evaluation.evaluate import evaluate, stages_of
+from hmrcompress.models.folder import as_half, write_model_folder
+from hmrcompress.models.network import HMR2, NetworkConfig, from_state
+from hmrcompress.runtime import Progress, environment, no_progress
+from hmrcompress.starter.dataset import open_split
+from hmrcompress.starter.recipe import Recipe
+from hmrcompress.starter.train import LOG_FILE, STATE_FILE
+
+SHIPPED_LOG = "training_log.jsonl"
+
+
+def averaged_state(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The network's state dict with the moving average in place of its parameters (buffers stay)."""
+    config = NetworkConfig.from_dict(state["config"])
+    network = from_state(config, state["network"])
+    result = dict(state["network"])
+    # The average holds the network's parameters first, then those of the dense read-out.
+    for (name, _), value in zip(network.named_parameters(), state["average"], strict=False):
+        result[name] = value
+    return result
+
+
+def freeze(folder: Path, out: Path, recipe: Recipe, command: str = "", progress: Progress = no_progress) -> Path:
+    """Write the network trained in `folder` to `out`, scored on starter:test with the weights as they are stored."""
+    state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+    half = as_half(averaged_state(state))
+    config = NetworkConfig.from_dict(state["config"])
+    body = starter_body()
+    network: HMR2 = from_state(config, {name: tensor.float() for name, tensor in half.items()})
+    crops = open_split("test", body, progress=progress)
+    scores = {
+        n: s.to_json()
+        for n, s in evaluate(stages_of(network, None), crops, body=body, progress=progress).stages.items()
+    }
+    records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+    provenance = {
+        "command": command or "hmrcompress starter train",
+        "seed": state["seed"],
+        "images": state["seen"],
+        "minutes": round(training_minutes(records), 1),
+        "environment": environment(),
+        "log": SHIPPED_LOG,
+    }
+    card = network_card(config, provenance, scores, records, sum(t.numel() for t in half.values()))
+    write_model_folder(out, half, config, provenance=provenance, body=body.name, card=card)
+    shutil.copyfile(folder / LOG_FILE, out / SHIPPED_LOG)
+    return out
+
+
+def training_minutes(records: list[dict[str, Any]]) -> float:
+    """Minutes over all runs of a log (the clock of each run starts at zero)."""
+    total = last = 0.0
+    for record in records:
+        if record["minutes"] < last:
+            total += last
+        last = record["minutes"]
+    return total + last
+
+
+def network_card(
+    config: NetworkConfig,
+    provenance: dict[str, Any],
+    scores: dict[str, dict[str, Any]],
+    records: list[dict[str, Any]],
+    parameters: int,
+) -> str:
+    """README.md of the shipped network."""
+    machine = provenance["environment"]
+    lines = [
+        "# The starter network",
+        "",
+        "A small HMR2.0-architecture network trained from scratch on the open starter world. It is a test bench for",
+        "compression, not a pose estimator for photographs: it has only ever seen rendered people.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| backbone | {config.depth} layers, dim {config.dim}, {config.num_heads} heads, 192 tokens |",
+        f"| parameters | {parameters:,} (stored as float16) |",
+        f"| command | `{provenance['command']}` |",
+        f"| seed | {provenance['seed']} |",
+        f"| images seen | {provenance['images']:,} |",
+        f"| training time | {provenance['minutes']} minutes on {machine['cpu']} ({machine['device']}) |",
+        f"| log | `{provenance['log']}` |",
+        "",
+        "Scores on `starter:test`, printed by `hmrcompress eval starter --data starter:test`:",
+        "",
+        "| | MPJPE mm | PA-MPJPE mm | PVE mm | Accel mm/frame² | frames | protocol |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, label in (("mean_pose", "mean pose"), ("baseline", "this network")):
+        row = scores[name]
+        lines.append(
+            f"| {label} | {row['mpjpe_mm']:.1f} | {row['pa_mpjpe_mm']:.1f} | {row['pve_mm']:.1f} |"
+            f" {row['accel_mm_per_frame2']:.1f} | {row['n_frames']} | {row['protocol']} |"
+        )
+    lines += [
+        "",
+        "The mean pose is the best constant guess (least MPJPE on training clips), not a person facing the camera.",
+        "",
+        "Learning curve (a sample of `starter:val`, averaged weights; 128 x 96 pixels until the last stage):",
+        "",
+        "| images | MPJPE mm | PA-MPJPE mm |",
+        "|---|---|---|",
+    ]
+    for record in records:
+        if "val" in record:
+            lines.append(f"| {record['seen']:,} | {record['val']['mpjpe_mm']} | {record['val']['pa_mpjpe_mm']} |")
+    return "\n".join([*lines, ""])

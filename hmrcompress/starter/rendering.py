@@ -1,0 +1,142 @@
+"""Rendering of training shards in the background, a few ahead of the training that reads them."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import time
+from collections.abc import Sequence
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmrcompress.body.files import starter_body
+from hmrcompress.errors import UserError
+from hmrcompress.motion.amass import load_amass_segments
+from hmrcompress.motion.clip import Motion
+from hmrcompress.starter.dataset import surface_of
+from hmrcompress.starter.recipe import Recipe
+from hmrcompress.starter.shards import ShardSettings, make_shard, read_shard, shard_path, write_shard
+
+STAGE_STRIDE = 10_000
+"""Shards of stage s are numbered from s * STAGE_STRIDE, so that stages never share crops."""
+POLL_SECONDS = 0.2
+HELD_OUT = ("02_06", "02_10", "01_06", "01_11", "03_04", "11_01", "amp_humanoid_dance")
+"""Motion-capture clips that training never sees; they are the split `test-mocap`."""
+
+
+def shard_range(recipe: Recipe, stage: int, within: int) -> tuple[int, int]:
+    """(first, newest) shard number that a batch may draw from after `within` crops of a stage."""
+    newest = 1 + int(within / (recipe.reuse * recipe.shard_crops))
+    return max(0, newest - recipe.window + 1), newest
+
+
+def schedule(recipe: Recipe, seen: int = 0) -> list[tuple[int, int]]:
+    """(stage, number) of every shard still wanted after `seen` crops, in the order of first use."""
+    current, within = recipe.at(seen)
+    wanted = []
+    for number, stage in enumerate(recipe.stages[current:], start=current):
+        first = shard_range(recipe, number, within)[0] if number == current else 0
+        last = shard_range(recipe, number, stage.images - 1)[1]
+        wanted += [(number, index) for index in range(first, last + 1)]
+    return wanted
+
+
+def settings_of(recipe: Recipe, stage: int, captured: bool) -> ShardSettings:
+    """How the crops of a stage are rendered."""
+    chosen = recipe.stages[stage]
+    mocap = recipe.mocap if captured else 0.0
+    return ShardSettings(chosen.size, recipe.shard_crops, chosen.difficulty, mocap)
+
+
+def load_captured(folder: Path | None) -> list[Motion]:
+    """Motion capture for training: every AMASS-layout .npz below a folder except the held-out clips.
+
+    Raises UserError when the folder holds none.
+    """
+    if folder is None:
+        return []
+    files = [file for file in sorted(folder.rglob("*.npz")) if file.stem not in HELD_OUT]
+    if not files:
+        raise UserError("there is no .npz file below this folder", folder, "Give --motions amass:DIR an AMASS folder")
+    return [motion for file in files for motion in load_amass_segments(file)]
+
+
+def _render(
+    folder: str,
+    seed: int,
+    recipe: Recipe,
+    motions: str | None,
+    wanted: list[tuple[int, tuple[int, int]]],
+    used: Any,
+    ahead: int,
+) -> None:
+    os.nice(5)
+    torch.set_num_threads(1)
+    body = starter_body()
+    surface = surface_of(body)
+    captured: Sequence[Motion] = load_captured(None if motions is None else Path(motions))
+    for place, (stage, index) in wanted:
+        while place > used.value + ahead:
+            time.sleep(POLL_SECONDS)
+        settings = settings_of(recipe, stage, bool(captured))
+        path = shard_path(Path(folder), stage * STAGE_STRIDE + index, settings)
+        if not path.exists():
+            write_shard(path, make_shard(seed, stage * STAGE_STRIDE + index, body, surface, captured, settings))
+
+
+class ShardSource:
+    """Background processes that render the shards of a run, and the way to read them.
+
+    Shards lie in `folder`; those that the run is done with are deleted as `advance` is called.
+    """
+
+    def __init__(
+        self, folder: Path, seed: int, recipe: Recipe, motions: Path | None, *, seen: int, workers: int, ahead: int = 4
+    ) -> None:
+        self.folder, self.recipe, self.captured = folder, recipe, motions is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.wanted = schedule(recipe, seen)
+        self.place = {shard: place for place, shard in enumerate(self.wanted)}
+        context = mp.get_context("spawn")
+        self.used = context.Value("q", 0)
+        self.processes: list[SpawnProcess] = []
+        numbered = list(enumerate(self.wanted))
+        for worker in range(workers):
+            part = numbered[worker::workers]
+            arguments = (str(folder), seed, recipe, None if motions is None else str(motions), part, self.used, ahead)
+            process = context.Process(target=_render, args=arguments, daemon=True)
+            process.start()
+            self.processes.append(process)
+
+    def path(self, stage: int, index: int) -> Path:
+        """The file of a shard."""
+        settings = settings_of(self.recipe, stage, self.captured)
+        return shard_path(self.folder, stage * STAGE_STRIDE + index, settings)
+
+    def advance(self, stage: int, newest: int) -> None:
+        """Tell the renderers how far training has come."""
+        self.used.value = max(self.used.value, self.place.get((stage, newest), 0))
+        for old in range(newest - self.recipe.window - 1, max(-1, newest - self.recipe.window - 4), -1):
+            if old >= 0:
+                self.path(stage, old).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Stop the renderers."""
+        for process in self.processes:
+            process.terminate()
+            process.join()
+
+
+def wait_for_shard(path: Path, alive: Any = None) -> dict[str, Any]:
+    """Read a shard, waiting for a renderer to finish it. Raises UserError when no renderer is alive any more.
+
+    alive() says whether one is (default: assume so).
+    """
+    while not path.exists():
+        if alive is not None and not alive():
+            raise UserError("the renderer of training crops has died", path, "Run again with --debug")
+        time.sleep(POLL_SECONDS)
+    return read_shard(path)

@@ -1,0 +1,285 @@
+"""Training of the starter network: resumable, seeded, on one or several processes, needing little more than torch."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing as mp
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hmrcompress.body.files import starter_body
+from hmrcompress.errors import UserError
+from hmrcompress.models.network import HMR2, build
+from hmrcompress.runtime import Progress, no_progress
+from hmrcompress.starter.batches import Pool, to_tensors
+from hmrcompress.starter.losses import DenseReadout
+from hmrcompress.starter.recipe import Recipe
+from hmrcompress.starter.rendering import (
+    STAGE_STRIDE,
+    ShardSource,
+    settings_of,
+    shard_path,
+    shard_range,
+    wait_for_shard,
+)
+from hmrcompress.starter.step import follow, losses_of, share_gradients
+from hmrcompress.starter.validate import Validator, mean_state
+
+STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
+SAVE_SECONDS = 120.0
+CHECK_STEPS = 10
+AVERAGE_STEPS = 4
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Where and how to train. processes: data-parallel processes on this machine; workers: renderers of crops;
+    max_minutes ends this run early (a later one resumes); validate_every in crops."""
+
+    out: Path
+    seed: int = 0
+    device: str = "cpu"
+    processes: int = 1
+    workers: int = 1
+    max_minutes: float | None = None
+    motions: Path | None = None
+    validate_every: int = 20_000
+
+
+def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progress) -> dict[str, Any]:
+    """Train, or go on training, in options.out. Returns the last validation record.
+
+    The folder then holds state.pt (everything to resume), log.jsonl, and the shards in use.
+    """
+    options.out.mkdir(parents=True, exist_ok=True)
+    seen = _seen(options.out / STATE_FILE)
+    source = ShardSource(
+        options.out / "shards", options.seed, recipe, options.motions, seen=seen, workers=options.workers
+    )
+    meeting = options.out / f"meeting-{os.getpid()}"
+    context = mp.get_context("spawn")
+    helpers = [
+        context.Process(target=_run, args=(recipe, options, rank, str(meeting)), daemon=True)
+        for rank in range(1, options.processes)
+    ]
+    for helper in helpers:
+        helper.start()
+    try:
+        return _run(recipe, options, 0, str(meeting), source, progress)
+    finally:
+        source.close()
+        for helper in helpers:
+            helper.join(timeout=20)
+            helper.terminate()
+        meeting.unlink(missing_ok=True)
+
+
+def _seen(state: Path) -> int:
+    return int(torch.load(state, weights_only=True, mmap=True)["seen"]) if state.exists() else 0
+
+
+class Trainer:
+    """The state of one process: network, dense read-out, optimiser, moving average, and how many crops were seen."""
+
+    def __init__(self, recipe: Recipe, options: TrainOptions, rank: int) -> None:
+        self.recipe, self.options, self.rank = recipe, options, rank
+        self.device = torch.device(
+            options.device if options.processes == 1 or options.device == "cpu" else f"cuda:{rank}"
+        )
+        torch.manual_seed(options.seed)
+        self.body = starter_body().to(self.device)
+        self.network: HMR2 = build(recipe.config, seed=options.seed)
+        self.network.load_state_dict(mean_state(), strict=False)  # the mean parameters alone
+        self.network.to(self.device).train()
+        self.dense = DenseReadout(recipe.config.dim).to(self.device)
+        self.parameters = [*self.network.parameters(), *self.dense.parameters()]
+        self.average: list[Tensor] = [p.detach().clone() for p in self.parameters]
+        groups = []
+        for module, backbone in ((self.network.backbone, True), (self.network.smpl_head, False), (self.dense, False)):
+            for decay in (True, False):
+                chosen = [p for p in module.parameters() if (p.ndim > 1) == decay]
+                weight_decay = recipe.weight_decay if decay else 0.0
+                groups.append({"params": chosen, "weight_decay": weight_decay, "backbone": backbone})
+        self.optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+        self.seen = 0
+
+    def step(self, pool: Pool) -> dict[str, Tensor]:
+        """One optimisation step; returns the parts of the loss."""
+        recipe = self.recipe
+        number, _ = recipe.at(self.seen)
+        stage = recipe.stages[number]
+        rate = recipe.rate(self.seen)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * (stage.backbone_rate if group["backbone"] else 1.0)
+        share = recipe.batch // self.options.processes
+        crops, rng = pool.draw(self.seen, share, self.rank)
+        images, target = to_tensors(crops, rng)
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        images, target = images.to(self.device), _moved(target, self.device)
+        loss, parts = losses_of(
+            self.network, self.dense, self.body, images, target, stage, recipe.layer_drop, generator
+        )
+        loss.backward()
+        share_gradients(self.parameters)
+        nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.seen += share * self.options.processes
+        if self.seen // recipe.batch % AVERAGE_STEPS == 0:
+            # Early on the average spans a twentieth of what was seen, so that it forgets the random start.
+            decay = min(recipe.ema, 1 - 20 * recipe.batch / (self.seen + 20 * recipe.batch))
+            follow(self.average, self.parameters, decay**AVERAGE_STEPS)
+        return parts
+
+    def averaged(self) -> HMR2:
+        """The network with the moving average of its weights, in evaluation mode."""
+        network = build(self.recipe.config, seed=self.options.seed)
+        state = dict(self.network.state_dict())
+        state |= {name: value for (name, _), value in zip(self.network.named_parameters(), self.average, strict=False)}
+        network.load_state_dict(state)
+        return network.to(self.device).eval()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a later run needs."""
+        return {
+            "seen": self.seen,
+            "seed": self.options.seed,
+            "config": self.recipe.config.to_dict(),
+            "network": self.network.state_dict(),
+            "dense": self.dense.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def load(self, path: Path) -> None:
+        """Take up the state of an earlier run. Raises UserError if it was another network or seed."""
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        if state["config"] != self.recipe.config.to_dict() or state["seed"] != self.options.seed:
+            raise UserError("made with another network or seed", path, "Choose another --out, or the same settings")
+        self.network.load_state_dict(state["network"])
+        self.dense.load_state_dict(state["dense"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average = [tensor.to(self.device) for tensor in state["average"]]
+        self.seen = state["seen"]
+
+
+def _moved(target: Any, device: torch.device) -> Any:
+    if device.type == "cpu":
+        return target
+    return type(target)(**{name: value.to(device, non_blocking=True) for name, value in vars(target).items()})
+
+
+def _run(
+    recipe: Recipe,
+    options: TrainOptions,
+    rank: int,
+    meeting: str,
+    source: ShardSource | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    if options.processes > 1:
+        if options.device == "cpu":
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.processes))
+        backend = "gloo" if options.device == "cpu" else "nccl"
+        dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=options.processes)
+    trainer = Trainer(recipe, options, rank)
+    if (options.out / STATE_FILE).exists():
+        trainer.load(options.out / STATE_FILE)
+    captured = options.motions is not None
+    validator = Validator(trainer.body, trainer.device) if rank == 0 else None
+    log = Log(options.out / LOG_FILE) if rank == 0 else None
+    started = saved = time.monotonic()
+    last: dict[str, Any] = {}
+    pool: Pool | None = None
+    stage_now = -1
+    while trainer.seen < recipe.images:
+        number, within = recipe.at(trainer.seen)
+        if number != stage_now:
+            stage_now, before = number, trainer.seen - within
+            settings = settings_of(recipe, number, captured)
+            pool = Pool(
+                lambda index, settings=settings, number=number: wait_for_shard(  # type: ignore[misc]
+                    shard_path(options.out / "shards", number * STAGE_STRIDE + index, settings)
+                ),
+                lambda seen, number=number, before=before: shard_range(recipe, number, seen - before)[1],  # type: ignore[misc]
+                recipe.window,
+                options.seed,
+            )
+        if source is not None:
+            source.advance(number, shard_range(recipe, number, within)[1])
+        assert pool is not None
+        parts = trainer.step(pool)
+        step = trainer.seen // recipe.batch
+        minutes = (time.monotonic() - started) / 60
+        if log is not None and step % 50 == 0:
+            log.losses(trainer.seen, recipe.stages[number].name, parts, recipe.rate(trainer.seen - 1), minutes)
+            progress(f"training ({recipe.stages[number].name})", trainer.seen, recipe.images)
+        if validator is not None and log is not None and crossed(trainer.seen, recipe.batch, options.validate_every):
+            if recipe.stages[number].head:
+                last = log.validation(trainer.seen, validator(trainer.averaged(), recipe.stages[number].size), minutes)
+        if rank == 0 and time.monotonic() - saved > SAVE_SECONDS:
+            save_state(trainer.state(), options.out / STATE_FILE)
+            saved = time.monotonic()
+        if step % CHECK_STEPS == 0 and _stop(options.max_minutes is not None and minutes > options.max_minutes):
+            break
+    if rank == 0 and validator is not None and log is not None:
+        save_state(trainer.state(), options.out / STATE_FILE)
+        number = min(recipe.at(trainer.seen)[0], len(recipe.stages) - 1)
+        minutes = (time.monotonic() - started) / 60
+        last = log.validation(trainer.seen, validator(trainer.averaged(), recipe.stages[number].size), minutes)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    return last
+
+
+def crossed(seen: int, batch: int, every: int) -> bool:
+    """Whether the last batch passed a multiple of `every`."""
+    return seen // every != (seen - batch) // every
+
+
+def _stop(wish: bool) -> bool:
+    """Whether any process wishes to stop; all processes get the same answer."""
+    if not dist.is_initialized():
+        return wish
+    flag = torch.tensor([float(wish)])
+    if dist.get_backend() == "nccl":
+        flag = flag.cuda()
+    dist.all_reduce(flag)
+    return bool(flag.item() > 0)
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a training state under a temporary name and rename it."""
+    partial = path.with_suffix(".part")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+class Log:
+    """JSON lines, one a record; appended to by every run in the same folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Append a record."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
+
+    def losses(self, seen: int, stage: str, parts: dict[str, Tensor], rate: float, minutes: float) -> None:
+        """Record the parts of a step's loss."""
+        values = {name: round(float(value.detach()), 4) for name, value in parts.items()}
+        self.write({"seen": seen, "stage": stage, "minutes": round(minutes, 2), "rate": round(rate, 6), "loss": values})
+
+    def validation(self, seen: int, figures: dict[str, float], minutes: float) -> dict[str, Any]:
+        """Record the figures of a validation."""
+        return self.write({"seen": seen, "minutes": round(minutes, 2), "val": figures})
