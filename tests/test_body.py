@@ -103,6 +103,34 @@ def test_joints_are_those_of_the_full_model(body_file: Path) -> None:
     torch.testing.assert_close(body.joints(params), body(params).joints, rtol=0, atol=1e-14)
 
 
+def test_any_tree_in_any_order() -> None:
+    """Joints numbered limb by limb, against the textbook chain of 4x4 transforms."""
+    parents = (-1, 0, 1, 2, 0, 4, 1)
+    rng = np.random.default_rng(0)
+    template, betas = rng.normal(size=(len(parents), 3)), torch.zeros(2, 10, dtype=torch.float64)
+    body = BodyModel(
+        name="tree",
+        faces=np.asarray([[0, 1, 2]]),
+        v_template=template,
+        shapedirs=np.zeros((len(parents), 3, 10)),
+        joint_regressor=np.eye(len(parents)),
+        weights=np.eye(len(parents)),
+        parents=parents,
+        dtype=torch.float64,
+    )
+    rotations = axis_angle_to_matrix(torch.tensor(rng.normal(size=(2, len(parents), 3))))
+    output = body(BodyParams(rotations[:, :1], rotations[:, 1:], betas))
+    for row in range(2):
+        world: list[np.ndarray] = []
+        for joint, parent in enumerate(parents):
+            local = np.eye(4)
+            local[:3, :3] = rotations[row, joint].numpy()
+            local[:3, 3] = template[joint] - (template[parent] if joint else 0)
+            world.append(world[parent] @ local if joint else local)
+        np.testing.assert_allclose(output.joints[row].numpy(), np.stack(world)[:, :3, 3], atol=1e-12)
+    torch.testing.assert_close(output.vertices, output.joints)
+
+
 def test_folded_joints_are_the_regressed_ones(body_file: Path) -> None:
     body, betas = load_body(body_file, dtype=torch.float64), poses("half turns")[1]
     vertices, joints = body.rest(betas)

@@ -118,8 +118,11 @@ class _HalfMesh:
         if len(shared) != (1 if rim else 2):
             return False
         opposite = {v for index in shared for v in self.faces[index] or ()} - {gone, stays}
-        if self._neighbours(gone) & self._neighbours(stays) != opposite:
+        theirs, ours = self._neighbours(gone), self._neighbours(stays)
+        if theirs & ours != opposite:
             return False
+        if not rim and self.seam[stays] and any(self.seam[v] for v in theirs - ours - {stays}):
+            return False  # an edge across the half between two seam vertices would double when mirrored
         if any(len(self.around[v]) <= (2 if self.seam[v] else 3) for v in opposite):
             return False
         for index in self.around[gone] - shared:
