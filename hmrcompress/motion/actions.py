@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hmrcompress.motion import postures
 from hmrcompress.motion.arrays import Array
-from hmrcompress.motion.controls import INDEX, LEG_COLUMNS, WIDTH, add, posture, still
-from hmrcompress.motion.curves import bump, ease, keyed, phase, wander
+from hmrcompress.motion.controls import BOTH_ARMS, INDEX, LEG_COLUMNS, WIDTH, add, posture, still
+from hmrcompress.motion.curves import bump, keyed, phase, wander
 from hmrcompress.motion.gestures import moments
 from hmrcompress.motion.style import Style
 
@@ -23,7 +25,7 @@ def _with_arms(rng: Rng, row: Array, style: Style, *names: str) -> Array:
     name = str(rng.choice(names))
     drawn = style.rest() if name == "rest" else postures.arms(rng, name)
     out = row.copy()
-    out[postures.BOTH_ARMS] = drawn[postures.BOTH_ARMS]
+    out[BOTH_ARMS] = drawn[BOTH_ARMS]
     return out
 
 
@@ -57,7 +59,8 @@ def bounce(rng: Rng, t: Array, style: Style) -> Array:
     left, right = bump(beat, 0.25, 0.1), bump(beat, 0.75, 0.1)
     step = size[4]
     add(track, l_knee=size[0] * np.cos(2 * beat) + step * left, r_knee=size[0] * np.cos(2 * beat) + step * right)
-    add(track, l_thigh=0.5 * size[0] * np.cos(2 * beat) + 0.7 * step * left, plant_l=-left, plant_r=-right)
+    add(track, l_thigh=0.5 * size[0] * np.cos(2 * beat) + 0.7 * step * left, l_plant=-left, r_plant=-right)
+    add(track, l_touch=-left, r_touch=-right)
     add(track, r_thigh=0.5 * size[0] * np.cos(2 * beat) + 0.7 * step * right)
     add(
         track,
@@ -79,18 +82,19 @@ def turn(rng: Rng, t: Array, style: Style) -> Array:
     course = keyed(t, times, np.cumsum(rng.normal(0, 130, len(times))))
     rate = np.gradient(course, t) if len(t) > 1 else np.zeros(len(t))
     busy = np.clip(np.abs(rate) / 60, 0, 1)
-    add(track, l_knee=busy * lift * left, r_knee=busy * lift * right, plant_l=-busy * left, plant_r=-busy * right)
+    add(track, l_knee=busy * lift * left, r_knee=busy * lift * right, l_plant=-busy * left, r_plant=-busy * right)
+    add(track, l_touch=-busy * left, r_touch=-busy * right)
     add(track, l_thigh=busy * 0.7 * lift * left, r_thigh=busy * 0.7 * lift * right)
     add(track, yaw=course, torso_twist=np.clip(0.1 * rate, -25, 25), head_twist=np.clip(0.16 * rate, -45, 45))
-    return add(track, l_raise=np.clip(0.06 * rate, -20, 20), r_raise=np.clip(-0.06 * rate, -20, 20))
+    return add(track, l_lift=np.clip(0.06 * rate, -20, 20), r_lift=np.clip(-0.06 * rate, -20, 20))
 
 
-def _repeated(rng: Rng, t: Array, style: Style, low: list[Array], quick: float, rest: float) -> Array:
+def _repeated(rng: Rng, t: Array, style: Style, low: Sequence[Array], quick: float, rest: float) -> Array:
     """Up, down into one of the low rows, hold, up, hold, and again. quick and rest in seconds."""
     times, rows, now = [t[0] - 2.0], [_upright(rng, style)], t[0] + rng.uniform(-1.5, 0.6)
     while now < t[-1]:
         down, hold, up = quick * rng.uniform(0.7, 1.4), rng.uniform(0.05, 2 * rest), quick * rng.uniform(0.7, 1.4)
-        row = low[rng.integers(len(low))]
+        row = low[int(rng.integers(len(low)))]
         row = row if rng.random() < 0.5 else postures.flipped_sides(row)
         stand = rows[0] if rng.random() < 0.6 else _upright(rng, style)
         times += [now, now + down, now + down + hold, now + down + hold + up]
@@ -135,12 +139,12 @@ def bend(rng: Rng, t: Array, style: Style) -> Array:
         deep = rng.uniform(0.2, 1.0)
         knee = rng.choice([rng.uniform(0, 12), rng.uniform(15, 70)])
         row = posture(
-            pitch=55 * deep, torso_flex=70 * deep, knee=knee, plant_l=1, plant_r=1, balance=1, spread=rng.uniform(2, 14)
+            pitch=55 * deep, torso_flex=70 * deep, knee=knee, plant=1, touch=1, balance=1, spread=rng.uniform(2, 14)
         )
         row += posture(thigh=55 * deep + 0.55 * knee, head_flex=rng.normal(-5, 15), torso_twist=rng.normal(0, 12))
         row += posture(torso_bend=rng.normal(0, 10))
         row = _with_arms(rng, row + style.habit, style, "rest", "hold", "knee", "forward", "hips", "forward")
-        low.append(row + posture(**{"raise": rng.uniform(0, 70) * deep}))
+        low.append(row + posture(lift=rng.uniform(0, 70) * deep))
     return _repeated(rng, t, style, low, rng.uniform(0.6, 1.3) / style.tempo, rng.uniform(0.2, 1.5))
 
 
@@ -161,8 +165,8 @@ def kick(rng: Rng, t: Array, style: Style) -> Array:
             ready += posture(l_thigh=20 * high, l_knee=40)
             out += posture(l_thigh=-35, l_knee=rng.uniform(0, 60), pitch=50 * high, r_thigh=50 * high, torso_flex=-15)
         for row in (ready, out):
-            row[INDEX["plant_l"]] = 0
-            row += posture(abduct=rng.uniform(0, 40), elbow=rng.uniform(0, 60), **{"raise": rng.normal(5, 20)})
+            row[[INDEX["l_plant"], INDEX["l_touch"]]] = 0
+            row += posture(abduct=rng.uniform(0, 40), elbow=rng.uniform(0, 60), lift=rng.normal(5, 20))
         quick = rng.uniform(0.22, 0.5) / style.tempo
         hold = rng.choice([0.03, rng.uniform(0.1, 1.5)])
         times += [now, now + 1.3 * quick, now + 2.3 * quick, now + 2.3 * quick + hold, now + 4.3 * quick + hold]
@@ -239,13 +243,13 @@ def hop(rng: Rng, t: Array, style: Style) -> Array:
     load = 0.5 * (1 - np.sin(beat))
     bent = rng.uniform(10, 35)
     add(track, air=rng.uniform(0.03, 0.1) * up**2 / rate * 1.5, knee=bent * load, thigh=0.6 * bent * load)
-    add(track, point=28 * up, plant_l=-up, plant_r=-up, forward=rng.normal(0, 0.4), left=rng.normal(0, 0.2))
+    add(track, point=28 * up, plant=-up, touch=-up, forward=rng.normal(0, 0.4), left=rng.normal(0, 0.2))
     way = rng.random()
     if way < 0.35:  # jumping jack: legs and arms out on every second beat
         wide = 0.5 - 0.5 * np.cos(0.5 * beat)
         add(track, spread=rng.uniform(12, 25) * wide, abduct=rng.uniform(60, 145) * wide)
     elif way < 0.65:
-        add(track, l_knee=rng.uniform(40, 90), l_thigh=rng.uniform(0, 60), plant_l=-1.0)
+        add(track, l_knee=rng.uniform(40, 90), l_thigh=rng.uniform(0, 60), l_plant=-1.0, l_touch=-1.0)
     return add(track, yaw=rng.normal(0, 30) * (t - t[0]))
 
 
@@ -264,9 +268,3 @@ def freeform(rng: Rng, t: Array, style: Style) -> Array:
             row[LEG_COLUMNS[side]] += rng.normal(0, (12, 8, 10, 12, 8, 4, 5))
         rows.append(row if rng.random() < 0.5 else postures.flipped_sides(row))
     return keyed(t, times, np.stack(rows)) + 0.5 * style.sway * wander(rng, t, WIDTH, 0.2, 0.8)
-
-
-def settle(t: Array, start: Array, end: Array, begin: float, span: float) -> Array:
-    """From one row to another, beginning at `begin` and taking `span` seconds."""
-    u = ease((np.asarray(t) - begin) / span)[:, None]
-    return start + u * (end - start)

@@ -1,8 +1,9 @@
-"""The array type of the motion room."""
+"""The array type of the motion room: numpy arrays whose dtype and shape the docstrings tell."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]

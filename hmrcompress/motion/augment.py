@@ -44,7 +44,7 @@ def swap_limbs(a: Motion, b: Motion, joints: Sequence[int]) -> Motion:
 
 
 def jitter(motion: Motion, rng: np.random.Generator, degrees: float) -> Motion:
-    """Every joint but the root turned a little: a constant and slow noise (below 1 Hz), together about `degrees` rms."""
+    """All joints but the root turned a little, by a constant and by slow noise (below 1 Hz), about `degrees` rms."""
     t = np.arange(len(motion)) / motion.fps
     channels = (NUM_JOINTS - 1) * 3
     noise = (rng.standard_normal(channels) + wander(rng, t, channels, 0.1, 1.0)) * np.deg2rad(degrees) / np.sqrt(6.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hmrcompress.motion.arrays import Array
-from hmrcompress.motion.controls import ARM_COLUMNS, WIDTH, add, posture, still
+from hmrcompress.motion.controls import ARM_COLUMNS, WIDTH, add, add_side, posture, still
 from hmrcompress.motion.curves import flowing, keyed, phase, wander
 from hmrcompress.motion.postures import ARM_POSTURES, any_arms, arm, arms
 from hmrcompress.motion.reach import aim
@@ -45,10 +45,7 @@ def wave_hand(rng: Rng, t: Array, style: Style) -> Array:
         held = (5, 0, 30, 45, -40, 100, 0, 0, 0) if low else (8, 0, 60, 105, -35, 55, 0, 0, 0)
         track[:, ARM_COLUMNS[side]] = np.array(held) + rng.normal(0, 8, 9)
         big = rng.uniform(8, 28) * style.energy
-        add(
-            track,
-            **{f"{side}_turn_in": big * beat, f"{side}_abduct": 0.3 * big * beat, f"{side}_deviate": 0.6 * big * beat},
-        )
+        add_side(track, side, turn_in=big * beat, abduct=0.3 * big * beat, deviate=0.6 * big * beat)
     return track
 
 
@@ -141,9 +138,8 @@ def stretch(rng: Rng, t: Array, style: Style) -> Array:
     choices = ("overhead", "wide_up", "out", "behind_head", "back", "forward", "hug", "behind_back")
     rows = []
     for _ in times:
-        row = (
-            arms(rng, str(rng.choice(choices))) if rng.random() < 0.6 else arms(rng, *map(str, rng.choice(choices, 2)))
-        )
+        left, right = map(str, rng.choice(choices, 2))
+        row = arms(rng, left, None if rng.random() < 0.6 else right)
         bend = rng.choice(("side", "twist", "back", "front", "none"))
         row += posture(
             torso_bend=rng.normal(0, 28) if bend == "side" else 0.0,
@@ -161,7 +157,7 @@ def talk(rng: Rng, t: Array, style: Style) -> Array:
     """Hands that talk: forearms up in front, beating and opening."""
     rest = arms(rng, str(rng.choice(("hold", "chest", "hang", "hold"))), str(rng.choice(("hold", "chest", "hang"))))
     track = still(t, rest)
-    size = posture(**{"raise": 9, "abduct": 8, "turn_in": 14, "elbow": 16, "supinate": 18, "wrist": 9})
+    size = posture(lift=9, abduct=8, turn_in=14, elbow=16, supinate=18, wrist=9)
     size += posture(head_twist=8, head_flex=6, torso_twist=4)
     return track + style.energy * size * wander(rng, t, WIDTH, 0.3, 1.2)
 

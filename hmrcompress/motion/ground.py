@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hmrcompress.motion import postures
 from hmrcompress.motion.arrays import Array
-from hmrcompress.motion.controls import WIDTH, add, posture, still
+from hmrcompress.motion.controls import BOTH_ARMS, WIDTH, add, add_side, columns, posture, steadied, still
 from hmrcompress.motion.curves import bump, keyed, phase, wander
 from hmrcompress.motion.gestures import moments
 from hmrcompress.motion.style import Style
@@ -20,19 +22,19 @@ def _stand(rng: Rng, style: Style) -> Array:
 
 def _arms_from(row: Array, source: Array) -> Array:
     out = row.copy()
-    out[postures.BOTH_ARMS] = source[postures.BOTH_ARMS]
+    out[BOTH_ARMS] = source[BOTH_ARMS]
     return out
 
 
 def _go_and_stay(
-    rng: Rng, t: Array, style: Style, low: list[Array], down: float, way_down: list[Array] | None = None
+    rng: Rng, t: Array, style: Style, low: Sequence[Array], down: float, way_down: Sequence[Array] = ()
 ) -> Array:
     """Standing, down into the first low row, through the others at leisure, mostly up again at the end."""
     span = t[-1] - t[0] if len(t) > 1 else 1.0
     start = t[0] + rng.uniform(-1.0, 0.25) * span
     times, rows = [start - 10.0, start], [_stand(rng, style)] * 2
     now = start
-    for row in way_down or []:
+    for row in way_down:
         now += down * rng.uniform(0.5, 0.8)
         times.append(now)
         rows.append(row)
@@ -45,7 +47,7 @@ def _go_and_stay(
     if leave > now:
         times += [leave, leave + down * rng.uniform(0.9, 1.4)]
         rows += [rows[-1], _stand(rng, style)]
-    return keyed(t, np.array(times), np.stack(rows)) + style.wandering(rng, t)
+    return keyed(t, np.array(times), np.stack(steadied(rows)))
 
 
 def sit_chair(rng: Rng, t: Array, style: Style) -> Array:
@@ -94,15 +96,15 @@ def crawl(rng: Rng, t: Array, style: Style) -> Array:
     for side, other, offset in (("l", "r", 0.0), ("r", "l", np.pi)):
         angle = beat + offset
         up = bump(angle, 0.75, 0.1)
-        add(track, **{f"{side}_thigh": swing * np.cos(angle) + 0.3 * lift * up, f"{side}_knee": lift * up})
-        add(track, **{f"{other}_raise": swing * np.cos(angle), f"{other}_elbow": 0.9 * lift * up})
+        add_side(track, side, thigh=swing * np.cos(angle) + 0.3 * lift * up, knee=lift * up)
+        add_side(track, other, lift=swing * np.cos(angle), elbow=0.9 * lift * up)
     add(
         track,
         yaw=rng.normal(0, 25) * (t - t[0]),
         torso_bend=rng.uniform(0, 10) * np.cos(beat),
         roll=rng.uniform(0, 5) * np.sin(beat),
     )
-    return track + 0.5 * style.wandering(rng, t)
+    return track
 
 
 def lie(rng: Rng, t: Array, style: Style) -> Array:
@@ -115,7 +117,7 @@ def lie(rng: Rng, t: Array, style: Style) -> Array:
             base = postures.lie(rng)
         rows.append(postures.lying_arms(rng, base + 0.7 * postures.legs(rng)) + 0.5 * style.habit)
     held = np.stack([times, times + 0.4 * np.diff(times, append=times[-1] + 2)], 1).ravel()
-    return keyed(t, held, np.repeat(np.stack(rows), 2, axis=0)) + style.wandering(rng, t)
+    return keyed(t, held, np.repeat(np.stack(steadied(rows)), 2, axis=0))
 
 
 def fall(rng: Rng, t: Array, style: Style) -> Array:
@@ -124,8 +126,9 @@ def fall(rng: Rng, t: Array, style: Style) -> Array:
     start = t[0] + rng.uniform(0.05, 0.4) * span
     quick = rng.uniform(0.45, 0.9)
     end = postures.lying_arms(rng, postures.lie(rng))
-    crumple = _stand(rng, style) + posture(knee=rng.uniform(30, 90), thigh=rng.uniform(20, 60), plant_l=-1, plant_r=-1)
-    crumple += 0.35 * np.where(np.abs(end) > 60, end, 0.0) * (posture(pitch=1, spin=1) > 0)
+    crumple = _stand(rng, style) + posture(knee=rng.uniform(30, 90), thigh=rng.uniform(20, 60), plant=-1, touch=-1)
+    turns = columns("pitch", "roll", "spin")
+    crumple[turns] += rng.uniform(0.2, 0.45) * end[turns]
     crumple = _arms_from(crumple, postures.any_arms(rng)) + posture(balance=-1)
     times = [start - 20, start, start + quick, start + 2.1 * quick, start + 2.1 * quick + rng.uniform(0.5, 2)]
     rows = [_stand(rng, style), _stand(rng, style), crumple, end, end]
@@ -134,9 +137,9 @@ def fall(rng: Rng, t: Array, style: Style) -> Array:
         now += rng.uniform(1.0, 2.5)
         times.append(now)
         rows.append(postures.lying_arms(rng, end + 0.6 * postures.legs(rng)))
-    track = keyed(t, np.array(times), np.stack(rows))
+    track = keyed(t, np.array(times), np.stack(steadied(rows)))
     stagger = bump(np.clip((t - start) / quick, -1, 1) * np.pi, 0.0, 0.12)[:, None] * wander(rng, t, WIDTH, 0.8, 1.8)
-    return track + 0.8 * stagger * style.sway + 0.5 * style.wandering(rng, t)
+    return track + 0.8 * stagger * style.sway
 
 
 def get_up(rng: Rng, t: Array, style: Style) -> Array:
@@ -155,7 +158,7 @@ def get_up(rng: Rng, t: Array, style: Style) -> Array:
         times += [now, now + rng.uniform(0.02, 0.4)]
         rows += [row, row]
         now = times[-1]
-    return keyed(t, np.array(times), np.stack(rows)) + 0.7 * style.wandering(rng, t)
+    return keyed(t, np.array(times), np.stack(steadied(rows)))
 
 
 def push_up(rng: Rng, t: Array, style: Style) -> Array:
@@ -163,10 +166,8 @@ def push_up(rng: Rng, t: Array, style: Style) -> Array:
     beat = 0.5 - 0.5 * np.cos(phase(rng, t, rng.uniform(0.3, 0.7) * style.tempo))
     way = rng.integers(5)
     if way == 0:
-        track = still(
-            t, posture(pitch=78, point=-25, toes=-40, head_flex=-20, abduct=25, wrist=-60, elbow=12, **{"raise": 78})
-        )
-        add(track, elbow=75 * beat, abduct=30 * beat, pitch=8 * beat, **{"raise": -50 * beat})
+        track = still(t, posture(pitch=78, point=-25, toes=-40, head_flex=-20, abduct=25, wrist=-60, elbow=12, lift=78))
+        add(track, elbow=75 * beat, abduct=30 * beat, pitch=8 * beat, lift=-50 * beat)
     elif way == 1:
         bent = rng.uniform(40, 100)
         track = still(t, posture(pitch=-88, thigh=0.5 * bent, knee=bent) + postures.arms(rng, "behind_head"))
@@ -184,6 +185,6 @@ def push_up(rng: Rng, t: Array, style: Style) -> Array:
         add(track, l_knee=together * (45 + 40 * np.sin(cycle)), r_knee=together * (45 - 40 * np.sin(cycle)))
     else:
         side = posture(pitch=-90, spin=80, roll=0, torso_bend=-14, l_spread=4, head_bend=10)
-        track = still(t, side + postures.arms(rng, "prop", "out"))
+        track = still(t, side + postures.arms(rng, "out", str(rng.choice(("out", "hips", "hang")))))
         add(track, r_spread=rng.uniform(10, 45) * beat, torso_bend=8 * beat)
-    return track + 0.4 * style.habit + 0.6 * style.wandering(rng, t)
+    return add(track, tip=1.0) + 0.4 * style.habit

@@ -47,6 +47,10 @@ _TABLE: dict[str, tuple[str, tuple[tuple[float, float], ...]]] = {
     "wrist": (WRIST, ((-70, 75), (-35, 25), (-45, 45))),
     "hand": (WRIST, ((-20, 60), (-10, 10), (-10, 10))),
 }
+_HABIT: dict[str, tuple[float, float, float]] = {
+    AXIAL: (4, 3, 3), HIP: (2, 2, 3), KNEE: (2, 1, 3), ANKLE: (3, 3, 6), TOES: (5, 1, 0.5), COLLAR: (3, 3, 2),
+    SHOULDER: (3, 3, 4), ELBOW: (3, 7, 4), WRIST: (8, 7, 8),
+}  # fmt: skip
 SWING_LIMIT = 172.0
 """Degrees the upper arm may leave the hanging position in any direction (straight behind overhead is ambiguous)."""
 
@@ -57,6 +61,9 @@ LIMITS = np.array(
     [_TABLE[n.split("_")[-1]][1] if n != "pelvis" else ((-np.inf, np.inf),) * 3 for n in SMPL_JOINTS], dtype=np.float64
 )
 """(24,3,2) degrees: lowest and highest of the three angles of each joint."""
+
+HABIT = np.array([_HABIT[kind] if kind != FREE else (0, 0, 0) for kind in KINDS_OF_JOINT], dtype=np.float64)
+"""(24,3) degrees: how much the same posture differs from person to person in each angle (standard deviation)."""
 
 _MIRROR = np.array([1.0, -1.0, -1.0])
 _HANG = np.array([0.0, 0.0, -np.pi / 2])  # turns the left arm from the rest pose's +x to straight down
@@ -82,7 +89,7 @@ def clamp(angles: Array) -> Array:
 
 
 def to_poses(angles: Array) -> Array:
-    """Angles (...,24,3) degrees -> rotation vectors (...,24,3) radians. The root's three numbers are passed on as they are."""
+    """Angles (...,24,3) degrees -> rotation vectors (...,24,3) radians. The root's numbers pass unchanged."""
     angles = np.asarray(angles, dtype=np.float64)
     poses = np.zeros_like(angles)
     radians = np.deg2rad(angles)

@@ -12,14 +12,14 @@ import numpy as np
 from hmrcompress.motion.arrays import Array
 from hmrcompress.motion.controls import ARM_COLUMNS, INDEX, flipped, posture
 
-# Means and spreads of: shrug, protract, raise, abduct, turn_in, elbow, supinate, wrist, deviate.
+# Means and spreads of: shrug, protract, lift, abduct, turn_in, elbow, supinate, wrist, deviate.
 _ARMS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "hang": ((-3, 0, 4, 15, 18, 22, 0, 5, 0), (3, 4, 8, 6, 14, 12, 15, 10, 6)),
+    "hang": ((-3, 0, 4, 13, 18, 22, 0, 5, 0), (3, 4, 8, 6, 14, 12, 15, 10, 6)),
     "hips": ((0, -3, -12, 42, 62, 95, 20, 25, 0), (4, 4, 8, 7, 10, 10, 15, 15, 8)),
     "crossed": ((0, 12, 38, 0, 62, 112, 0, 5, 0), (3, 5, 6, 5, 8, 8, 15, 12, 8)),
     "behind_back": ((0, -8, -35, 16, 78, 55, 20, 10, 0), (3, 4, 8, 6, 8, 15, 15, 15, 8)),
     "behind_head": ((5, -5, 55, 115, -40, 135, 0, 10, 0), (5, 5, 12, 12, 12, 8, 15, 15, 8)),
-    "overhead": ((8, 0, 150, 40, 0, 20, 0, 0, 0), (5, 4, 14, 18, 20, 18, 25, 15, 10)),
+    "overhead": ((8, 0, 132, 78, 0, 20, 0, 0, 0), (5, 4, 14, 18, 20, 18, 25, 15, 10)),
     "wide_up": ((6, 0, 40, 130, -20, 20, 0, 0, 0), (5, 4, 18, 16, 20, 18, 25, 15, 10)),
     "out": ((2, 0, 0, 88, 0, 12, 0, 0, 0), (4, 5, 15, 14, 25, 12, 25, 15, 10)),
     "forward": ((0, 8, 88, 4, 10, 15, 0, 0, 0), (4, 6, 14, 12, 20, 14, 30, 15, 10)),
@@ -79,8 +79,8 @@ def legs(rng: np.random.Generator, loose: float = 1.0, /, **means: float) -> Arr
 
 def stand(rng: np.random.Generator) -> Array:
     """Upright, feet about hip-wide, level and balanced."""
-    row = posture(plant_l=1, plant_r=1, balance=1)
-    row += posture(spread=rng.uniform(0, 14), turn_out=rng.uniform(-5, 18))
+    row = posture(plant=1, touch=1, balance=1)
+    row += posture(spread=rng.uniform(-2, 9), turn_out=rng.uniform(-5, 16))
     if rng.random() < 0.4:  # a leg to the front
         row += posture(l_thigh=rng.uniform(-12, 20), r_thigh=rng.uniform(-15, 8))
     row += posture(knee=rng.uniform(0, 12), thigh=rng.uniform(0, 8))
@@ -90,13 +90,13 @@ def stand(rng: np.random.Generator) -> Array:
 def sit_chair(rng: np.random.Generator) -> Array:
     """On a chair: upright, slumped or leaning forward; sometimes legs crossed or one foot forward."""
     lean = rng.choice([rng.uniform(-25, -5), rng.uniform(-8, 10), rng.uniform(10, 35)])
-    row = legs(rng, 1.0, thigh=88 + 0.6 * lean, knee=88, spread=rng.uniform(0, 22), pitch=lean, plant_l=1, plant_r=1)
+    row = legs(rng, 1.0, thigh=88 + 0.6 * lean, knee=88, spread=rng.uniform(0, 22), pitch=lean, plant=1, touch=0)
     row += posture(torso_flex=rng.uniform(0, 30), head_flex=-0.5 * lean)
     way = rng.random()
     if way < 0.2:  # one leg over the other
-        row += posture(l_thigh=14, l_spread=-18, l_knee=rng.uniform(-10, 10), plant_l=-1, l_turn_out=8)
+        row += posture(l_thigh=14, l_spread=-18, l_knee=rng.uniform(-10, 10), l_plant=-1, l_turn_out=8)
     elif way < 0.3:  # ankle on the knee
-        row += posture(l_turn_out=42, l_spread=15, l_knee=rng.uniform(10, 25), plant_l=-1)
+        row += posture(l_turn_out=42, l_spread=15, l_knee=rng.uniform(10, 25), l_plant=-1)
     elif way < 0.6:  # feet at different distances
         row += posture(l_knee=rng.uniform(-60, -10), r_knee=rng.uniform(-10, 20))
     return row
@@ -123,7 +123,7 @@ def squat(rng: np.random.Generator) -> Array:
     depth = rng.uniform(0.35, 1.0)
     knee = 15 + 120 * depth
     lean = rng.uniform(8, 30) * depth
-    row = legs(rng, 0.6, knee=knee, thigh=0.72 * knee + 0.8 * lean, pitch=lean, plant_l=1, plant_r=1, balance=1)
+    row = legs(rng, 0.6, knee=knee, thigh=0.72 * knee + 0.8 * lean, pitch=lean, plant=1, touch=1, balance=1)
     wide = rng.uniform(6, 32)
     return row + posture(spread=wide, turn_out=0.8 * wide, torso_flex=rng.uniform(0, 25), head_flex=-rng.uniform(0, 25))
 
@@ -132,9 +132,9 @@ def lunge(rng: np.random.Generator) -> Array:
     """One leg bent in front, the other stretched or kneeling behind; or sideways."""
     deep = rng.uniform(0.3, 1.0)
     if rng.random() < 0.3:
-        row = legs(rng, 0.6, l_thigh=80 * deep, l_knee=95 * deep, l_spread=28, r_spread=38 * deep, plant_l=1, plant_r=1)
+        row = legs(rng, 0.6, l_thigh=80 * deep, l_knee=95 * deep, l_spread=28, r_spread=38 * deep, plant=1, touch=1)
         return row + posture(l_turn_out=22, pitch=20 * deep, torso_flex=rng.uniform(0, 20), balance=0.6)
-    row = legs(rng, 0.6, l_thigh=20 + 75 * deep, l_knee=20 + 75 * deep, r_thigh=-5 - 25 * deep, plant_l=1)
+    row = legs(rng, 0.6, l_thigh=20 + 75 * deep, l_knee=20 + 75 * deep, r_thigh=-5 - 25 * deep, l_plant=1, touch=1)
     row += posture(
         r_knee=rng.uniform(5, 70) * deep, r_point=-15, r_toes=-30 * deep, pitch=rng.uniform(-5, 20), spread=4
     )
@@ -151,7 +151,7 @@ def kneel(rng: np.random.Generator) -> Array:
         return legs(rng, 0.8, knee=145, thigh=75 + lean, point=45, spread=10, pitch=8 + lean, torso_flex=10)
     lean = rng.uniform(-2, 20)
     row = legs(rng, 0.8, l_thigh=85 + lean, l_knee=88, r_thigh=lean, r_knee=92, r_point=30, pitch=lean, spread=6)
-    return row + posture(plant_l=1)
+    return row + posture(l_plant=1)
 
 
 def crawl(rng: np.random.Generator) -> Array:
@@ -160,34 +160,31 @@ def crawl(rng: np.random.Generator) -> Array:
     row = legs(
         rng, 0.7, pitch=pitch, thigh=85, knee=92, point=35, spread=6, head_flex=-35, torso_flex=rng.uniform(-5, 20)
     )
-    return row + posture(**{"raise": 88, "abduct": 6, "elbow": 10, "wrist": -60, "turn_in": 5})
+    return row + posture(lift=88, abduct=6, elbow=10, wrist=-60, turn_in=5, tip=1)
 
 
 def lie(rng: np.random.Generator) -> Array:
     """On the floor: on the back, on the front, on a side; stretched out or curled up."""
     way = rng.integers(4)
     if way <= 1:
-        bent = rng.random() < 0.4
         row = legs(rng, 1.2, pitch=-90, spread=rng.uniform(2, 25), turn_out=15, point=25, head_flex=rng.uniform(-5, 25))
-        if bent:
+        if rng.random() < 0.4:  # knees up, or one
             up = rng.uniform(25, 70)
-            row += posture(l_thigh=up, l_knee=2 * up if up < 65 else 120, point=-10)
-            row += posture(r_thigh=up, r_knee=2 * up if up < 65 else 120) if rng.random() < 0.5 else 0
-        return row
-    if way == 2:
-        row = legs(
-            rng, 1.2, pitch=90, spread=rng.uniform(2, 22), point=45, head_flex=-15, head_twist=45 * rng.choice([-1, 1])
-        )
-        if rng.random() < 0.4:
+            bent = posture(l_thigh=up, l_knee=min(2 * up, 125), point=-10)
+            row += bent if rng.random() < 0.5 else bent + flipped(bent)
+    elif way == 2:
+        row = legs(rng, 1.2, pitch=90, spread=rng.uniform(2, 22), point=45, head_flex=-15)
+        row += posture(head_twist=50 * rng.choice([-1, 1]))
+        if rng.random() < 0.4:  # one knee drawn up to the side
             row += posture(
                 l_spread=25, l_turn_out=35, l_thigh=rng.uniform(20, 70), l_knee=rng.uniform(30, 100), spin=12
             )
-        return row
-    curl = rng.uniform(0, 1)
-    row = legs(
-        rng, 1.2, pitch=-90, spin=90, thigh=15 + 85 * curl, knee=15 + 95 * curl, point=20, torso_flex=5 + 35 * curl
-    )
-    return row + posture(head_flex=25 * curl, r_thigh=rng.uniform(-15, 15), r_knee=rng.uniform(-10, 20), spread=-3)
+    else:
+        curl = rng.uniform(0, 1)
+        row = legs(rng, 1.2, pitch=-90, spin=90, thigh=15 + 85 * curl, knee=15 + 95 * curl, point=20, spread=-3)
+        row += posture(torso_flex=5 + 35 * curl, head_flex=25 * curl)
+        row += posture(r_thigh=rng.uniform(-15, 15), r_knee=rng.uniform(-10, 20))
+    return row + posture(tip=1)
 
 
 def lying_arms(rng: np.random.Generator, row: Array) -> Array:
@@ -211,7 +208,6 @@ WHOLE_BODY: dict[str, Callable[[np.random.Generator], Array]] = {
     "crawl": crawl,
     "lie": lie,
 }
-BOTH_ARMS = ARM_COLUMNS["l"] + ARM_COLUMNS["r"]
 
 
 def flipped_sides(row: Array) -> Array:

@@ -2,7 +2,7 @@
 
 A clip is a script of one to four segments of different kinds, cross-faded into each other; many segments mix the legs
 of one kind with the arms of another. Everything happens on controls (controls.py), so that blends stay inside joint
-limits; then the feet are levelled, the body balanced and the root placed on the floor (floor.py).
+limits; then the body is balanced and its feet planted (stance.py) and the root placed on the floor (floor.py).
 """
 
 from __future__ import annotations
@@ -12,23 +12,38 @@ from collections.abc import Callable
 import numpy as np
 
 from hmrcompress.errors import UserError
-from hmrcompress.motion import actions, controls, floor, gaits, gestures, ground, limits, rotvec, skeleton
+from hmrcompress.motion import (
+    actions,
+    controls,
+    feats,
+    floor,
+    gaits,
+    gestures,
+    ground,
+    limits,
+    rotvec,
+    skeleton,
+    stance,
+)
 from hmrcompress.motion.arrays import Array
 from hmrcompress.motion.clip import Motion
-from hmrcompress.motion.controls import INDEX, TORSO_COLUMNS, UPPER_COLUMNS
+from hmrcompress.motion.controls import TORSO_COLUMNS, UPPER_COLUMNS
 from hmrcompress.motion.curves import blur, ease, wander
 from hmrcompress.motion.style import Style
 
-Maker = Callable[[np.random.Generator, Array, Style], Array]
+Rng = np.random.Generator
+Maker = Callable[[Rng, Array, Style], Array]
 
 _LEGS: dict[str, tuple[Maker, float]] = {
     "walk": (gaits.walk, 8), "run": (gaits.run, 5), "march": (gaits.march, 3), "sneak": (gaits.sneak, 3),
-    "backwards": (gaits.backwards, 3), "sidestep": (gaits.sidestep, 3), "limp": (gaits.limp, 2), "climb": (gaits.climb, 3),
+    "backwards": (gaits.backwards, 3), "sidestep": (gaits.sidestep, 3), "limp": (gaits.limp, 2),
+    "climb": (gaits.climb, 3),
     "idle": (actions.idle, 6), "bounce": (actions.bounce, 5), "turn": (actions.turn, 4), "squat": (actions.squat, 5),
     "lunge": (actions.lunge, 5), "bend": (actions.bend, 5), "kick": (actions.kick, 4), "jump": (actions.jump, 4),
     "hop": (actions.hop, 3), "freeform": (actions.freeform, 8), "sit_chair": (ground.sit_chair, 7),
     "sit_floor": (ground.sit_floor, 5), "kneel": (ground.kneel, 4), "crawl": (ground.crawl, 4), "lie": (ground.lie, 4),
     "fall": (ground.fall, 4), "get_up": (ground.get_up, 4), "exercise": (ground.push_up, 4),
+    "acrobatics": (feats.acrobatics, 3), "hang": (feats.hang, 3),
 }  # fmt: skip
 _ARMS: dict[str, tuple[Maker, float]] = {
     "idle_arms": (gestures.idle_arms, 3), "wave": (gestures.wave_hand, 2), "reach": (gestures.reach_out, 6),
@@ -36,13 +51,12 @@ _ARMS: dict[str, tuple[Maker, float]] = {
     "dance": (gestures.dance_arms, 3), "stretch": (gestures.stretch, 3), "talk": (gestures.talk, 2),
     "throw": (gestures.throw, 2), "circles": (gestures.circles, 2), "any_arms": (gestures.any_posture, 5),
 }  # fmt: skip
-_BUSY_ARMS = ("crawl", "fall", "get_up", "exercise")
+_BUSY_ARMS = ("crawl", "fall", "get_up", "exercise", "acrobatics", "hang")
 """Kinds whose arms carry or catch the body: no gesture is laid over them."""
 _STEADY = ("idle", "bounce", "walk", "sit_chair", "turn", "kneel", "sit_floor", "squat", "freeform")
 """Kinds that gestures are made on when the gesture is the point."""
 
-_TURNS = controls.columns("pitch", "roll", "spin")
-_BENDS = controls.columns("thigh", "knee", "raise", "abduct")
+_BENDS = controls.columns("thigh", "knee", "lift", "abduct")
 _LONGEST_FADE = 2.2
 
 KINDS = tuple(_LEGS) + tuple(_ARMS)
@@ -64,37 +78,44 @@ def generate(seed: int, frames: int, fps: float = 30.0, kind: str | None = None)
     seconds = frames / fps
     lead = float(rng.uniform(0.0, 2.0))
     t = lead + np.arange(frames) / fps
-    track, name = _script(rng, t, lead + seconds + 0.5, style, kind)
-    return _finish(rng, t, fps, track, style, name)
+    track, root, name = _script(rng, t, lead + seconds + 0.5, style, kind)
+    poses, trans = _finish(rng, t, fps, track, root, style)
+    return Motion(poses.astype(np.float32), trans.astype(np.float32), fps, name)
 
 
-def _script(rng: np.random.Generator, t: Array, end: float, style: Style, kind: str | None) -> tuple[Array, str]:
-    """Segments that cover 0..end, cross-faded: the track at times t, and the name of the longest segment."""
+def _script(rng: Rng, t: Array, end: float, style: Style, kind: str | None) -> tuple[Array, Array, str]:
+    """Cross-faded segments over 0..end: controls and root rotation vectors at times t, and the longest one's name."""
     bounds = [0.0]
     while bounds[-1] < end:
         bounds.append(bounds[-1] + rng.uniform(2.0, 7.5))
     shown = [min(b, t[-1]) - max(a, t[0]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
     longest = int(np.argmax(shown))
     step = t[1] - t[0] if len(t) > 1 else 1 / 30
-    total, name = np.zeros((len(t), controls.WIDTH)), ""
+    total, root, name = np.zeros((len(t), controls.WIDTH)), np.zeros((len(t), 3)), ""
     for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         # The segment's own clock reaches a little beyond it on the clip's frame grid, for the fade.
         first, last = int(np.floor((a - t[0]) / step)), int(np.ceil((b + _LONGEST_FADE - t[0]) / step))
         segment, label = _segment(rng, t[0] + step * np.arange(first, last + 1), style, kind if i == longest else None)
         placed = segment[np.clip(np.arange(len(t)) - first, 0, len(segment) - 1)]
+        turned = floor.root_rotation(placed)
         name = label if i == longest else name
         if i == 0:
-            total = placed
+            total, root = placed, turned
             continue
         start = int(np.clip(np.searchsorted(t, a), 0, len(t) - 1))
-        placed[:, INDEX["yaw"]] += total[start, INDEX["yaw"]] - placed[start, INDEX["yaw"]]
-        change = np.abs(placed[start] - total[start])
-        fade = max(rng.uniform(0.5, 1.1), 0.012 * change[_TURNS].max(), 0.008 * change[_BENDS].max())
-        total += ease((t - a) / min(fade, _LONGEST_FADE))[:, None] * (placed - total)
-    return total, name
+        heading = floor.nearest_heading(root[start], turned[start])
+        turned = rotvec.compose(np.array([0.0, heading, 0.0]), turned)
+        apart = np.rad2deg(rotvec.angle_between(root[start], turned[start]))
+        change = np.abs(placed[start] - total[start])[_BENDS].max()
+        fade = min(max(rng.uniform(0.5, 1.1), 0.012 * apart, 0.008 * change), _LONGEST_FADE)
+        weight = ease((t - a) / fade)
+        total += weight[:, None] * (placed - total)
+        way = rotvec.continuous(rotvec.compose(-root[start:], turned[start:]))
+        root[start:] = rotvec.compose(root[start:], weight[start:, None] * way)
+    return total, root, name
 
 
-def _segment(rng: np.random.Generator, t: Array, style: Style, kind: str | None) -> tuple[Array, str]:
+def _segment(rng: Rng, t: Array, style: Style, kind: str | None) -> tuple[Array, str]:
     """One kind of motion, or legs and arms of two; either may be mirrored. The track at times t and its name."""
     if kind is None:
         kind = _draw(rng, _LEGS) if rng.random() < 0.66 else _draw(rng, _ARMS)
@@ -112,37 +133,25 @@ def _segment(rng: np.random.Generator, t: Array, style: Style, kind: str | None)
     return track, kind
 
 
-def _draw(rng: np.random.Generator, table: dict[str, tuple[Maker, float]]) -> str:
+def _draw(rng: Rng, table: dict[str, tuple[Maker, float]]) -> str:
     weights = np.array([weight for _, weight in table.values()])
     return str(rng.choice(list(table), p=weights / weights.sum()))
 
 
-def _maybe_flipped(rng: np.random.Generator, track: Array) -> Array:
+def _maybe_flipped(rng: Rng, track: Array) -> Array:
     return controls.flipped(track) if rng.random() < 0.5 else track
 
 
-def _finish(rng: np.random.Generator, t: Array, fps: float, track: Array, style: Style, name: str) -> Motion:
-    """Noise, arms off the trunk, limits, balance, level feet, floor: controls -> poses and root path."""
+def _finish(rng: Rng, t: Array, fps: float, track: Array, root: Array, style: Style) -> tuple[Array, Array]:
+    """Noise, arms off the trunk, limits, stance, floor: controls and root -> poses (T,24,3) and root path (T,3)."""
     track = blur(track + style.wandering(rng, t), 0.03 * fps)
-    track[:, INDEX["yaw"]] += rng.uniform(0, 360)
-    angles = controls.to_angles(controls.clear_of_body(track), style.spine, style.neck)
-    angles[:, 1:] += (rng.normal(0, 1.2, 69) + 1.0 * wander(rng, t, 69, 0.1, 0.8)).reshape(-1, 23, 3)
-    angles = controls.limited(angles)
-    for _ in range(2):
-        joints, turned = _posed(track, angles)
-        tilt = floor.balance(track, joints, skeleton.contact_points(joints, turned), fps)
-        track[:, [INDEX["pitch"], INDEX["roll"]]] += tilt
-    _, turned = _posed(track, angles)
-    floor.level_feet(track, angles, turned)
-    angles = controls.limited(angles)
-    joints, turned = _posed(track, angles)
-    trans = floor.root_path(track, skeleton.contact_points(joints, turned), fps)
+    root = rotvec.compose(np.array([0.0, rng.uniform(0, 2 * np.pi), 0.0]), floor.smoothed(root, 0.03 * fps))
+    angles = controls.to_angles(controls.clear_of_body(track), style.spine, style.neck, style.carry)
+    noise = rng.standard_normal(72) + 0.35 * wander(rng, t, 72, 0.1, 0.8)
+    angles += limits.HABIT * noise.reshape(-1, 24, 3)
+    angles, root = stance.settle(track, controls.limited(angles), root, fps)
+    angles, root = limits.clamp(blur(angles, 0.025 * fps)), floor.smoothed(root, 0.025 * fps)
+    trans = floor.root_path(track, root, skeleton.contact_points(*stance.posed(angles, root)), fps)
     poses = limits.to_poses(angles)
-    poses[:, 0] = floor.root_rotation(track)
-    return Motion(poses.astype(np.float32), trans.astype(np.float32), fps, name)
-
-
-def _posed(track: Array, angles: Array) -> tuple[Array, Array]:
-    poses = limits.to_poses(angles)
-    poses[:, 0] = floor.root_rotation(track)
-    return skeleton.forward(rotvec.to_matrix(poses))
+    poses[:, 0] = root
+    return poses, trans

@@ -31,7 +31,7 @@ def solve(hand: Array, swivel: float) -> tuple[tuple[float, float], float, float
     """Left arm with the hand at `hand` (3,) metres from the shoulder in the chest's frame.
 
     swivel in degrees turns the elbow about the line from shoulder to hand, from its natural place (down, out and a
-    little back), outwards positive. Returns (raise, abduct), turn_in and elbow flexion in degrees.
+    little back), outwards positive. Returns (lift, abduct), turn_in and elbow flexion in degrees.
     """
     distance = float(np.linalg.norm(hand))
     way = hand / distance

@@ -92,6 +92,17 @@ def slerp(a: Array, b: Array, fraction: Array) -> Array:
     return from_quaternion(multiply(start, to_quaternion(np.asarray(fraction)[..., None] * way)))
 
 
+def continuous(rotvecs: Array) -> Array:
+    """The same rotations (T,3) written without jumps, whole turns added so that each is nearest to the one before."""
+    out = np.array(rotvecs, dtype=np.float64)
+    for i in range(1, len(out)):
+        angle = np.linalg.norm(out[i])
+        if angle > 1e-9:
+            axis = out[i] / angle
+            out[i] = axis * (angle + 2 * np.pi * np.round((out[i - 1] @ axis - angle) / (2 * np.pi)))
+    return out
+
+
 def rotate(rotvec: Array, points: Array) -> Array:
     """(...,3) rotations applied to (...,3) points, leading shapes broadcast."""
     return (to_matrix(rotvec) @ np.asarray(points, dtype=np.float64)[..., None])[..., 0]

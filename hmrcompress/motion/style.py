@@ -26,7 +26,7 @@ class Style:
 
     tempo scales speeds and energy amplitudes (both about 1); habit (WIDTH,) degrees is added to every posture;
     rest_left, rest_right (9,) are the arms at rest; sway (WIDTH,) the amplitude of slow wandering in degrees;
-    spine (3,) and neck share out trunk and head (see controls.to_angles); asymmetry is the left-right difference.
+    spine (3,), neck and carry are those of controls.to_angles; asymmetry is the left-right difference.
     """
 
     tempo: float
@@ -37,6 +37,7 @@ class Style:
     sway: Array
     spine: Array
     neck: float
+    carry: float
     asymmetry: float
 
     @staticmethod
@@ -65,6 +66,7 @@ class Style:
             sway=sway * rng.uniform(0.5, 1.3),
             spine=rng.dirichlet((14.0, 11.0, 9.0)),
             neck=float(rng.uniform(0.35, 0.6)),
+            carry=float(rng.uniform(0, 16)),
             asymmetry=float(rng.normal(0, 0.08)),
         )
 
