@@ -1,0 +1,94 @@
+"""Device, dtype, seeds, the progress bar and the record of a command."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+
+from hmrcompress.errors import UserError
+from hmrcompress.runtime import (
+    autocast,
+    dtype_name,
+    generator,
+    pick_device,
+    pick_dtype,
+    progress_bar,
+    record,
+    seed_everything,
+)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="sees no CUDA device"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:0")
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="there are 2 CUDA devices"):
+        pick_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "mps", "CPU"])
+def test_other_devices_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="expected auto, cpu, cuda or cuda:n"):
+        pick_device(name)
+
+
+def test_dtypes() -> None:
+    for name in ("float32", "bfloat16", "float16"):
+        assert dtype_name(pick_dtype(name)) == name
+    with pytest.raises(UserError, match="--dtype: got 'float8'"):
+        pick_dtype("float8")
+
+
+def test_autocast_computes_in_the_dtype() -> None:
+    layer, ones = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        with autocast(torch.device("cpu"), dtype):
+            assert layer(ones).dtype == dtype
+
+
+def test_seeds() -> None:
+    drawn = []
+    for _ in range(2):
+        seed_everything(7)
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+    assert torch.equal(torch.rand(3, generator=generator(1)), torch.rand(3, generator=generator(1)))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, quiet: bool) -> str:
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar(quiet=quiet) as progress:
+        progress("searching", 1, 3)
+        progress("searching", 3, 3)
+    return stream.getvalue()
+
+
+def test_progress_is_drawn_on_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawn(monkeypatch, io.StringIO(), quiet=False) == ""
+    assert drawn(monkeypatch, Terminal(), quiet=True) == ""
+    shown = drawn(monkeypatch, Terminal(), quiet=False)
+    assert "searching" in shown and "3/3" in shown
+
+
+def test_the_record_of_a_command() -> None:
+    made = record("eval", {"stages": {}}, seed=3)
+    assert list(made)[:4] == ["schema", "command", "stages", "seed"]
+    assert (made["schema"], made["command"], made["seed"], made["device"]) == (1, "eval", 3, "cpu")
+    assert {"hmrcompress", "python", "torch", "numpy"} == set(made["versions"]) and made["cpu"]
+    assert json.loads(json.dumps(made)) == made == record("eval", {"stages": {}}, seed=3)
+    assert "seed" not in record("inspect", {})
