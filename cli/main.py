@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-
 import typer
 
+from hmrcompress_cli import cka, convert, evaluate, export, inspect_, merge, run, search, starter
 from hmrcompress_cli.common import SafeGroup
 
 app = typer.Typer(
@@ -17,44 +16,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-# command -> (module, function). The function of each command carries the command's name.
-COMMANDS = {
-    "inspect": ("inspect_", "inspect"),
-    "search": ("search", "search"),
-    "cka": ("cka", "cka"),
-    "merge": ("merge", "merge"),
-    "eval": ("evaluate", "evaluate"),
-    "export": ("export", "export"),
-    "convert": ("convert", "convert"),
-    "run": ("run", "run"),
-}
-
-
-def _register() -> None:
-    for name, (module, function) in COMMANDS.items():
-        try:
-            loaded = importlib.import_module(f"hmrcompress_cli.{module}")
-        except ModuleNotFoundError as error:
-            if error.name != f"hmrcompress_cli.{module}":
-                raise
-            continue
-        app.command(name)(getattr(loaded, function))
-    try:
-        starter = importlib.import_module("hmrcompress_cli.starter")
-    except ModuleNotFoundError as error:
-        if error.name != "hmrcompress_cli.starter":
-            raise
-    else:
-        app.add_typer(starter.app, name="starter")
-
-
-_register()
-
-
-@app.callback()
-def _root() -> None:
-    pass
+app.command("inspect")(inspect_.inspect)
+app.command("search")(search.search)
+app.command("cka")(cka.cka)
+app.command("merge")(merge.merge)
+app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
+app.command("convert")(convert.convert)
+app.command("run")(run.run)
+app.add_typer(starter.app, name="starter")
 
 
 def main() -> None:

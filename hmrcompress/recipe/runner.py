@@ -25,7 +25,10 @@ RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 INPUTS = "inputs_sha256"
 
 StageDone = Callable[[str, float, bool], None]
-"""Told after every stage: its name, the seconds it took, and whether an earlier run's result was taken over."""
+"""Told after every stage: its name, the seconds it took, and whether an earlier run's result was taken over.
+
+The first is `inputs`: opening model, body and data, with the rendering of data that were never asked for before.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,12 @@ def run_recipe(
     """
     folder = Path(out)
     line = Line(recipe, folder, device=device, dtype=dtype, progress=progress)
+    start = time.perf_counter()
     line.check()
+    taken = {"inputs": round(time.perf_counter() - start, 2)}
+    stage_done("inputs", taken["inputs"], False)
     _prepare(folder, recipe, resume)
     figures: dict[str, Any] = {}
-    taken: dict[str, float] = {}
     key = sha256_json(environment(line.device))
     for stage in OUTPUTS:
         settings = getattr(recipe, stage)

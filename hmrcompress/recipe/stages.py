@@ -13,11 +13,11 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS
 from hmrcompress.evaluation.timing import time_interleaved
-from hmrcompress.merging.apply import token_counts, with_token_merging
-from hmrcompress.metrics.cost import cost
+from hmrcompress.merging.apply import token_counts
+from hmrcompress.merging.describe import network_cost
 from hmrcompress.metrics.pose import network_predict
 from hmrcompress.models.load import Checkpoint
-from hmrcompress.models.network import HMR2, build
+from hmrcompress.models.network import HMR2, NetworkConfig
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.runtime import Progress, dtype_name, pick_device
@@ -42,13 +42,19 @@ class Line:
         self.device, self.dtype, self.progress = pick_device(device), dtype, progress
 
     def check(self) -> None:
-        """Opens what the recipe names and can be opened without work. Raises UserError."""
-        api.open_masks(self.recipe.masks)
-        if self.recipe.eval is not None:
-            api.open_protocol(self.recipe.eval.protocol)
-        if self.recipe.merge is not None and self.recipe.merge.plan is not None:
-            api.open_plan(self.recipe.merge.plan)
+        """Opens everything that the recipe names, so that nothing begins that cannot end. Raises UserError."""
+        recipe = self.recipe
+        tokens = recipe.search.tokens if recipe.search else None
+        if recipe.merge is not None and recipe.merge.plan is not None:
+            tokens = api.open_plan(recipe.merge.plan).tokens
+        masks = api.open_masks(recipe.masks) if tokens else None
         _ = self.checkpoint, self.body
+        if recipe.eval is not None:
+            api.open_protocol(recipe.eval.protocol)
+        if recipe.search is not None:
+            self.calib.batches(masks=masks if recipe.search.with_tokens else None)
+        if recipe.eval is not None or recipe.bench is not None or recipe.export is not None:
+            self.test.batches(self.test.stretches(recipe.eval.limit if recipe.eval else None), masks=masks)
 
     def inputs(self, stage: str) -> dict[str, Any]:
         """What a stage's result depends on beside its settings and the stages before it."""
@@ -117,9 +123,9 @@ class Line:
         api.merge(self.checkpoint, given.plan or self.folder / PLAN, self.folder / MODEL)
         before, layers = self.checkpoint.config, self.compressed.config
         tokens = self.compressed.tokens
-        costs = {BASELINE: _cost(build(before, "meta"), None), MERGED: _cost(build(layers, "meta"), None)}
+        costs = {BASELINE: _cost(before, None), MERGED: _cost(layers, None)}
         if tokens is not None:
-            costs[MERGED_TOKENS] = _cost(build(layers, "meta"), tokens)
+            costs[MERGED_TOKENS] = _cost(layers, tokens)
         last = costs[MERGED_TOKENS if tokens else MERGED]
         return {"costs": costs} | {
             name: {"before": costs[BASELINE][name], "after": last[name]}
@@ -190,10 +196,8 @@ class Line:
         return api.open_data(text, body=self.body, split=split, clips=clips, progress=self.progress)
 
 
-def _cost(network: HMR2, tokens: TokenSettings | None) -> dict[str, Any]:
-    """{layers, tokens, params, macs, …} of one crop; the network lies on the meta device."""
-    config = network.config
+def _cost(config: NetworkConfig, tokens: TokenSettings | None) -> dict[str, Any]:
+    """{layers, tokens, params, macs, …} of one crop."""
     rows, columns = config.grid
-    image = torch.empty(1, 3, rows * config.patch, columns * config.patch, device="meta")
-    counted = cost(with_token_merging(network, tokens), image).to_dict()
+    counted = network_cost(config, tokens).to_dict()
     return {"layers": config.depth, "tokens": token_counts(tokens, rows * columns)[-1], **counted}
