@@ -41,7 +41,10 @@ def inspect(
         checkpoint = load(model, num_heads=num_heads, head_heads=head_heads, seed=seed)
     found = describe(checkpoint)
     write_record(json, "inspect", found, seed=seed)
-    Printer(quiet).table(found["model"], ("", "", ""), rows(found))
+    printer = Printer(quiet)
+    printer.say(found["model"])
+    for what, value, after in rows(found):
+        printer.say(f"  {what:<29} {value} {after}".rstrip())
 
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
