@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,20 @@ from typer.testing import CliRunner
 from hmrcompress.data.crops import CropSet
 from hmrcompress.errors import UserError
 from hmrcompress.plan import Plan
+from hmrcompress.recipe import runner
 from hmrcompress.recipe.runner import run_recipe
 from hmrcompress.recipe.schema import Recipe, parse_recipe, read_recipe
+from hmrcompress.runtime import environment
 from hmrcompress_cli.main import app
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_program() -> Iterator[None]:
+    """The program as it was when the tests began, whatever is committed while they run."""
+    as_it_was = environment()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "environment", lambda device: as_it_was)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +98,8 @@ def test_resume_repeats_only_what_changed(recipe: Recipe, finished: Path) -> Non
     before = json.loads((finished / "summary.json").read_text())
     after = run_recipe(recipe, finished, resume=True, stage_done=note).summary
     assert [reused for _, reused in seen] == [True] * 5
-    assert {k: v for k, v in before.items() if k != "seconds"} == {k: v for k, v in after.items() if k != "seconds"}
+    apart = ("seconds", "commit")
+    assert {k: v for k, v in before.items() if k not in apart} == {k: v for k, v in after.items() if k not in apart}
     assert stamps == {name: (finished / name).stat().st_mtime_ns for name in stamps}
 
     short = recipe.model_copy(update={"export": None, "gates": {}})
@@ -94,6 +107,11 @@ def test_resume_repeats_only_what_changed(recipe: Recipe, finished: Path) -> Non
     (finished / "bench.json").write_text('{"torn')
     run_recipe(short, finished, resume=True, stage_done=note)
     assert seen == [("search", True), ("merge", True), ("eval", True), ("bench", False)]
+
+    seen.clear()
+    runner.environment("cpu")["versions"]["torch"] = "another"
+    run_recipe(short, finished, resume=True, stage_done=note)
+    assert [reused for _, reused in seen] == [False] * 4
 
     seen.clear()
     assert short.eval is not None
