@@ -18,6 +18,7 @@ from hmrcompress.errors import HMRCompressError
 
 DEBUG_KEY = "hmrcompress.debug"
 INTERRUPTED = 130
+MAX_WIDTH = 1000
 
 
 def _remember_debug(context: typer.Context, value: bool) -> bool:
@@ -82,7 +83,10 @@ class Printer:
             typer.echo(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table; floats with one decimal, None as a dash, all but the first column flush right."""
+        """A table; floats with one decimal, None as a dash, all but the first column flush right.
+
+        It is as wide as it needs to be, however narrow the terminal: a figure that is cut off is worse than a wrap.
+        """
         if self.quiet:
             return
         from rich import box
@@ -94,8 +98,10 @@ class Printer:
             table.add_column(name, justify="right" if index else "left", no_wrap=True)
         for row in rows:
             table.add_row(*map(cell, row))
-        console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        console.print(table, width=None if console.is_terminal else 160)
+        console = Console(highlight=False, markup=False, emoji=False)
+        needed = console.measure(table, options=console.options.update(max_width=MAX_WIDTH)).maximum
+        console.width = max(console.width if console.is_terminal else 0, needed)
+        console.print(table)
 
 
 def cell(value: Any) -> str:

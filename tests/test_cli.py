@@ -23,7 +23,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.models.convert import convert_checkpoint
 from hmrcompress.models.load import load_checkpoint
 from hmrcompress.plan import Plan
-from hmrcompress_cli.common import cell
+from hmrcompress_cli.common import Printer, cell
 from hmrcompress_cli.main import app
 
 COMMANDS = ("inspect", "search", "cka", "merge", "eval", "export", "convert", "run", "starter")
@@ -81,6 +81,16 @@ def test_every_command_has_the_common_options(command: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (1.25, "1.2"), (7, "7"), ("x", "x")])
 def test_cells(value: object, text: str) -> None:
     assert cell(value) == text
+
+
+def test_tables_are_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    columns = [f"a long heading {number}" for number in range(12)]
+    Printer().table("title", columns, [[f"value {number}" for number in range(12)]])
+    head, row = (line for line in capsys.readouterr().out.splitlines() if "value" in line or "heading" in line)
+    assert all(name in head for name in columns) and "value 11" in row
+    Printer(quiet=True).table("title", columns, [])
+    assert capsys.readouterr().out == ""
 
 
 class Bomb:

@@ -149,7 +149,8 @@ class Line:
             dtype=self.dtype,
             progress=self.progress,
         )
-        return result.to_json()
+        data = {"name": self.test.name, "split": self.test.split, "sha256": self.test.sha256}
+        return {"data": data, **result.to_json()}
 
     def bench(self) -> dict[str, Any]:
         """Frames per second of the stages on this machine, in turn."""

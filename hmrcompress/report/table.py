@@ -59,11 +59,15 @@ def caption(summary: Mapping[str, Any]) -> str:
     if not stages:
         return ""
     scored = stages[-1]
-    text = f"{scored['n_frames']} frames of {scored['n_clips']} clips, protocol {scored['protocol']}, errors in mm"
+    data = summary.get("data", {})
+    named = ":".join(filter(None, (data.get("name"), data.get("split"))))
+    text = f"{scored['n_frames']} frames of {scored['n_clips']} clips{f' of {named}' if named else ''}"
+    text += f", protocol {scored['protocol']}, errors in mm"
     timing = summary.get("bench")
     if timing:
         place = summary.get("device", "cpu")
-        threads = f", {timing['threads']} threads" if place == "cpu" else ""
+        count = timing["threads"]
+        threads = f", {count} thread{'s' if count > 1 else ''}" if place == "cpu" else ""
         text += f"; frames/s on {place} at batch {timing['batch_size']}{threads}"
     return text
 
