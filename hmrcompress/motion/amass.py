@@ -66,9 +66,10 @@ def _read(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise UserError("no such file", path, REMEDY)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError("one array, not an npz archive", path, REMEDY)
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError("one array, not an npz archive", path, REMEDY)
+        with archive:
             wanted = ("poses", "trans", "valid", *RATE_KEYS)
             return {name: archive[name] for name in wanted if name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:

@@ -163,7 +163,8 @@ def backwards(rng: Rng, t: Array, style: Style) -> Array:
     return _cycle(
         rng, t, style, rng.uniform(0.6, 1.0), swing=rng.uniform(12, 20), mean=rng.uniform(6, 14),
         fold=rng.uniform(35, 60), load=8.0, push=rng.uniform(6, 14), bent=rng.uniform(6, 22),
-        arm_swing=rng.uniform(0, 18), lean=rng.normal(3, 5), torso=rng.normal(6, 7), turning=rng.uniform(0, 35), reverse=True,
+        arm_swing=rng.uniform(0, 18), lean=rng.normal(3, 5), torso=rng.normal(6, 7),
+        turning=rng.uniform(0, 35), reverse=True,
     )[0]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def _go_and_stay(
 ) -> Array:
     """Standing, down into the first low row, through the others at leisure, mostly up again at the end."""
     span = t[-1] - t[0] if len(t) > 1 else 1.0
-    start = t[0] + rng.uniform(-1.0, 0.25) * span
+    start = t[0] + rng.uniform(-1.0, 0.05) * span
     times, rows = [start - 10.0, start], [_stand(rng, style)] * 2
     now = start
     for row in way_down:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hmrcompress.motion.arrays import Array
-from hmrcompress.motion.controls import ARM_COLUMNS, INDEX, flipped, posture
+from hmrcompress.motion.controls import ARM_COLUMNS, BOTH_ARMS, INDEX, columns, flipped, posture
 
 # Means and spreads of: shrug, protract, lift, abduct, turn_in, elbow, supinate, wrist, deviate.
 _ARMS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -37,11 +37,12 @@ _ARMS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cactus": ((3, -4, 5, 88, -75, 90, 0, 0, 0), (4, 5, 12, 12, 15, 15, 25, 15, 10)),
     "push": ((0, 8, 62, 8, 25, 90, 0, -50, 0), (4, 6, 14, 10, 20, 20, 20, 15, 10)),
     "drink": ((2, 4, 45, 25, 20, 125, 0, 0, 0), (3, 5, 14, 12, 15, 10, 20, 12, 8)),
+    "spread_back": ((4, -12, -26, 96, -20, 18, 0, 0, 0), (4, 5, 12, 18, 28, 14, 25, 15, 10)),
     "back": ((0, -8, -40, 22, 0, 18, 0, 0, 0), (3, 4, 10, 8, 20, 14, 25, 15, 8)),
 }
 ARM_POSTURES = tuple(_ARMS)
 SYMMETRIC = ("hips", "crossed", "behind_back", "behind_head", "overhead", "wide_up", "out", "forward", "chest",
-             "guard", "hold", "hug", "cactus", "wing", "push", "back")  # fmt: skip
+             "guard", "hold", "hug", "cactus", "wing", "push", "back", "spread_back")  # fmt: skip
 """Arm postures that people take with both arms at once."""
 
 
@@ -102,20 +103,30 @@ def sit_chair(rng: np.random.Generator) -> Array:
     return row
 
 
+def _knee_up(knee: float) -> float:
+    """Hip flexion in degrees that puts the sole on the floor, sitting there upright with the knee at this angle."""
+    over = np.deg2rad(knee - 90.0)
+    return 90.0 + float(np.rad2deg(np.arctan2(0.4 * np.cos(over), 0.38 - 0.4 * np.sin(over))))
+
+
 def sit_floor(rng: np.random.Generator) -> Array:
-    """On the floor: legs out in front, knees up, cross-legged, or to the side."""
+    """On the floor: legs out in front, knees up or one of them, cross-legged, or both legs to one side."""
     way = rng.integers(5)
     if way == 0:
-        return legs(rng, 1.0, thigh=78, knee=8, spread=rng.uniform(2, 30), pitch=rng.uniform(-20, 5), torso_flex=18)
+        lean = rng.uniform(-25, 8)
+        return legs(rng, 1.0, thigh=88 + lean, knee=8, spread=rng.uniform(2, 30), pitch=lean, torso_flex=18, point=15)
     if way == 1:
-        return legs(rng, 1.0, thigh=105, knee=105, spread=rng.uniform(0, 18), pitch=-18, torso_flex=30)
+        knee, lean = rng.uniform(95, 120), rng.uniform(-32, -15)
+        bent = min(_knee_up(knee) + lean, 122.0)
+        return legs(rng, 1.0, thigh=bent, knee=knee, spread=rng.uniform(0, 15), pitch=lean, torso_flex=35)
     if way == 2:
-        return legs(rng, 1.0, thigh=85, spread=38, turn_out=45, knee=118, pitch=-6, torso_flex=18, point=15)
+        return legs(rng, 1.0, thigh=100, spread=46, turn_out=62, knee=128, pitch=-10, torso_flex=22, point=20)
     if way == 3:
-        return legs(
-            rng, 1.0, thigh=70, l_spread=28, l_turn_out=38, r_spread=-4, r_turn_out=-38, knee=110, torso_flex=12
-        )
-    return legs(rng, 1.0, l_thigh=100, l_knee=95, r_thigh=74, r_knee=8, spread=10, pitch=-12, torso_flex=20)
+        row = legs(rng, 1.0, thigh=90, knee=115, pitch=-8, torso_flex=15, point=20)
+        return row + posture(l_spread=40, l_turn_out=58, r_spread=12, r_turn_out=-42, torso_bend=rng.normal(0, 6))
+    knee, lean = rng.uniform(85, 115), rng.uniform(-25, -5)
+    row = legs(rng, 1.0, r_thigh=86 + lean, r_knee=8, spread=8, pitch=lean, torso_flex=25)
+    return row + posture(l_thigh=min(_knee_up(knee) + lean, 122.0), l_knee=knee)
 
 
 def squat(rng: np.random.Generator) -> Array:
@@ -167,7 +178,8 @@ def lie(rng: np.random.Generator) -> Array:
     """On the floor: on the back, on the front, on a side; stretched out or curled up."""
     way = rng.integers(4)
     if way <= 1:
-        row = legs(rng, 1.2, pitch=-90, spread=rng.uniform(2, 25), turn_out=15, point=25, head_flex=rng.uniform(-5, 25))
+        row = legs(rng, 1.2, pitch=-90, thigh=-5, spread=rng.uniform(2, 25), turn_out=15, point=25)
+        row += posture(head_flex=rng.uniform(-5, 25))
         if rng.random() < 0.4:  # knees up, or one
             up = rng.uniform(25, 70)
             bent = posture(l_thigh=up, l_knee=min(2 * up, 125), point=-10)
@@ -187,14 +199,25 @@ def lie(rng: np.random.Generator) -> Array:
     return row + posture(tip=1)
 
 
+_LYING_ARMS = {
+    "up": ("hang", "out", "cactus", "chest", "overhead", "behind_head", "chin", "wing", "forward"),
+    "down": ("hang", "cactus", "overhead", "spread_back", "out", "behind_back"),
+    "under": ("forward", "overhead", "chin", "chest"),
+}
+
+
 def lying_arms(rng: np.random.Generator, row: Array) -> Array:
-    """Arms that suit lying: beside the body, over the head, on the belly, under the head."""
-    names = ("hang", "out", "cactus", "chest", "overhead", "behind_head", "chin", "wing")
-    left, right = rng.choice(names, 2)
-    drawn = arms(rng, str(left), None if rng.random() < 0.4 else str(right))
+    """The row with arms that suit how it lies: on the back anything; on the front beside the body or overhead; on a
+    side the lower arm in front of the body."""
+    pitch, spin = np.deg2rad(row[columns("pitch", "spin")])
+    face, left = -np.sin(pitch) * np.cos(spin), np.sin(pitch) * np.sin(spin)  # how far up they point
+    names = {side: "down" if face < -0.5 else "up" for side in "lr"}
+    if abs(left) > 0.5:
+        names["l" if left < 0 else "r"] = "under"
+    picked = {side: str(rng.choice(_LYING_ARMS[name])) for side, name in names.items()}
+    drawn = arms(rng, picked["l"], None if names["l"] == names["r"] and rng.random() < 0.4 else picked["r"])
     out = row.copy()
-    for side in "lr":
-        out[ARM_COLUMNS[side]] = drawn[ARM_COLUMNS[side]]
+    out[BOTH_ARMS] = drawn[BOTH_ARMS]
     return out
 
 
