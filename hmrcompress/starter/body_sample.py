@@ -15,6 +15,7 @@ import numpy as np
 
 from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.errors import MissingExtra
+from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.body_rotation import aligning, axis_rotation, frame, twist_about_x, unit
 
 CHUNK = 100
@@ -90,7 +91,7 @@ class Samples:
     heads: np.ndarray
 
 
-def sample_bodies(count: int, seed: int, progress: Callable[[str], None] | None = None) -> Samples:
+def sample_bodies(count: int, seed: int, progress: Progress = no_progress) -> Samples:
     """Draw `count` adults from anny's shape distribution and T-pose them. Raises MissingExtra without anny."""
     try:
         import anny
@@ -118,8 +119,7 @@ def sample_bodies(count: int, seed: int, progress: Callable[[str], None] | None 
         posed, posed_heads = rig.t_pose(rest_vertices, rest_heads)
         vertices[start:stop] = (posed + posed[:, partner] * MIRRORED) / 2
         heads[start:stop] = (posed_heads + posed_heads[:, other] * MIRRORED) / 2
-        if progress is not None:
-            progress(f"bodies {stop}/{count}")
+        progress("sampling bodies", stop, count)
     weights = np.zeros((len(bone_weights), len(SMPL_JOINTS)))
     for index, bone in enumerate(bones):
         weights[:, SMPL_JOINTS.index(joint_of_bone(bone))] += bone_weights[:, index]

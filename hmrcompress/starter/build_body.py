@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from hmrcompress.body.joints import MIRROR, SMPL_JOINTS, SMPL_PARENTS
 from hmrcompress.body.topology import hash_faces
 from hmrcompress.io.atomic import write_bytes
+from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.body_decimate import decimate_symmetric
 from hmrcompress.starter.body_landmarks import LEAF_SLOTS, find_landmarks, order_with_slots
 from hmrcompress.starter.body_sample import Samples, sample_bodies
@@ -38,25 +38,21 @@ REGRESSOR_REACH = 0.2
 ZIP_DATE = (2020, 1, 1, 0, 0, 0)
 
 
-def build_body(
-    out: Path, *, seed: int = 0, bodies: int = 1200, progress: Callable[[str], None] | None = None
-) -> dict[str, Any]:
+def build_body(out: Path, *, seed: int = 0, bodies: int = 1200, progress: Progress = no_progress) -> dict[str, Any]:
     """Build the starter body and write it to `out` (npz in SMPL's layout, about 0.6 MB); the same bytes for a seed.
 
     Returns a summary: name, faces_sha256, bytes, mean and spread of the height (m), share of variance that the ten
     betas hold, and the errors (mm) of shape and joints on bodies held out. Needs the extra `starter-build`.
     """
     samples = sample_bodies(bodies, seed, progress)
-    samples, faces, landmarks = _reduce(samples)
-    if progress is not None:
-        progress(f"decimated to {VERTICES} vertices")
+    samples = _reduce(samples)
+    faces = samples.faces
+    progress("fitting the body", 1, 3)
     split = bodies - max(1, int(bodies * HELD_OUT))
     template, shapedirs, held = shape_space(samples.vertices[:split], faces, samples.vertices[split:])
-    if progress is not None:
-        progress("shape directions found")
+    progress("fitting the body", 2, 3)
     regressor = joint_regressor(samples, template, split)
-    if progress is not None:
-        progress("joint regressor found")
+    progress("fitting the body", 3, 3)
     joint_error = np.linalg.norm(
         np.einsum("jv,nvc->njc", regressor, samples.vertices[split:]) - samples.joints[split:], axis=-1
     )
@@ -85,11 +81,11 @@ def build_body(
         "joint_error_mm": float(1e3 * joint_error.mean()),
         "worst_joint": SMPL_JOINTS[int(joint_error.mean(0).argmax())],
         "worst_joint_error_mm": float(1e3 * joint_error.mean(0).max()),
-        "landmarks": landmarks,
     }
 
 
-def _reduce(samples: Samples) -> tuple[Samples, np.ndarray, dict[str, int]]:
+def _reduce(samples: Samples) -> Samples:
+    """The same bodies on 6890 of their vertices, landmarks in their slots."""
     mean = samples.vertices.mean(0, dtype=np.float64)
     kept, faces = decimate_symmetric(mean, samples.faces, samples.partner, VERTICES)
     number = np.full(len(mean), -1)
@@ -100,7 +96,7 @@ def _reduce(samples: Samples) -> tuple[Samples, np.ndarray, dict[str, int]]:
     order = order_with_slots(VERTICES, found)
     place = np.argsort(order)
     kept = kept[order]
-    reduced = Samples(
+    return Samples(
         samples.vertices[:, kept],
         samples.joints,
         place[faces],
@@ -110,7 +106,6 @@ def _reduce(samples: Samples) -> tuple[Samples, np.ndarray, dict[str, int]]:
         bone_weights[order],
         samples.heads,
     )
-    return reduced, reduced.faces, {name: int(place[vertex]) for name, vertex in found.items()}
 
 
 def shape_space(
