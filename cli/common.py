@@ -93,7 +93,9 @@ class Printer:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+        if title:
+            self.say(title)
+        table = Table(box=box.SIMPLE_HEAD)
         for index, name in enumerate(columns):
             table.add_column(name, justify="right" if index else "left", no_wrap=True)
         for row in rows:
