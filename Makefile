@@ -1,4 +1,5 @@
-# make demo | test | test-slow | lint | clean. Everything happens in .venv; PYTHON chooses what it is made from.
+# make demo | test | test-slow | lint | clean. Everything happens in .venv; PYTHON chooses what it is made from, and
+# PIP_ARGS goes to pip: --extra-index-url https://download.pytorch.org/whl/cpu saves gigabytes where there is no GPU.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
@@ -22,7 +23,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	touch $@
 
 demo: $(STAMP)
