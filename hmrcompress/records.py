@@ -79,7 +79,7 @@ class HMROutput(_Tensors):
 
 @dataclass(frozen=True)
 class BodyOutput(_Tensors):
-    """A posed body, root joint where the shaped template has it (no translation added): vertices (B,V,3), joints (B,J,3)."""
+    """A posed body, root joint where the shaped template has it: vertices (B,V,3), joints (B,J,3). No translation."""
 
     vertices: Tensor
     joints: Tensor

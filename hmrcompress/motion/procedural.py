@@ -35,15 +35,15 @@ Rng = np.random.Generator
 Maker = Callable[[Rng, Array, Style], Array]
 
 _LEGS: dict[str, tuple[Maker, float]] = {
-    "walk": (gaits.walk, 8), "run": (gaits.run, 5), "march": (gaits.march, 3), "sneak": (gaits.sneak, 3),
+    "walk": (gaits.walk, 10), "run": (gaits.run, 5), "march": (gaits.march, 3), "sneak": (gaits.sneak, 3),
     "backwards": (gaits.backwards, 3), "sidestep": (gaits.sidestep, 3), "limp": (gaits.limp, 2),
     "climb": (gaits.climb, 3),
-    "idle": (actions.idle, 6), "bounce": (actions.bounce, 5), "turn": (actions.turn, 4), "squat": (actions.squat, 5),
+    "idle": (actions.idle, 8), "bounce": (actions.bounce, 5), "turn": (actions.turn, 4), "squat": (actions.squat, 5),
     "lunge": (actions.lunge, 5), "bend": (actions.bend, 5), "kick": (actions.kick, 4), "jump": (actions.jump, 4),
-    "hop": (actions.hop, 3), "freeform": (actions.freeform, 8), "sit_chair": (ground.sit_chair, 7),
-    "sit_floor": (ground.sit_floor, 5), "kneel": (ground.kneel, 4), "crawl": (ground.crawl, 4), "lie": (ground.lie, 4),
-    "fall": (ground.fall, 4), "get_up": (ground.get_up, 4), "exercise": (ground.push_up, 4),
-    "acrobatics": (feats.acrobatics, 3), "hang": (feats.hang, 3),
+    "hop": (actions.hop, 3), "freeform": (actions.freeform, 6), "sit_chair": (ground.sit_chair, 5),
+    "sit_floor": (ground.sit_floor, 1), "kneel": (ground.kneel, 4), "crawl": (ground.crawl, 1), "lie": (ground.lie, 1),
+    "fall": (ground.fall, 1), "get_up": (ground.get_up, 1), "exercise": (ground.push_up, 1),
+    "acrobatics": (feats.acrobatics, 1), "hang": (feats.hang, 1),
 }  # fmt: skip
 _ARMS: dict[str, tuple[Maker, float]] = {
     "idle_arms": (gestures.idle_arms, 3), "wave": (gestures.wave_hand, 2), "reach": (gestures.reach_out, 6),

@@ -53,7 +53,7 @@ def dress(vertices: Float, normals: Float, template: Float, cuts: Float, thickne
 
 
 @nb.njit(inline="always", fastmath=True)
-def pattern(kind: int, x: float, y: float, z: float, frequency: float, seed: int) -> float:
+def pattern(kind: int, x: float, y: float, z: float, frequency: float, seed: int) -> np.floating | float:
     """Blend between a garment's two colours at a template point, in [0, 1]."""
     if kind == BANDS:
         return float(int(math.floor(y * frequency)) % 2)

@@ -13,42 +13,46 @@ STARTER_CONFIG = NetworkConfig(
     mlp_dim=768,
     head_width=192,
     head_depth=3,
-    head_heads=3,
-    head_dim=64,
+    head_heads=6,
+    head_dim=32,
     head_mlp_dim=384,
 )
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training. images counts crops seen; head: with the body losses (else dense losses alone); size the
-    crop in pixels; backbone_rate multiplies the learning rate of the backbone; difficulty and mocap as in `shards`."""
+    """A stretch of training.
+
+    images counts crops seen; size is the crop's in pixels; head: with the body losses (else dense losses alone);
+    rate: learning rate at its start, rate_end at its end (linear between); head_gradient is the share of the body
+    losses' gradient that reaches the backbone; dense_weight multiplies the dense losses; difficulty as in `shards`.
+    A stage's images should be a multiple of its batch.
+    """
 
     name: str
     images: int
     size: tuple[int, int]
     head: bool
     rate: float
-    backbone_rate: float = 1.0
-    difficulty: float = 1.0
+    rate_end: float
+    head_gradient: float = 1.0
     dense_weight: float = 1.0
+    difficulty: float = 1.0
+    batch: int = 32
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole run. `reuse` is how often a crop is seen on average, `window` the number of shards in the pool,
-    `cooldown` the share of the last stage over which the rate falls to zero."""
+    """The whole run. `reuse` is how often a crop is seen on average, `window` the number of shards in the pool."""
 
     stages: tuple[Stage, ...] = (
-        Stage("dense", 80_000, (128, 96), head=False, rate=8e-4, difficulty=0.7),
-        Stage("body", 420_000, (128, 96), head=True, rate=6e-4, backbone_rate=0.5, dense_weight=0.3),
-        Stage("full", 100_000, (256, 192), head=True, rate=4e-4, backbone_rate=0.6, dense_weight=0.2),
+        Stage("dense", 80_000, (128, 96), head=False, rate=1e-3, rate_end=1e-3, difficulty=0.6),
+        Stage("body", 240_000, (128, 96), head=True, rate=1e-3, rate_end=2e-4, head_gradient=0.2, batch=64),
+        Stage("full", 76_800, (256, 192), head=True, rate=4e-4, rate_end=0.0, dense_weight=0.3),
     )
-    batch: int = 32
     weight_decay: float = 0.05
     clip_norm: float = 10.0
     warmup_images: int = 6_400
-    cooldown: float = 0.6
     layer_drop: float = 0.25
     ema: float = 0.999
     shard_crops: int = 4096
@@ -77,10 +81,8 @@ class Recipe:
         return len(self.stages), 0
 
     def rate(self, seen: int) -> float:
-        """Learning rate after `seen` crops: a short warm-up into every stage, flat, a linear fall at the very end."""
+        """Learning rate after `seen` crops: a short warm-up into every stage, then linear between its two rates."""
         number, within = self.at(seen)
         stage = self.stages[number]
-        rate = stage.rate * min(1.0, (within + self.batch) / self.warmup_images)
-        if number == len(self.stages) - 1:
-            rate *= min(1.0, (stage.images - within) / (self.cooldown * stage.images))
-        return rate
+        flat = stage.rate + (stage.rate_end - stage.rate) * within / stage.images
+        return flat * min(1.0, (within + stage.batch) / self.warmup_images)

@@ -66,7 +66,7 @@ def losses_of(
     with torch.autocast(device, torch.bfloat16), sdpa_kernel(backends):
         tokens = encode_with_layer_drop(network.backbone, images, drop, generator)
         readout = dense(tokens)
-        output = network.smpl_head(tokens) if stage.head else None
+        output = network.smpl_head(_braked(tokens, stage.head_gradient)) if stage.head else None
     parts = dense_losses(readout, target)
     total = stage.dense_weight * weighted(parts, DENSE_WEIGHTS)
     if output is not None:
@@ -74,6 +74,11 @@ def losses_of(
         total = total + weighted(of_body, BODY_WEIGHTS)
         parts |= of_body
     return total, parts
+
+
+def _braked(tokens: Tensor, share: float) -> Tensor:
+    """The same tokens, through which only a share of the gradient flows back."""
+    return tokens if share == 1.0 else share * tokens + (1 - share) * tokens.detach()
 
 
 def share_gradients(parameters: list[nn.Parameter]) -> None:

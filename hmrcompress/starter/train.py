@@ -20,6 +20,7 @@ from hmrcompress.models.network import HMR2, build
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.batches import Pool, to_tensors
 from hmrcompress.starter.losses import DenseReadout
+from hmrcompress.starter.optimisers import make_optimisers
 from hmrcompress.starter.recipe import Recipe
 from hmrcompress.starter.rendering import (
     STAGE_STRIDE,
@@ -101,13 +102,7 @@ class Trainer:
         self.dense = DenseReadout(recipe.config.dim).to(self.device)
         self.parameters = [*self.network.parameters(), *self.dense.parameters()]
         self.average: list[Tensor] = [p.detach().clone() for p in self.parameters]
-        groups = []
-        for module, backbone in ((self.network.backbone, True), (self.network.smpl_head, False), (self.dense, False)):
-            for decay in (True, False):
-                chosen = [p for p in module.parameters() if (p.ndim > 1) == decay]
-                weight_decay = recipe.weight_decay if decay else 0.0
-                groups.append({"params": chosen, "weight_decay": weight_decay, "backbone": backbone})
-        self.optimiser = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.98), fused=True)
+        self.optimisers = make_optimisers(self.network, self.dense, recipe.weight_decay)
         self.seen = 0
 
     def step(self, pool: Pool) -> dict[str, Tensor]:
@@ -116,9 +111,10 @@ class Trainer:
         number, _ = recipe.at(self.seen)
         stage = recipe.stages[number]
         rate = recipe.rate(self.seen)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * (stage.backbone_rate if group["backbone"] else 1.0)
-        share = recipe.batch // self.options.processes
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+        share = stage.batch // self.options.processes
         crops, rng = pool.draw(self.seen, share, self.rank)
         images, target = to_tensors(crops, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
@@ -129,12 +125,13 @@ class Trainer:
         loss.backward()
         share_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         self.seen += share * self.options.processes
-        if self.seen // recipe.batch % AVERAGE_STEPS == 0:
+        if self.seen // stage.batch % AVERAGE_STEPS == 0:
             # Early on the average spans a twentieth of what was seen, so that it forgets the random start.
-            decay = min(recipe.ema, 1 - 20 * recipe.batch / (self.seen + 20 * recipe.batch))
+            decay = min(recipe.ema, 1 - 20 * stage.batch / (self.seen + 20 * stage.batch))
             follow(self.average, self.parameters, decay**AVERAGE_STEPS)
         return parts
 
@@ -155,7 +152,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "dense": self.dense.state_dict(),
             "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }
 
     def load(self, path: Path) -> None:
@@ -165,7 +162,8 @@ class Trainer:
             raise UserError("made with another network or seed", path, "Choose another --out, or the same settings")
         self.network.load_state_dict(state["network"])
         self.dense.load_state_dict(state["dense"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.average = [tensor.to(self.device) for tensor in state["average"]]
         self.seen = state["seen"]
 
@@ -216,12 +214,13 @@ def _run(
             source.advance(number, shard_range(recipe, number, within)[1])
         assert pool is not None
         parts = trainer.step(pool)
-        step = trainer.seen // recipe.batch
+        batch = recipe.stages[number].batch
+        step = trainer.seen // batch
         minutes = (time.monotonic() - started) / 60
         if log is not None and step % 50 == 0:
             log.losses(trainer.seen, recipe.stages[number].name, parts, recipe.rate(trainer.seen - 1), minutes)
             progress(f"training ({recipe.stages[number].name})", trainer.seen, recipe.images)
-        if validator is not None and log is not None and crossed(trainer.seen, recipe.batch, options.validate_every):
+        if validator is not None and log is not None and crossed(trainer.seen, batch, options.validate_every):
             if recipe.stages[number].head:
                 last = log.validation(trainer.seen, validator(trainer.averaged(), recipe.stages[number].size), minutes)
         if rank == 0 and time.monotonic() - saved > SAVE_SECONDS:
