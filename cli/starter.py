@@ -22,6 +22,7 @@ def build(
     sheets: Annotated[
         Path | None, typer.Option("--sheets", help="Draw the contact sheets into this folder.", show_default=False)
     ] = None,
+    model: Annotated[str, typer.Option("--model", help="Whose meshes the sheets show.")] = "starter",
     out: StarterOut = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
@@ -54,7 +55,7 @@ def build(
         if sheets:
             from hmrcompress.report.contact import write_starter_sheets
 
-            for path in write_starter_sheets(sheets, progress=progress):
+            for path in write_starter_sheets(sheets, model, progress):
                 printer.say(f"Wrote {path}.")
 
 
@@ -121,7 +122,10 @@ def train(
     if freeze is not None:
         from hmrcompress.starter.freeze import freeze as write_network
 
-        write_network(target, freeze, recipe)
+        captured = " --motions amass:DIR" if options.motions else ""
+        command = f"hmrcompress starter train{captured} --processes {processes} --seed {seed}"
+        with progress_bar(quiet=quiet) as progress:
+            write_network(target, freeze, command=command, progress=progress)
         printer.say(f"Wrote the network to {freeze}.")
 
 

@@ -10,14 +10,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from hmrcompress.api import compressed_network, load
 from hmrcompress.body.files import starter_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
 from hmrcompress.io.atomic import atomic_file
+from hmrcompress.metrics.points import mpjpe
 from hmrcompress.models.network import HMR2
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP_HEIGHT
 from hmrcompress.render.raster import vertex_normals, visibility
+from hmrcompress.report.sheets import EXTREME_POSES, body_sheet
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.dataset import open_split
 
@@ -100,9 +103,34 @@ def mesh_sheet(
     return save_picture(grid([tile for row in rows for tile in row], columns), path)
 
 
-def write_starter_sheets(folder: Path, progress: Progress = no_progress) -> list[Path]:
-    """The contact sheet of the test split: one frame of every clip. Returns what was written."""
-    crops = open_split("test", starter_body(), progress=progress)
+def write_starter_sheets(folder: Path, model: str = "starter", progress: Progress = no_progress) -> list[Path]:
+    """The pictures of the documentation, into a folder. Returns what was written.
+
+    body_poses.png: the body in extreme poses; starter_crops.jpg: a frame of every test clip with its mask;
+    starter_meshes.jpg: crops with the mesh of `model` (a model string of `api.load`) laid over, the worst in the last
+    row; where `model` is compressed, the starter network's mesh stands between the two.
+    """
+    body = starter_body()
+    crops = open_split("test", body, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
-    assert crops.arrays["images"].shape[1:] == (CROP_HEIGHT, CROP_WIDTH, 3)
-    return [crop_sheet(crops, [int(i) for i in crops.sample(1)], folder / "starter_crops.jpg")]
+    frames = crops.sample(1)
+    checkpoint = load(model)
+    networks = [compressed_network(checkpoint)]
+    if checkpoint.plan is not None:
+        networks.insert(0, compressed_network(load("starter")))
+    order = frames[np.argsort(frame_errors(networks[-1], crops, frames, body))]
+    columns = 4 * (1 + len(networks))
+    chosen = np.concatenate([order[:: max(1, len(order) // 8)][:8], order[-4:]])
+    return [
+        body_sheet(body, EXTREME_POSES, folder / "body_poses.png"),
+        crop_sheet(crops, [int(i) for i in frames], folder / "starter_crops.jpg"),
+        mesh_sheet(networks, crops, [int(i) for i in chosen], body, folder / "starter_meshes.jpg", columns),
+    ]
+
+
+@torch.no_grad()
+def frame_errors(network: HMR2, crops: CropSet, indices: NDArray[np.int64], body: BodyModel) -> NDArray[np.float64]:
+    """MPJPE in mm of a network on the CPU for each of the crops."""
+    batch = next(crops.batches(indices, len(indices), mask_source("data")))
+    predicted = body.joints(network(batch.images, batch.person_mask).params)
+    return mpjpe(predicted, body.joints(batch.params)).numpy()

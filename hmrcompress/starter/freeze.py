@@ -15,7 +15,6 @@ from hmrcompress.models.folder import as_half, write_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, from_state
 from hmrcompress.runtime import Progress, environment, no_progress
 from hmrcompress.starter.dataset import open_split
-from hmrcompress.starter.recipe import Recipe
 from hmrcompress.starter.train import LOG_FILE, STATE_FILE
 
 SHIPPED_LOG = "training_log.jsonl"
@@ -32,8 +31,11 @@ def averaged_state(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return result
 
 
-def freeze(folder: Path, out: Path, recipe: Recipe, command: str = "", progress: Progress = no_progress) -> Path:
-    """Write the network trained in `folder` to `out`, scored on starter:test with the weights as they are stored."""
+def freeze(folder: Path, out: Path, *, command: str, progress: Progress = no_progress) -> Path:
+    """Write the network trained in `folder` to `out`, scored on starter:test with the weights as they are stored.
+
+    command is what the card names as having made it.
+    """
     state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
     half = as_half(averaged_state(state))
     config = NetworkConfig.from_dict(state["config"])
@@ -46,7 +48,7 @@ def freeze(folder: Path, out: Path, recipe: Recipe, command: str = "", progress:
     }
     records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
     provenance = {
-        "command": command or "hmrcompress starter train",
+        "command": command,
         "seed": state["seed"],
         "images": state["seen"],
         "minutes": round(training_minutes(records), 1),
@@ -107,7 +109,7 @@ def network_card(
         )
     lines += [
         "",
-        "The mean pose is the best constant guess (least MPJPE on training clips), not a person facing the camera.",
+        "The mean pose: mean rotations of the training poses, upright, facing the camera (the `init_*` buffers).",
         "",
         "Learning curve (a sample of `starter:val`, averaged weights; 128 x 96 pixels until the last stage):",
         "",

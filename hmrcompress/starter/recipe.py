@@ -47,8 +47,8 @@ class Recipe:
 
     stages: tuple[Stage, ...] = (
         Stage("dense", 80_000, (128, 96), head=False, rate=1e-3, rate_end=1e-3, difficulty=0.6),
-        Stage("body", 240_000, (128, 96), head=True, rate=1e-3, rate_end=2e-4, head_gradient=0.2, batch=64),
-        Stage("full", 76_800, (256, 192), head=True, rate=4e-4, rate_end=0.0, dense_weight=0.3),
+        Stage("body", 160_000, (128, 96), head=True, rate=1e-3, rate_end=2e-4, head_gradient=0.2, batch=64),
+        Stage("full", 60_032, (256, 192), head=True, rate=5e-4, rate_end=0.0, dense_weight=0.3, batch=64),
     )
     weight_decay: float = 0.05
     clip_norm: float = 10.0

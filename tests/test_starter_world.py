@@ -1,0 +1,189 @@
+"""The clips of the starter world: fixed by their seeds, disjoint, honestly difficult."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hmrcompress.body.files import starter_body
+from hmrcompress.data.crops import CropSet
+from hmrcompress.errors import UserError
+from hmrcompress.metrics.points import mpjpe, pa_mpjpe
+from hmrcompress.motion import rotvec
+from hmrcompress.records import BodyParams
+from hmrcompress.starter import dataset
+from hmrcompress.starter.camera import rotation, smoothed
+from hmrcompress.starter.dataset import definition_sha256, hidden_share, open_split, render_clip, surface_of
+from hmrcompress.starter.validate import mean_state
+from hmrcompress.starter.world import BODY, LOOK, MOTION, SPLITS, VERSION, Split, draw_betas, make_clip, stream
+
+GOLDEN = Path(__file__).parent / "data" / "starter_world.json"
+EVALUATED = ("calib", "val", "test")
+
+
+@pytest.fixture(scope="module")
+def body():
+    return starter_body()
+
+
+@pytest.fixture(scope="module")
+def clips(body):
+    return {name: [make_clip(SPLITS[name], i, body) for i in range(SPLITS[name].clips)] for name in EVALUATED}
+
+
+def joints_of(body, clip, frames):
+    params = clip.params
+    with torch.no_grad():
+        joints = body.joints(
+            BodyParams(params.global_orient[frames], params.body_pose[frames], params.betas[frames])
+        ).numpy()
+    return joints - joints[:, :1] + clip.placement.transl[frames][:, None]
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_the_splits_are_what_they_were(body, clips, name):
+    """Quantised parameters by hash, joints by value. A change of either calls for a new `world.VERSION`.
+
+    The goldens were written by `python tests/test_starter_world.py`.
+    """
+    golden = json.loads(GOLDEN.read_text())
+    assert golden["version"] == VERSION
+    assert definition_sha256(clips[name], body) == golden[name]["sha256"]
+    for index, frames in golden[name]["joints"].items():
+        for frame, expected in frames.items():
+            joints = joints_of(body, clips[name][int(index)], slice(int(frame), int(frame) + 1))[0]
+            assert np.abs(joints - np.array(expected)).max() < 1e-5
+
+
+def test_splits_share_no_seed_and_no_body():
+    seeds, shapes, looks = [], [], []
+    for split in SPLITS.values():
+        for clip in range(min(split.clips, 24)):
+            seeds.append(int(stream(split, clip, MOTION).integers(1 << 62)))
+            shapes.append(tuple(draw_betas(stream(split, clip, BODY))))
+            looks.append(int(stream(split, clip, LOOK).integers(1 << 62)))
+    for drawn in (seeds, shapes, looks):
+        assert len(set(drawn)) == len(drawn)
+
+
+def test_headings_are_uniform(body):
+    """The body's facing direction in the camera frame, over training clips: flat to a chi-squared test."""
+    headings = []
+    for index in range(240):
+        clip = make_clip(SPLITS["train"], index, body, frames=1)
+        facing = rotvec.to_matrix(clip.poses[:, 0])[0] @ [0.0, 0.0, 1.0]
+        headings.append(np.arctan2(facing[0], facing[2]))
+    counts, _ = np.histogram(headings, bins=8, range=(-np.pi, np.pi))
+    assert ((counts - 30.0) ** 2 / 30.0).sum() < 24.3  # 0.1 % point of chi-squared with 7 degrees of freedom
+
+
+def test_the_mean_pose_is_far_off_on_test(body, clips):
+    sixd = mean_state()["smpl_head.init_body_pose"].view(1, 24, 2, 3)
+    rotations = torch.stack([sixd[..., 0, :], sixd[..., 1, :], torch.cross(sixd[..., 0, :], sixd[..., 1, :], -1)], -1)
+    guess = body.joints(BodyParams(rotations[:, :1], rotations[:, 1:], torch.zeros(1, 10)))
+    frames = slice(0, None, 9)
+    truth = torch.from_numpy(np.concatenate([joints_of(body, clip, frames) for clip in clips["test"]])).float()
+    guess = guess.expand(len(truth), -1, -1)
+    assert mpjpe(guess, truth).mean() > 220 and pa_mpjpe(guess, truth).mean() > 110
+
+
+def test_a_good_part_of_test_is_occluded_or_truncated(body, clips):
+    surface = surface_of(body)
+    hidden = []
+    for clip in clips["test"]:
+        for t, (_, share) in zip(range(27), render_clip(clip, body, surface), strict=False):
+            if t % 9 == 0:
+                hidden.append(share)
+    assert (np.array(hidden) > 0.05).mean() >= 0.3
+
+
+def test_hidden_share_counts_the_edge_and_the_occluder(body, clips):
+    clip, surface = clips["val"][0], surface_of(body)
+    crop, share = next(render_clip(clip, body, surface))
+    assert 0 <= share < 1
+    from hmrcompress.render.scene import Crop, View
+
+    half = Crop(crop.image, crop.silhouette & (np.arange(192) < -1), crop.silhouette)
+    view = View(1.0, (96.0, 128.0), (256, 192))
+    points = np.zeros((10, 3), np.float32) + [0, 0, 1]
+    assert hidden_share(half, points.astype(np.float32), view) == pytest.approx(1.0)
+    points[:4, 0] = 500.0
+    whole = Crop(crop.image, crop.silhouette, crop.silhouette)
+    assert hidden_share(whole, points.astype(np.float32), view) == pytest.approx(0.4)
+
+
+def test_the_joints_project_into_the_crop_of_untruncated_clips(body, clips):
+    inside = []
+    for clip in clips["test"]:
+        joints = joints_of(body, clip, slice(0, None, 27))
+        place = clip.placement
+        pixels = place.focal[::27, None, None] * joints[..., :2] / joints[..., 2:] + place.centre[::27, None]
+        inside.append(((pixels >= 0) & (pixels < [192, 256])).all(-1).mean())
+    assert np.median(inside) == 1.0 and min(inside) > 0.3
+
+
+def test_clips_move_smoothly_in_the_camera(body, clips):
+    for clip in clips["calib"]:
+        steps = np.linalg.norm(np.diff(clip.placement.transl, axis=0), axis=1)
+        assert steps.max() < 0.35  # metres a frame: 10 m/s
+        assert np.abs(np.diff(np.log(clip.placement.focal))).max() < 0.25
+
+
+def test_rotations_about_axes_equal_scipy():
+    from scipy.spatial.transform import Rotation
+
+    angles = np.linspace(-4, 4, 9)
+    for axis in "xyz":
+        assert np.abs(rotation(axis, angles) - Rotation.from_euler(axis, angles[:, None]).as_matrix()).max() < 1e-12
+
+
+def test_smoothing_is_a_centred_mean():
+    values = np.random.default_rng(0).normal(size=(20, 2))
+    for t in range(20):
+        expected = values[max(0, t - 3) : t + 4].mean(0)
+        assert np.abs(smoothed(values, 7)[t] - expected).max() < 1e-12
+
+
+def test_a_rendered_split_is_cached_whole(body, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "CLIP_FRAMES", 4)
+    monkeypatch.setattr(dataset, "make_clip", lambda split, index, body: make_clip(split, index, body, 4))
+    crops = open_split("val", body, home=tmp_path, clips=2)
+    assert isinstance(crops, CropSet) and len(crops) == 8 and crops.split == "val"
+    assert crops.sha256 == definition_sha256([make_clip(SPLITS["val"], i, body, 4) for i in range(2)], body)
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")}
+    again = open_split("val", body, home=tmp_path, clips=2)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")} == files
+    assert (again.arrays["images"] == crops.arrays["images"]).all()
+    batch = next(crops.batches(None, 8, None))
+    posed = body.joints(batch.params).numpy()
+    expected = np.concatenate([joints_of(body, make_clip(SPLITS["val"], i, body, 4), slice(None)) for i in range(2)])
+    assert np.abs(posed - posed[:, :1] - (expected - expected[:, :1])).max() < 1e-5
+
+
+def test_unknown_splits_and_clips_are_refused(body):
+    with pytest.raises(UserError, match="no split 'testing'"):
+        open_split("testing", body)
+    with pytest.raises(UserError, match="has 2 clips"):
+        make_clip(Split("short", 9, 2), 2, body)
+
+
+def write_golden() -> None:
+    """Store hashes and a few joints of every evaluated split."""
+    body = starter_body()
+    golden: dict = {"version": VERSION}
+    for name in EVALUATED:
+        made = [make_clip(SPLITS[name], i, body) for i in range(SPLITS[name].clips)]
+        joints = {
+            str(i): {str(t): joints_of(body, made[i], slice(t, t + 1))[0].round(7).tolist() for t in (0, 200)}
+            for i in (0, len(made) - 1)
+        }
+        golden[name] = {"sha256": definition_sha256(made, body), "joints": joints}
+    GOLDEN.write_text(json.dumps(golden) + "\n")
+
+
+if __name__ == "__main__":
+    write_golden()

@@ -1,0 +1,204 @@
+"""Training of the starter network: augmentation, targets, stochastic depth, schedule, resuming."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hmrcompress.body.files import starter_body
+from hmrcompress.models.network import NetworkConfig, build
+from hmrcompress.records import BodyParams
+from hmrcompress.starter.batches import Pool, mirror, to_tensors
+from hmrcompress.starter.dataset import surface_of
+from hmrcompress.starter.losses import DenseReadout, body_losses, dense_losses, joint_spots
+from hmrcompress.starter.recipe import Recipe, Stage
+from hmrcompress.starter.rendering import schedule, shard_range
+from hmrcompress.starter.shards import ShardSettings, make_shard
+from hmrcompress.starter.step import encode_with_layer_drop, follow
+from hmrcompress.starter.train import LOG_FILE, STATE_FILE, TrainOptions, crossed, train
+
+TINY = NetworkConfig(
+    dim=32, depth=3, num_heads=2, mlp_dim=48, head_width=32, head_depth=1, head_heads=2, head_dim=16, head_mlp_dim=32
+)
+TINY_RECIPE = Recipe(
+    stages=(
+        Stage("dense", 80, (128, 96), head=False, rate=1e-3, rate_end=1e-3, batch=8),
+        Stage("body", 160, (128, 96), head=True, rate=1e-3, rate_end=0.0, head_gradient=0.5, batch=8),
+    ),
+    warmup_images=16,
+    shard_crops=24,
+    reuse=4.0,
+    window=2,
+    config=TINY,
+)
+
+
+@pytest.fixture(scope="module")
+def body():
+    return starter_body()
+
+
+@pytest.fixture(scope="module")
+def shard(body):
+    return make_shard(3, 0, body, surface_of(body), [], ShardSettings(crops=48))
+
+
+def test_a_shard_is_the_same_for_the_same_seed(body, shard):
+    again = make_shard(3, 0, body, surface_of(body), [], ShardSettings(crops=48))
+    assert all((shard[name] == again[name]).all() for name in shard)
+    other = make_shard(4, 0, body, surface_of(body), [], ShardSettings(crops=48))
+    assert not (shard["rotations"] == other["rotations"]).all()
+
+
+def test_keypoints_lie_on_the_visible_parts_they_belong_to(shard):
+    """The token that holds a visible joint shows that body part or a neighbour of it."""
+    grid = joint_spots(torch.from_numpy(shard["keypoints"]), (8, 6)).argmax(-1).numpy()
+    parts = shard["parts"].reshape(len(grid), 48, 24).astype(float)
+    wrist, forearm, hand = 20, 18, 22
+    shown = parts[..., [forearm, wrist, hand]].sum(-1)
+    held = shown[np.arange(len(grid)), grid[:, wrist]]
+    visible = parts[..., wrist].sum(-1) > 0
+    assert (held[visible] > 0).mean() > 0.85
+    assert (shown[np.arange(len(grid)), (grid[:, wrist] + 17) % 48] > 0).mean() < 0.5
+
+
+def test_mirroring_twice_changes_nothing_and_keeps_kinematics(body, shard):
+    everywhere = np.ones(len(shard["betas"]), bool)
+    once = mirror(shard, everywhere)
+    twice = mirror(once, everywhere)
+    assert all((twice[name] == shard[name]).all() for name in shard)
+    assert all((mirror(shard, ~everywhere)[name] == shard[name]).all() for name in shard)
+    rotations = torch.from_numpy(once["rotations"])
+    neutral = torch.zeros(len(rotations), 10)
+    posed = body.joints(BodyParams(rotations[:, :1], rotations[:, 1:], neutral))
+    original = torch.from_numpy(shard["rotations"])
+    reference = body.joints(BodyParams(original[:, :1], original[:, 1:], neutral))
+    reference = (reference - reference[:, :1]).numpy()
+    expected = mirror({**shard, "joints": reference}, everywhere)["joints"]
+    # The body is symmetric to within millimetres, so its mirrored pose reaches the mirrored joints.
+    assert np.abs((posed - posed[:, :1]).numpy() - expected).max() < 0.02
+
+
+def test_spots_are_bilinear_weights():
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(-0.6, 0.6, (5, 24, 2)).astype(np.float32)
+    spots = joint_spots(torch.from_numpy(keypoints), (16, 12)).numpy()
+    for b in range(5):
+        for j in range(24):
+            x = (keypoints[b, j, 0] * 256 + 96) / 16 - 0.5
+            y = (keypoints[b, j, 1] * 256 + 128) / 16 - 0.5
+            if not (-0.5 < x < 11.5 and -0.5 < y < 15.5):
+                assert spots[b, j].sum() == 0
+                continue
+            x, y = min(max(x, 0), 11), min(max(y, 0), 15)
+            expected = np.zeros((16, 12))
+            for row in range(16):
+                for col in range(12):
+                    expected[row, col] = max(0, 1 - abs(row - y)) * max(0, 1 - abs(col - x))
+            assert np.abs(spots[b, j].reshape(16, 12) - expected).max() < 1e-5
+            assert spots[b, j].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_losses_vanish_at_the_truth(body, shard):
+    _, target = to_tensors(shard, None)
+    sure = 60.0
+    perfect_places = target.joints[:, None].expand(-1, 48, -1, -1)
+    readout = (torch.zeros(48, 24, 48), target.parts.clamp(min=1e-9).log(), target.points, perfect_places)
+    parts = dense_losses(readout, target)
+    entropy = -(target.parts * target.parts.clamp(min=1e-9).log()).sum(-1).mean()
+    assert float(parts["part"]) == pytest.approx(float(entropy), abs=1e-4)
+    assert float(parts["point"]) == 0 and float(parts["place"]) < 1e-6
+    assert float(parts["spot"]) == pytest.approx(np.log(48), abs=1e-4)
+    hit = dense_losses((sure * target.spots, *readout[1:]), target)
+    assert float(hit["spot"]) < float(parts["spot"])
+    from hmrcompress.records import HMROutput
+
+    rotations = target.rotations
+    camera = torch.tensor([[0.9, 0.0, 0.0]]).expand(48, -1)
+    truth = HMROutput(rotations[:, :1], rotations[:, 1:], target.betas, camera, torch.zeros(48, 1))
+    losses = body_losses(truth, target, body)
+    assert float(losses["joint"]) < 1e-5 and float(losses["pose"]) < 1e-9 and float(losses["betas"]) == 0
+
+
+def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else():
+    vit = build(TINY, seed=1).backbone
+    images = torch.randn(8, 3, 128, 96, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(encode_with_layer_drop(vit, images, 0.0, torch.Generator()), vit(images))
+    dropped = encode_with_layer_drop(vit, images, 0.5, torch.Generator().manual_seed(1))
+    # The rate rises to 0.5 at layer 2: of 8 samples it is 2 at layer 1 and 4 at layer 2, chosen by the generator.
+    order = torch.Generator().manual_seed(1)
+    kept = {1: torch.randperm(8, generator=order)[:6], 2: torch.randperm(8, generator=order)[:4]}
+    tokens = vit.blocks[0](vit.embed(images))
+    for layer, chosen in kept.items():
+        slow = []
+        for sample in range(8):
+            one = tokens[sample : sample + 1]
+            stays = sample in chosen.tolist()
+            slow.append(one + (vit.blocks[layer](one) - one) * 8 / len(chosen) if stays else one)
+        tokens = torch.cat(slow)
+    assert torch.allclose(dropped, vit.last_norm(tokens), atol=1e-5)
+
+
+def test_every_weight_gets_a_gradient(body, shard):
+    network, dense = build(TINY, seed=0), DenseReadout(TINY.dim)
+    images, target = to_tensors(shard, np.random.default_rng(0))
+    tokens = encode_with_layer_drop(network.backbone, images, 0.2, torch.Generator().manual_seed(0))
+    losses = dense_losses(dense(tokens), target) | body_losses(network.smpl_head(tokens), target, body)
+    sum(losses.values()).backward()
+    missing = [n for n, p in [*network.named_parameters(), *dense.named_parameters()] if p.grad is None]
+    assert missing == []
+
+
+def test_the_moving_average_is_the_textbook_one():
+    weights = [torch.nn.Parameter(torch.tensor([2.0]))]
+    average = [torch.tensor([1.0])]
+    follow(average, weights, 0.9)
+    assert float(average[0]) == pytest.approx(0.9 * 1 + 0.1 * 2)
+
+
+def test_rates_warm_up_and_fall_at_the_end():
+    recipe = TINY_RECIPE
+    assert recipe.images == 240 and recipe.at(0) == (0, 0) and recipe.at(80) == (1, 0) and recipe.at(240)[0] == 2
+    assert recipe.rate(0) == pytest.approx(1e-3 * 0.5) and recipe.rate(40) == pytest.approx(1e-3)
+    assert recipe.rate(239) == pytest.approx(1e-3 / 160) and recipe.rate(160) == pytest.approx(0.5e-3)
+    assert recipe.with_images({"body": 16}).images == 96
+    assert crossed(96, 8, 32) and not crossed(104, 8, 32)
+
+
+def test_the_schedule_covers_every_shard_that_a_batch_draws_from():
+    recipe = TINY_RECIPE
+    for resumed in (0, 40, 120):
+        wanted = set(schedule(recipe, resumed))
+        for seen in range(resumed, recipe.images, 8):
+            stage, within = recipe.at(seen)
+            first, newest = shard_range(recipe, stage, within)
+            assert {(stage, index) for index in range(first, newest + 1)} <= wanted
+
+
+def test_batches_depend_on_the_step_alone(shard):
+    make = lambda: Pool(lambda index: shard, lambda seen: 1, 2, seed=5)  # noqa: E731
+    fresh = make()
+    fresh.draw(0, 4, 0)
+    first, _ = fresh.draw(8, 4, 0)
+    again, _ = make().draw(8, 4, 0)
+    assert all((first[name] == again[name]).all() for name in first)
+    assert not (first["images"] == make().draw(8, 4, 1)[0]["images"]).all()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_ends_like_one_that_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("HMRCOMPRESS_HOME", str(tmp_path / "home"))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(TINY_RECIPE, TrainOptions(whole, seed=1, validate_every=10**9))
+    train(TINY_RECIPE, TrainOptions(parts, seed=1, validate_every=10**9, max_minutes=0.0))
+    stopped = torch.load(parts / STATE_FILE, weights_only=True)
+    assert 0 < stopped["seen"] < TINY_RECIPE.images
+    result = train(TINY_RECIPE, TrainOptions(parts, seed=1, validate_every=10**9))
+    ends = [torch.load(folder / STATE_FILE, weights_only=True) for folder in (whole, parts)]
+    assert ends[0]["seen"] == ends[1]["seen"] == TINY_RECIPE.images
+    assert all(torch.equal(ends[0]["network"][name], ends[1]["network"][name]) for name in ends[0]["network"])
+    records = [json.loads(line) for line in (parts / LOG_FILE).read_text().splitlines()]
+    assert records[-1] == result and result["val"]["mpjpe_mm"] > 0
