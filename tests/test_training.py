@@ -104,7 +104,6 @@ def test_spots_are_bilinear_weights():
 
 def test_losses_vanish_at_the_truth(body, shard):
     _, target = to_tensors(shard, None)
-    sure = 60.0
     perfect_places = target.joints[:, None].expand(-1, 48, -1, -1)
     readout = (torch.zeros(48, 24, 48), target.parts.clamp(min=1e-9).log(), target.points, perfect_places)
     parts = dense_losses(readout, target)
@@ -112,8 +111,10 @@ def test_losses_vanish_at_the_truth(body, shard):
     assert float(parts["part"]) == pytest.approx(float(entropy), abs=1e-4)
     assert float(parts["point"]) == 0 and float(parts["place"]) < 1e-6
     assert float(parts["spot"]) == pytest.approx(np.log(48), abs=1e-4)
-    hit = dense_losses((sure * target.spots, *readout[1:]), target)
-    assert float(hit["spot"]) < float(parts["spot"])
+    logits = target.spots.clamp(min=1e-9).log()
+    hit = dense_losses((logits, *readout[1:]), target)
+    expected = -(target.spots * logits).sum() / target.spots.sum()
+    assert float(hit["spot"]) == pytest.approx(float(expected), abs=1e-4)
     from hmrcompress.records import HMROutput
 
     rotations = target.rotations

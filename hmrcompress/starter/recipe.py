@@ -26,7 +26,8 @@ class Stage:
     images counts crops seen; size is the crop's in pixels; head: with the body losses (else dense losses alone);
     rate: learning rate at its start, rate_end at its end (linear between); head_gradient is the share of the body
     losses' gradient that reaches the backbone; dense_weight multiplies the dense losses; difficulty as in `shards`.
-    A stage's images should be a multiple of its batch.
+    adam_rate multiplies the rate of what Muon does not train: with the full rate the read-outs never settle, the betas'
+    error stays above their variance. A stage's images should be a multiple of its batch.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Stage:
     dense_weight: float = 1.0
     difficulty: float = 1.0
     batch: int = 32
+    adam_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,12 @@ class Recipe:
 
     stages: tuple[Stage, ...] = (
         Stage("dense", 80_000, (128, 96), head=False, rate=1e-3, rate_end=1e-3, difficulty=0.6),
-        Stage("body", 160_000, (128, 96), head=True, rate=1e-3, rate_end=2e-4, head_gradient=0.2, batch=64),
-        Stage("full", 60_032, (256, 192), head=True, rate=5e-4, rate_end=0.0, dense_weight=0.3, batch=64),
+        Stage(
+            "body", 160_000, (128, 96), head=True, rate=1e-3, rate_end=2e-4, head_gradient=0.2, batch=64, adam_rate=0.25
+        ),
+        Stage(
+            "full", 60_032, (256, 192), head=True, rate=5e-4, rate_end=0.0, dense_weight=0.3, batch=64, adam_rate=0.25
+        ),
     )
     weight_decay: float = 0.05
     clip_norm: float = 10.0

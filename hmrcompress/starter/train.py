@@ -111,9 +111,9 @@ class Trainer:
         number, _ = recipe.at(self.seen)
         stage = recipe.stages[number]
         rate = recipe.rate(self.seen)
-        for optimiser in self.optimisers:
+        for optimiser, factor in zip(self.optimisers, (stage.adam_rate, 1.0), strict=True):
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = factor * rate
         share = stage.batch // self.options.processes
         crops, rng = pool.draw(self.seen, share, self.rank)
         images, target = to_tensors(crops, rng)
