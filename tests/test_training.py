@@ -203,3 +203,14 @@ def test_a_run_that_is_interrupted_ends_like_one_that_is_not(tmp_path, monkeypat
     assert all(torch.equal(ends[0]["network"][name], ends[1]["network"][name]) for name in ends[0]["network"])
     records = [json.loads(line) for line in (parts / LOG_FILE).read_text().splitlines()]
     assert records[-1] == result and result["val"]["mpjpe_mm"] > 0
+
+
+def test_training_needs_few_packages():
+    """It has to run where pydantic, roma, yaml, PIL, scipy, psutil and matplotlib are not installed."""
+    import subprocess
+    import sys
+
+    absent = ("pydantic", "roma", "yaml", "PIL", "scipy", "psutil", "matplotlib")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent}))\nimport hmrcompress.starter.train"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

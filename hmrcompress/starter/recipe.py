@@ -62,7 +62,7 @@ class Recipe:
     layer_drop: float = 0.25
     ema: float = 0.999
     shard_crops: int = 4096
-    reuse: float = 5.0
+    reuse: float = 3.0
     window: int = 10
     mocap: float = 0.4
     config: NetworkConfig = field(default_factory=lambda: STARTER_CONFIG)
