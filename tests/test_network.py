@@ -198,15 +198,3 @@ def test_sharing_keeps_weights_and_separates_the_rest() -> None:
     assert not network.training and not network.backbone.blocks[0].training
     mine, theirs = network.backbone.blocks[0].mlp.fc1.weight, other.backbone.blocks[0].mlp.fc1.weight
     assert mine.data_ptr() == theirs.data_ptr()
-
-
-def test_drop_path_acts_in_training_only() -> None:
-    network = build(SMALL, drop_path=0.9)
-    crops = images(4, dtype=torch.float32)
-    with torch.no_grad():
-        network.eval()
-        assert torch.equal(network(crops).features, network(crops).features)
-        network.train()
-        torch.manual_seed(0)
-        assert not torch.equal(network.backbone(crops), network.backbone(crops))
-    assert [block.drop_path for block in network.backbone.blocks] == [0.0, 0.45, 0.9]

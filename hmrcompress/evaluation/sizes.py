@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from hmrcompress.merging.apply import with_token_merging
-from hmrcompress.metrics.cost import cost
-from hmrcompress.models.network import NetworkConfig, build
+from hmrcompress.merging.describe import network_cost
+from hmrcompress.models.network import NetworkConfig
 from hmrcompress.plan import Plan
 
 
@@ -24,12 +21,7 @@ def sizes(config: NetworkConfig, plan: Plan | None) -> dict[str, Any]:
         stages["after"] = config
     found: dict[str, Any] = {name: {} for name in ("layers", "params", "macs", "macs_with_attention")}
     for when, wanted in stages.items():
-        network = build(wanted, "meta").eval()
-        if plan and when == "after":
-            network = with_token_merging(network, plan.tokens).eval()
-        rows, columns = (side * wanted.patch for side in wanted.grid)
-        images = torch.empty(1, 3, rows, columns, device="meta")
-        counted = cost(network, images, torch.empty(1, *wanted.grid, dtype=torch.bool, device="meta"))
+        counted = network_cost(wanted, plan.tokens if plan and when == "after" else None)
         figures = (wanted.depth, counted.parameters, counted.macs, counted.macs_with_attention)
         for name, value in zip(found, figures, strict=True):
             found[name][when] = value

@@ -61,7 +61,7 @@ class NetworkConfig:
 class HMR2(nn.Module):
     """ViT backbone and SMPL head. images (B,3,256,192) ImageNet-normalised -> HMROutput."""
 
-    def __init__(self, config: NetworkConfig, drop_path: float = 0.0) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = ViT(
@@ -71,7 +71,6 @@ class HMR2(nn.Module):
             mlp_dim=config.mlp_dim,
             patch=config.patch,
             grid=config.grid,
-            drop_path=drop_path,
         )
         self.smpl_head = SMPLHead(
             context_dim=config.dim,
@@ -92,12 +91,10 @@ class HMR2(nn.Module):
         return self.smpl_head(tokens, bias)
 
 
-def build(
-    config: NetworkConfig, device: torch.device | str | None = None, *, seed: int = 0, drop_path: float = 0.0
-) -> HMR2:
+def build(config: NetworkConfig, device: torch.device | str | None = None, *, seed: int = 0) -> HMR2:
     """A network with `random_state(config, seed)` in training mode; on the meta device one without any weights."""
     with torch.device("meta"):
-        network = HMR2(config, drop_path)
+        network = HMR2(config)
     if device is not None and torch.device(device).type == "meta":
         return network
     network.load_state_dict(random_state(config, seed), strict=True, assign=True)

@@ -71,11 +71,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block. `drop_path` is the chance that a sample skips a branch, in training mode only."""
+    """A pre-norm transformer block."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int) -> None:
         super().__init__()
-        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -84,22 +83,15 @@ class Block(nn.Module):
     def attend(self, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The attention half: tokens (B,M,D) -> tokens (B,M,D), keys (B,heads,M,D/heads)."""
         mixed, keys = self.attn(self.norm1(tokens), bias)
-        return tokens + self._drop(mixed), keys
+        return tokens + mixed, keys
 
     def feed(self, tokens: Tensor) -> Tensor:
         """The MLP half: (B,M,D) -> (B,M,D)."""
-        return tokens + self._drop(self.mlp(self.norm2(tokens)))
+        return tokens + self.mlp(self.norm2(tokens))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B,M,D) -> (B,M,D)."""
         return self.feed(self.attend(tokens)[0])
-
-    def _drop(self, branch: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
-            return branch
-        keep = 1.0 - self.drop_path
-        alive = torch.rand(branch.shape[0], 1, 1, dtype=branch.dtype, device=branch.device) < keep
-        return branch * alive / keep
 
 
 class PatchEmbed(nn.Module):
@@ -115,10 +107,7 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images to tokens. `reducer` (None: off) merges tokens inside the blocks; see `hmrcompress.merging.apply`.
-
-    `drop_path` is the stochastic-depth rate of the last block; the blocks before it rise to it linearly.
-    """
+    """Images to tokens. `reducer` (None: off) merges tokens inside the blocks; see `hmrcompress.merging.apply`."""
 
     reducer: TokenReducer | None
 
@@ -131,15 +120,13 @@ class ViT(nn.Module):
         mlp_dim: int,
         patch: int = 16,
         grid: tuple[int, int] = (16, 12),
-        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.patch, self.grid = patch, tuple(grid)
         self.reducer = None
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], dim))
         self.patch_embed = PatchEmbed(dim, patch)
-        rates = [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
-        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_dim, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_dim) for _ in range(depth))
         self.last_norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     @property

@@ -23,6 +23,7 @@ from hmrcompress.starter.losses import (
 )
 from hmrcompress.starter.recipe import Stage
 
+
 def encode_with_layer_drop(vit: ViT, images: Tensor, drop: float, generator: torch.Generator) -> Tensor:
     """Tokens after the last norm, each layer skipped by a share of the samples that rises linearly to `drop`.
 
