@@ -78,6 +78,7 @@ def train(
     freeze: Annotated[
         Path | None, typer.Option("--freeze", help="Afterwards write the network (fp16) and its card to this folder.")
     ] = None,
+    note: Annotated[str, typer.Option("--note", help="A sentence for the card of --freeze.")] = "",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
@@ -125,7 +126,7 @@ def train(
         captured = " --motions amass:DIR" if options.motions else ""
         command = f"hmrcompress starter train{captured} --processes {processes} --seed {seed}"
         with progress_bar(quiet=quiet) as progress:
-            write_network(target, freeze, command=command, progress=progress)
+            write_network(target, freeze, command=command, note=note, progress=progress)
         printer.say(f"Wrote the network to {freeze}.")
 
 

@@ -31,10 +31,10 @@ def averaged_state(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     return result
 
 
-def freeze(folder: Path, out: Path, *, command: str, progress: Progress = no_progress) -> Path:
+def freeze(folder: Path, out: Path, *, command: str, note: str = "", progress: Progress = no_progress) -> Path:
     """Write the network trained in `folder` to `out`, scored on starter:test with the weights as they are stored.
 
-    command is what the card names as having made it.
+    command is what the card names as having made it, note a remark below it.
     """
     state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
     half = as_half(averaged_state(state))
@@ -49,6 +49,7 @@ def freeze(folder: Path, out: Path, *, command: str, progress: Progress = no_pro
     records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
     provenance = {
         "command": command,
+        "note": note,
         "seed": state["seed"],
         "images": state["seen"],
         "minutes": round(training_minutes(records), 1),
@@ -96,6 +97,7 @@ def network_card(
         f"| training time | {provenance['minutes']} minutes on {machine['cpu']} ({machine['device']}) |",
         f"| log | `{provenance['log']}` |",
         "",
+        *([provenance["note"], ""] if provenance["note"] else []),
         "Scores on `starter:test`, printed by `hmrcompress eval starter --data starter:test`:",
         "",
         "| | MPJPE mm | PA-MPJPE mm | PVE mm | Accel mm/frame² | frames | protocol |",
