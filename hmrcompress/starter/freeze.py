@@ -118,7 +118,6 @@ def network_card(
         "| images | MPJPE mm | PA-MPJPE mm |",
         "|---|---|---|",
     ]
-    for record in records:
-        if "val" in record:
-            lines.append(f"| {record['seen']:,} | {record['val']['mpjpe_mm']} | {record['val']['pa_mpjpe_mm']} |")
+    for seen, figures in {record["seen"]: record["val"] for record in records if "val" in record}.items():
+        lines.append(f"| {seen:,} | {figures['mpjpe_mm']} | {figures['pa_mpjpe_mm']} |")
     return "\n".join([*lines, ""])
