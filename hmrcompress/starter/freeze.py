@@ -15,20 +15,9 @@ from hmrcompress.models.folder import as_half, write_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, from_state
 from hmrcompress.runtime import Progress, environment, no_progress
 from hmrcompress.starter.dataset import open_split
-from hmrcompress.starter.train import LOG_FILE, STATE_FILE
+from hmrcompress.starter.train import LOG_FILE, STATE_FILE, averaged_state
 
 SHIPPED_LOG = "training_log.jsonl"
-
-
-def averaged_state(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The network's state dict with the moving average in place of its parameters (buffers stay)."""
-    config = NetworkConfig.from_dict(state["config"])
-    network = from_state(config, state["network"])
-    result = dict(state["network"])
-    # The average holds the network's parameters first, then those of the dense read-out.
-    for (name, _), value in zip(network.named_parameters(), state["average"], strict=False):
-        result[name] = value
-    return result
 
 
 def freeze(folder: Path, out: Path, *, command: str, note: str = "", progress: Progress = no_progress) -> Path:
@@ -37,8 +26,8 @@ def freeze(folder: Path, out: Path, *, command: str, note: str = "", progress: P
     command is what the card names as having made it, note a remark below it.
     """
     state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
-    half = as_half(averaged_state(state))
     config = NetworkConfig.from_dict(state["config"])
+    half = as_half(averaged_state(from_state(config, state["network"]), state["average"]))
     body = starter_body()
     network: HMR2 = from_state(config, {name: tensor.float() for name, tensor in half.items()})
     crops = open_split("test", body, progress=progress)

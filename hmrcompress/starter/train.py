@@ -97,7 +97,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.body = starter_body().to(self.device)
         self.network: HMR2 = build(recipe.config, seed=options.seed)
-        self.network.load_state_dict(mean_state(), strict=False)  # the mean parameters alone
+        self.network.load_state_dict(self.network.state_dict() | mean_state())
         self.network.to(self.device).train()
         self.dense = DenseReadout(recipe.config.dim).to(self.device)
         self.parameters = [*self.network.parameters(), *self.dense.parameters()]
@@ -138,9 +138,7 @@ class Trainer:
     def averaged(self) -> HMR2:
         """The network with the moving average of its weights, in evaluation mode."""
         network = build(self.recipe.config, seed=self.options.seed)
-        state = dict(self.network.state_dict())
-        state |= {name: value for (name, _), value in zip(self.network.named_parameters(), self.average, strict=False)}
-        network.load_state_dict(state)
+        network.load_state_dict(averaged_state(self.network, self.average))
         return network.to(self.device).eval()
 
     def state(self) -> dict[str, Any]:
@@ -166,6 +164,15 @@ class Trainer:
             optimiser.load_state_dict(saved)
         self.average = [tensor.to(self.device) for tensor in state["average"]]
         self.seen = state["seen"]
+
+
+def averaged_state(network: HMR2, average: list[Tensor]) -> dict[str, Tensor]:
+    """The state dict of a network with a moving average in place of its parameters; buffers stay.
+
+    average holds the network's parameters in their order, then those of the dense read-out, which are left out.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    return network.state_dict() | dict(zip(names, average[: len(names)], strict=True))
 
 
 def _moved(target: Any, device: torch.device) -> Any:
