@@ -71,6 +71,10 @@ def train(
     images: Annotated[
         list[str] | None, typer.Option("--images", help="STAGE=COUNT, another length of a stage (repeatable).")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Go on with the weights of a shipped network: starter, or its folder."),
+    ] = None,
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Data-parallel processes (default: cores, or GPUs).")
     ] = None,
@@ -88,6 +92,7 @@ def train(
     """Train the starter network, or go on with it."""
     import torch
 
+    from hmrcompress.api import STARTER_MODEL
     from hmrcompress.runtime import pick_device, progress_bar
     from hmrcompress.starter.dataset import cache_home
     from hmrcompress.starter.recipe import Recipe
@@ -98,7 +103,8 @@ def train(
     target = out or cache_home() / "starter" / "train"
     if processes is None:
         processes = 2 if chosen.type == "cpu" and torch.get_num_threads() > 1 else 1
-    recipe = Recipe().with_images(_counts(images or []))
+    recipe = Recipe() if start is None else Recipe.going_on()
+    recipe = recipe.with_images(_counts(images or [], [stage.name for stage in recipe.stages]))
     options = TrainOptions(
         out=target,
         seed=seed,
@@ -107,6 +113,7 @@ def train(
         workers=workers,
         max_minutes=max_minutes,
         motions=_motions(motions),
+        start=None if start is None else STARTER_MODEL if start == "starter" else Path(start),
     )
     with progress_bar(quiet=quiet) as progress:
         result = run_training(recipe, options, progress)
@@ -124,7 +131,8 @@ def train(
         from hmrcompress.starter.freeze import freeze as write_network
 
         captured = " --motions amass:DIR" if options.motions else ""
-        command = f"hmrcompress starter train{captured} --processes {processes} --seed {seed}"
+        begun = "" if start is None else f" --from {start}"
+        command = f"hmrcompress starter train{captured}{begun} --processes {processes} --seed {seed}"
         with progress_bar(quiet=quiet) as progress:
             write_network(target, freeze, command=command, note=note, progress=progress)
         printer.say(f"Wrote the network to {freeze}.")
@@ -152,11 +160,9 @@ def info(
     write_record(json_file, "starter info", figures)
 
 
-def _counts(pairs: list[str]) -> dict[str, int]:
+def _counts(pairs: list[str], names: list[str]) -> dict[str, int]:
     from hmrcompress.errors import UserError
-    from hmrcompress.starter.recipe import Recipe
 
-    names = [stage.name for stage in Recipe().stages]
     counts = {}
     for pair in pairs:
         name, _, count = pair.partition("=")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.runtime import (
     autocast,
     dtype_name,
+    fast_dtype,
     generator,
     pick_device,
     pick_dtype,
@@ -92,3 +94,10 @@ def test_the_record_of_a_command() -> None:
     assert {"hmrcompress", "python", "torch", "numpy"} == set(made["versions"]) and made["cpu"]
     assert json.loads(json.dumps(made)) == made == record("eval", {"stages": {}}, seed=3)
     assert "seed" not in record("inspect", {})
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads the processor's flags as Linux lists them")
+def test_the_fast_dtype_is_bfloat16_where_the_processor_has_units_for_it() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    units = bool(flags & {"amx_bf16", "avx512_bf16"})
+    assert fast_dtype(torch.device("cpu")) == (torch.bfloat16 if units else torch.float32)

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from hmrcompress.body.files import starter_body
-from hmrcompress.models.network import NetworkConfig, build
+from hmrcompress.models.network import NetworkConfig, build, from_state
 from hmrcompress.records import BodyParams
 from hmrcompress.starter.batches import Pool, mirror, to_tensors
 from hmrcompress.starter.dataset import surface_of
+from hmrcompress.starter.log import LOG_FILE, crossed
 from hmrcompress.starter.losses import DenseReadout, body_losses, dense_losses, joint_spots
+from hmrcompress.starter.muon import Muon, orthogonalised
 from hmrcompress.starter.recipe import Recipe, Stage
 from hmrcompress.starter.rendering import schedule, shard_range
 from hmrcompress.starter.shards import ShardSettings, make_shard
-from hmrcompress.starter.step import encode_with_layer_drop, follow
-from hmrcompress.starter.train import LOG_FILE, STATE_FILE, TrainOptions, crossed, train
+from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, follow
+from hmrcompress.starter.train import STATE_FILE, TrainOptions, train
 
 TINY = NetworkConfig(
     dim=32, depth=3, num_heads=2, mlp_dim=48, head_width=32, head_depth=1, head_heads=2, head_dim=16, head_mlp_dim=32
@@ -127,8 +129,8 @@ def test_losses_vanish_at_the_truth(body, shard):
 def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else():
     vit = build(TINY, seed=1).backbone
     images = torch.randn(8, 3, 128, 96, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(encode_with_layer_drop(vit, images, 0.0, torch.Generator()), vit(images))
-    dropped = encode_with_layer_drop(vit, images, 0.5, torch.Generator().manual_seed(1))
+    assert torch.equal(encode_with_layer_drop(vit, images, None, 0.0, torch.Generator()), vit(images))
+    dropped = encode_with_layer_drop(vit, images, None, 0.5, torch.Generator().manual_seed(1))
     # The rate rises to 0.5 at layer 2: of 8 samples it is 2 at layer 1 and 4 at layer 2, chosen by the generator.
     order = torch.Generator().manual_seed(1)
     kept = {1: torch.randperm(8, generator=order)[:6], 2: torch.randperm(8, generator=order)[:4]}
@@ -143,10 +145,70 @@ def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else
     assert torch.allclose(dropped, vit.last_norm(tokens), atol=1e-5)
 
 
+def test_thinned_out_batches_keep_the_person_and_their_targets(shard):
+    _, target = to_tensors(shard, None)
+    shows = target.parts[..., -1].numpy() < 1
+    everything = []
+    for seed in range(40):
+        chosen = choose_tokens(target, 32, torch.Generator().manual_seed(seed))
+        everything.append(chosen is None)
+        if chosen is None:
+            continue
+        thinned = target.at(chosen)
+        for b, rows in enumerate(chosen.tolist()):
+            assert rows == sorted(set(rows)) and len(rows) == 32
+            assert shows[b, rows].sum() == min(32, shows[b].sum())
+            for place, row in enumerate(rows):
+                assert torch.equal(thinned.parts[b, place], target.parts[b, row])
+                assert torch.equal(thinned.points[b, place], target.points[b, row])
+                assert torch.equal(thinned.spots[b, :, place], target.spots[b, :, row])
+    assert 1 <= sum(everything) <= 12
+    assert choose_tokens(target, None, torch.Generator()) is None and target.at(None) is target
+
+
+def test_tokens_of_a_thinned_out_crop_are_those_of_the_network_on_these_patches():
+    vit = build(TINY, seed=1).backbone
+    images = torch.randn(4, 3, 128, 96, generator=torch.Generator().manual_seed(0))
+    chosen = torch.tensor([[0, 3, 7], [1, 2, 40], [5, 6, 47], [9, 10, 11]])
+    tokens = torch.stack([vit.embed(images)[b, rows] for b, rows in enumerate(chosen.tolist())])
+    expected = vit.last_norm(vit.run_blocks(tokens)[0])
+    assert torch.allclose(encode_with_layer_drop(vit, images, chosen, 0.0, torch.Generator()), expected, atol=1e-6)
+
+
+def test_orthogonalised_matrices_have_the_singular_vectors_of_the_originals_and_values_near_one():
+    rng = np.random.default_rng(0)
+    for rows, columns in ((24, 40), (40, 24), (16, 16)):
+        left, _ = np.linalg.qr(rng.normal(size=(rows, rows)))
+        right, _ = np.linalg.qr(rng.normal(size=(columns, columns)))
+        count = min(rows, columns)
+        spectrum = np.geomspace(1, 0.02, count)
+        matrix = (left[:, :count] * spectrum) @ right[:, :count].T
+        found = orthogonalised(torch.from_numpy(matrix[None]))[0].numpy()
+        polar = left[:, :count].T @ found @ right[:, :count]
+        assert np.abs(polar - np.diag(np.diag(polar))).max() < 1e-6
+        assert 0.85 < np.diag(polar).min() and np.diag(polar).max() < 1.15
+
+
+def test_muon_takes_the_step_of_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(6, 10, generator=generator)) for _ in range(3)]
+    before = [weight.detach().clone() for weight in weights]
+    optimiser = Muon(weights, lr=0.01, weight_decay=0.1)
+    momenta = [torch.zeros(6, 10) for _ in weights]
+    for _ in range(2):
+        for number, weight in enumerate(weights):
+            weight.grad = torch.randn(6, 10, generator=generator)
+            momenta[number] = 0.95 * momenta[number] + 0.05 * weight.grad
+            update = orthogonalised((0.05 * weight.grad + 0.95 * momenta[number])[None])[0]
+            before[number] = before[number] * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 10**0.5 * update
+        optimiser.step()
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights, before, strict=True))
+
+
 def test_every_weight_gets_a_gradient(body, shard):
     network, dense = build(TINY, seed=0), DenseReadout(TINY.dim)
     images, target = to_tensors(shard, np.random.default_rng(0))
-    tokens = encode_with_layer_drop(network.backbone, images, 0.2, torch.Generator().manual_seed(0))
+    tokens = encode_with_layer_drop(network.backbone, images, None, 0.2, torch.Generator().manual_seed(0))
     losses = dense_losses(dense(tokens), target) | body_losses(network.smpl_head(tokens), target, body)
     sum(losses.values()).backward()
     missing = [n for n, p in [*network.named_parameters(), *dense.named_parameters()] if p.grad is None]
@@ -187,6 +249,27 @@ def test_batches_depend_on_the_step_alone(shard):
     again, _ = make().draw(8, 4, 0)
     assert all((first[name] == again[name]).all() for name in first)
     assert not (first["images"] == make().draw(8, 4, 1)[0]["images"]).all()
+
+
+@pytest.mark.slow
+def test_a_shipped_network_is_gone_on_with(tmp_path, monkeypatch):
+    """Two processes share the work of the optimiser; the log and the count of crops are taken over."""
+    from dataclasses import replace
+
+    from hmrcompress.api import STARTER_MODEL, load
+    from hmrcompress.starter.train import averaged_state
+
+    monkeypatch.setenv("HMRCOMPRESS_HOME", str(tmp_path / "home"))
+    stages = tuple(replace(stage, rate=0.0, rate_end=0.0, batch=8, images=16) for stage in Recipe.going_on().stages[:2])
+    recipe = replace(Recipe.going_on(), stages=stages, shard_crops=24, window=2, weight_decay=0.0)
+    result = train(recipe, TrainOptions(tmp_path / "on", start=STARTER_MODEL, processes=2, validate_every=10**9))
+    shipped = load("starter")
+    assert result["seen"] == shipped.source["images"] + 32
+    state = torch.load(tmp_path / "on" / STATE_FILE, weights_only=True)
+    ours = averaged_state(from_state(recipe.config, state["network"]), state["average"])
+    assert all(torch.allclose(ours[name], tensor, atol=1e-6) for name, tensor in shipped.state().items())
+    lines = (tmp_path / "on" / LOG_FILE).read_text().splitlines()
+    assert len(lines) > len((STARTER_MODEL / "training_log.jsonl").read_text().splitlines())
 
 
 @pytest.mark.slow

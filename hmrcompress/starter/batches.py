@@ -42,37 +42,40 @@ def mirror(crops: Shard, flip: NDArray[np.bool_]) -> Shard:
     """Mirror the crops where flip (N,) is set: pixels, tokens, joints and rotations alike."""
     order = np.asarray(MIRROR)
     sign = np.array([-1.0, 1.0, 1.0], np.float32)
+    rows = np.flatnonzero(flip)
+    chosen = {name: values[rows] for name, values in crops.items()}
     mirrored = {
-        "images": crops["images"][:, :, ::-1],
-        "parts": crops["parts"][:, :, ::-1][..., order],
-        "points": crops["points"][:, :, ::-1] * sign.astype(np.float16),
-        "keypoints": crops["keypoints"][:, order] * sign[:2],
-        "joints": crops["joints"][:, order] * sign,
-        "rotations": crops["rotations"][:, order] * (sign[:, None] * sign),
-        "betas": crops["betas"],
+        "images": chosen["images"][:, :, ::-1],
+        "parts": chosen["parts"][:, :, ::-1][..., order],
+        "points": chosen["points"][:, :, ::-1] * sign.astype(np.float16),
+        "keypoints": chosen["keypoints"][:, order] * sign[:2],
+        "joints": chosen["joints"][:, order] * sign,
+        "rotations": chosen["rotations"][:, order] * (sign[:, None] * sign),
+        "betas": chosen["betas"],
     }
-    return {
-        name: np.where(flip.reshape(-1, *[1] * (values.ndim - 1)), mirrored[name], values)
-        for name, values in crops.items()
-    }
+    out = {name: values.copy() for name, values in crops.items()}
+    for name, values in mirrored.items():
+        out[name][rows] = values
+    return out
 
 
 def recolour(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """A gain and an offset a channel and image. images (N,3,H,W) in 0..1 -> the same, clipped."""
+    """A gain and an offset a channel and image, in place. images (N,3,H,W) in 0..1 -> the same, clipped."""
     count = len(images)
     gain = torch.from_numpy((1 + 0.12 * rng.normal(size=(count, 3, 1, 1))).astype(np.float32))
     offset = torch.from_numpy((0.04 * rng.normal(size=(count, 3, 1, 1))).astype(np.float32))
-    return (images * gain + offset).clamp(0, 1)
+    return images.mul_(gain).add_(offset).clamp_(0, 1)
 
 
 def to_tensors(crops: Shard, rng: np.random.Generator | None) -> tuple[Tensor, Targets]:
     """A batch for the network: images (N,3,H,W) ImageNet-normalised and their targets. With rng, augmented."""
     if rng is not None:
         crops = mirror(crops, rng.random(len(crops["betas"])) < 0.5)
-    images = torch.from_numpy(np.ascontiguousarray(crops["images"].transpose(0, 3, 1, 2))).float() / 255
+    pixels = torch.from_numpy(np.ascontiguousarray(crops["images"])).permute(0, 3, 1, 2)
+    images = pixels.float().div_(255).contiguous()
     if rng is not None:
         images = recolour(images, rng)
-    images = (images - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+    images.sub_(torch.tensor(IMAGENET_MEAN)[:, None, None]).div_(torch.tensor(IMAGENET_STD)[:, None, None])
     grid = crops["parts"].shape[1:3]
     parts = torch.from_numpy(np.ascontiguousarray(crops["parts"])).float().flatten(1, 2) / 255
     keypoints = torch.from_numpy(np.ascontiguousarray(crops["keypoints"]))

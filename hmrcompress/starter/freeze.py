@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from hmrcompress.models.folder import as_half, write_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, from_state
 from hmrcompress.runtime import Progress, environment, no_progress
 from hmrcompress.starter.dataset import open_split
-from hmrcompress.starter.train import LOG_FILE, STATE_FILE, averaged_state
-
-SHIPPED_LOG = "training_log.jsonl"
+from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, read_log, training_minutes
+from hmrcompress.starter.train import STATE_FILE, averaged_state
 
 
 def freeze(folder: Path, out: Path, *, command: str, note: str = "", progress: Progress = no_progress) -> Path:
@@ -35,12 +33,12 @@ def freeze(folder: Path, out: Path, *, command: str, note: str = "", progress: P
         n: s.to_json()
         for n, s in evaluate(stages_of(network, None), crops, body=body, progress=progress).stages.items()
     }
-    records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+    records = read_log(folder / LOG_FILE)
     provenance = {
         "command": command,
         "note": note,
         "seed": state["seed"],
-        "images": state["seen"],
+        "images": state["before"] + state["seen"],
         "minutes": round(training_minutes(records), 1),
         "environment": environment(),
         "log": SHIPPED_LOG,
@@ -49,16 +47,6 @@ def freeze(folder: Path, out: Path, *, command: str, note: str = "", progress: P
     write_model_folder(out, half, config, provenance=provenance, body=body.name, card=card)
     shutil.copyfile(folder / LOG_FILE, out / SHIPPED_LOG)
     return out
-
-
-def training_minutes(records: list[dict[str, Any]]) -> float:
-    """Minutes over all runs of a log (the clock of each run starts at zero)."""
-    total = last = 0.0
-    for record in records:
-        if record["minutes"] < last:
-            total += last
-        last = record["minutes"]
-    return total + last
 
 
 def network_card(

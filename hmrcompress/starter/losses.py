@@ -6,7 +6,7 @@ real networks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,18 @@ class Targets:
     betas: Tensor
     joints: Tensor
     keypoints: Tensor
+
+    def at(self, chosen: Tensor | None) -> Targets:
+        """The targets of the chosen tokens (B,M') alone; None: of all."""
+        if chosen is None:
+            return self
+        points = chosen[..., None]
+        return replace(
+            self,
+            parts=self.parts.gather(1, points.expand(-1, -1, self.parts.shape[-1])),
+            points=self.points.gather(1, points.expand(-1, -1, 3)),
+            spots=self.spots.gather(2, chosen[:, None].expand(-1, self.spots.shape[1], -1)),
+        )
 
 
 def joint_spots(keypoints: Tensor, grid: tuple[int, int]) -> Tensor:

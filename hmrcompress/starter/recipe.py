@@ -27,7 +27,8 @@ class Stage:
     rate: learning rate at its start, rate_end at its end (linear between); head_gradient is the share of the body
     losses' gradient that reaches the backbone; dense_weight multiplies the dense losses; difficulty as in `shards`.
     adam_rate multiplies the rate of what Muon does not train: with the full rate the read-outs never settle, the betas'
-    error stays above their variance. A stage's images should be a multiple of its batch.
+    error stays above their variance. tokens: how many of a crop's tokens to train on (None: all; see
+    `step.choose_tokens`). frozen: only the dense read-out learns. A stage's images should be a multiple of its batch.
     """
 
     name: str
@@ -41,6 +42,38 @@ class Stage:
     difficulty: float = 1.0
     batch: int = 32
     adam_rate: float = 1.0
+    tokens: int | None = None
+    frozen: bool = False
+
+
+GO_ON = (
+    Stage("readout", 9_600, (128, 96), head=False, rate=2e-3, rate_end=1e-3, batch=96, frozen=True),
+    Stage(
+        "body",
+        240_000,
+        (128, 96),
+        head=True,
+        rate=8e-4,
+        rate_end=3e-4,
+        dense_weight=0.5,
+        batch=96,
+        adam_rate=0.25,
+        tokens=32,
+    ),
+    Stage(
+        "full",
+        96_000,
+        (256, 192),
+        head=True,
+        rate=4e-4,
+        rate_end=0.0,
+        dense_weight=0.3,
+        batch=96,
+        adam_rate=0.25,
+        tokens=80,
+    ),
+)
+"""Stages for a network that was trained before: its dense read-out, which is not kept, first."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +92,7 @@ class Recipe:
     weight_decay: float = 0.05
     clip_norm: float = 10.0
     warmup_images: int = 6_400
-    layer_drop: float = 0.25
+    layer_drop: float = 0.4
     ema: float = 0.999
     shard_crops: int = 4096
     reuse: float = 3.0
@@ -71,6 +104,11 @@ class Recipe:
     def images(self) -> int:
         """Crops seen in the whole run."""
         return sum(stage.images for stage in self.stages)
+
+    @classmethod
+    def going_on(cls) -> Recipe:
+        """The recipe for a network that was trained before."""
+        return cls(stages=GO_ON)
 
     def with_images(self, counts: dict[str, int]) -> Recipe:
         """The same recipe with other lengths for the named stages."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing as mp
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError
+from hmrcompress.io.safetensors_file import read_safetensors
 from hmrcompress.models.network import HMR2, build
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.batches import Pool, to_tensors
+from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, Log, crossed
 from hmrcompress.starter.losses import DenseReadout
 from hmrcompress.starter.optimisers import make_optimisers
 from hmrcompress.starter.recipe import Recipe
@@ -33,7 +36,7 @@ from hmrcompress.starter.rendering import (
 from hmrcompress.starter.step import follow, losses_of, share_gradients
 from hmrcompress.starter.validate import Validator, mean_state
 
-STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
+STATE_FILE = "state.pt"
 SAVE_SECONDS = 120.0
 CHECK_STEPS = 10
 AVERAGE_STEPS = 4
@@ -42,7 +45,8 @@ AVERAGE_STEPS = 4
 @dataclass(frozen=True)
 class TrainOptions:
     """Where and how to train. processes: data-parallel processes on this machine; workers: renderers of crops;
-    max_minutes ends this run early (a later one resumes); validate_every in crops."""
+    max_minutes ends this run early (a later one resumes); validate_every in crops; start: a shipped network's folder to
+    begin from, its log taken over (default: from scratch)."""
 
     out: Path
     seed: int = 0
@@ -52,6 +56,7 @@ class TrainOptions:
     max_minutes: float | None = None
     motions: Path | None = None
     validate_every: int = 20_000
+    start: Path | None = None
 
 
 def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progress) -> dict[str, Any]:
@@ -60,6 +65,8 @@ def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progres
     The folder then holds state.pt (everything to resume), log.jsonl, and the shards in use.
     """
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.start is not None and not (options.out / LOG_FILE).exists():
+        shutil.copyfile(options.start / SHIPPED_LOG, options.out / LOG_FILE)
     seen = _seen(options.out / STATE_FILE)
     source = ShardSource(
         options.out / "shards", options.seed, recipe, options.motions, seen=seen, workers=options.workers
@@ -97,13 +104,26 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.body = starter_body().to(self.device)
         self.network: HMR2 = build(recipe.config, seed=options.seed)
-        self.network.load_state_dict(self.network.state_dict() | mean_state())
+        self.before = 0
+        if options.start is None:
+            self.network.load_state_dict(self.network.state_dict() | mean_state())
+        else:
+            self.before = self._begin_from(options.start)
         self.network.to(self.device).train()
         self.dense = DenseReadout(recipe.config.dim).to(self.device)
         self.parameters = [*self.network.parameters(), *self.dense.parameters()]
         self.average: list[Tensor] = [p.detach().clone() for p in self.parameters]
         self.optimisers = make_optimisers(self.network, self.dense, recipe.weight_decay)
         self.seen = 0
+
+    def _begin_from(self, folder: Path) -> int:
+        """Take the weights of a shipped network; returns how many crops it had seen."""
+        shipped = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if shipped["network"] != self.recipe.config.to_dict():
+            raise UserError("has other sizes than the recipe", folder, "Go on with the starter network, or begin anew")
+        state = read_safetensors(folder / "model.safetensors")[0]
+        self.network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        return int(shipped["provenance"]["images"])
 
     def step(self, pool: Pool) -> dict[str, Tensor]:
         """One optimisation step; returns the parts of the loss."""
@@ -145,6 +165,7 @@ class Trainer:
         """Everything that a later run needs."""
         return {
             "seen": self.seen,
+            "before": self.before,
             "seed": self.options.seed,
             "config": self.recipe.config.to_dict(),
             "network": self.network.state_dict(),
@@ -163,7 +184,7 @@ class Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.average = [tensor.to(self.device) for tensor in state["average"]]
-        self.seen = state["seen"]
+        self.seen, self.before = state["seen"], state["before"]
 
 
 def averaged_state(network: HMR2, average: list[Tensor]) -> dict[str, Tensor]:
@@ -199,7 +220,7 @@ def _run(
         trainer.load(options.out / STATE_FILE)
     captured = options.motions is not None
     validator = Validator(trainer.body, trainer.device) if rank == 0 else None
-    log = Log(options.out / LOG_FILE) if rank == 0 else None
+    log = Log(options.out / LOG_FILE, trainer.before) if rank == 0 else None
     started = saved = time.monotonic()
     last: dict[str, Any] = {}
     pool: Pool | None = None
@@ -246,11 +267,6 @@ def _run(
     return last
 
 
-def crossed(seen: int, batch: int, every: int) -> bool:
-    """Whether the last batch passed a multiple of `every`."""
-    return seen // every != (seen - batch) // every
-
-
 def _stop(wish: bool) -> bool:
     """Whether any process wishes to stop; all processes get the same answer."""
     if not dist.is_initialized():
@@ -267,25 +283,3 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     partial = path.with_suffix(".part")
     torch.save(state, partial)
     partial.replace(path)
-
-
-class Log:
-    """JSON lines, one a record; appended to by every run in the same folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Append a record."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        return record
-
-    def losses(self, seen: int, stage: str, parts: dict[str, Tensor], rate: float, minutes: float) -> None:
-        """Record the parts of a step's loss."""
-        values = {name: round(float(value.detach()), 4) for name, value in parts.items()}
-        self.write({"seen": seen, "stage": stage, "minutes": round(minutes, 2), "rate": round(rate, 6), "loss": values})
-
-    def validation(self, seen: int, figures: dict[str, float], minutes: float) -> dict[str, Any]:
-        """Record the figures of a validation."""
-        return self.write({"seen": seen, "minutes": round(minutes, 2), "val": figures})

@@ -18,6 +18,7 @@ from hmrcompress.metrics.pose import constant_predict, score
 from hmrcompress.models.network import HMR2
 from hmrcompress.motion import rotvec
 from hmrcompress.records import CROP_HEIGHT, BodyParams, FrameBatch
+from hmrcompress.runtime import autocast, fast_dtype
 from hmrcompress.starter.camera import FLIP
 from hmrcompress.starter.dataset import open_split
 from hmrcompress.starter.world import SPLITS, make_clip
@@ -76,7 +77,7 @@ class Validator:
         """{mpjpe_mm, pa_mpjpe_mm, and those of the mean pose} of a network in evaluation mode, on crops of `size`."""
 
         def predict(batch: FrameBatch) -> BodyParams:
-            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
+            with torch.inference_mode(), autocast(self.device, fast_dtype(self.device)):
                 output = network(shrunk(batch, size).images.to(self.device))
             return output.to(torch.float32).params
 
