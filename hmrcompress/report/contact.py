@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmrcompress.api import compressed_network, load
+from hmrcompress.api import compressed_network, layer_similarity, load
 from hmrcompress.body.files import starter_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
@@ -20,6 +20,7 @@ from hmrcompress.metrics.points import mpjpe
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import CROP_HEIGHT
 from hmrcompress.render.raster import vertex_normals, visibility
+from hmrcompress.report.plots import draw_similarity
 from hmrcompress.report.sheets import EXTREME_POSES, body_sheet
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.dataset import open_split
@@ -118,14 +119,31 @@ def write_starter_sheets(folder: Path, model: str = "starter", progress: Progres
     networks = [compressed_network(checkpoint)]
     if checkpoint.plan is not None:
         networks.insert(0, compressed_network(load("starter")))
-    order = frames[np.argsort(frame_errors(networks[-1], crops, frames, body))]
     columns = 4 * (1 + len(networks))
-    chosen = np.concatenate([order[:: max(1, len(order) // 8)][:8], order[-4:]])
+    chosen = from_best_to_worst(networks[-1], crops, body)
     return [
         body_sheet(body, EXTREME_POSES, folder / "body_poses.png"),
         crop_sheet(crops, [int(i) for i in frames], folder / "starter_crops.jpg"),
-        mesh_sheet(networks, crops, [int(i) for i in chosen], body, folder / "starter_meshes.jpg", columns),
+        mesh_sheet(networks, crops, chosen, body, folder / "starter_meshes.jpg", columns),
     ]
+
+
+def write_card_pictures(folder: Path, progress: Progress = no_progress) -> list[Path]:
+    """What the card of a starter network in `folder` shows: cka.png and meshes.jpg, written there."""
+    body, checkpoint = starter_body(), load(folder)
+    crops = open_split("test", body, progress=progress)
+    matrix = layer_similarity(checkpoint, crops, progress=progress)
+    draw_similarity(matrix, folder / "cka.png", title="starter network on starter:test")
+    chosen = from_best_to_worst(checkpoint.network, crops, body)
+    meshes = mesh_sheet([checkpoint.network], crops, chosen, body, folder / "meshes.jpg")
+    return [folder / "cka.png", meshes]
+
+
+def from_best_to_worst(network: HMR2, crops: CropSet, body: BodyModel) -> list[int]:
+    """Twelve crops of different clips, of rising error; the last four are the worst."""
+    frames = crops.sample(1)
+    order = frames[np.argsort(frame_errors(network, crops, frames, body))]
+    return [int(i) for i in [*order[:: max(1, len(order) // 8)][:8], *order[-4:]]]
 
 
 @torch.no_grad()

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, write_crops
+from hmrcompress.errors import UserError
 from hmrcompress.motion import procedural
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
 from hmrcompress.render.scene import Crop, Surface, View, render_crop
 from hmrcompress.runtime import Progress, no_progress
-from hmrcompress.starter.world import CLIP_FRAMES, FPS, VERSION, Clip, Split, make_clip, split_named
+from hmrcompress.starter.captured import MOCAP_SPLIT, film_held_out, held_out
+from hmrcompress.starter.world import FPS, SPLITS, VERSION, Clip, make_clip, split_named
 
 SIZE = (CROP_HEIGHT, CROP_WIDTH)
 POSED_AT_ONCE = 27
@@ -74,54 +76,67 @@ def hidden_share(crop: Crop, vertices: NDArray[np.float32], view: View) -> float
 
 
 def open_split(
-    name: str, body: BodyModel, *, home: Path | None = None, clips: int | None = None, progress: Progress = no_progress
+    name: str,
+    body: BodyModel,
+    *,
+    home: Path | None = None,
+    clips: int | None = None,
+    motions: Path | None = None,
+    progress: Progress = no_progress,
 ) -> CropSet:
     """A split of the starter world as crops (see `CropSet`), rendered at the first call and then read from the cache.
 
-    clips limits the number of clips (the first ones). Raises UserError for an unknown split.
+    clips limits the number of clips (the first ones). motions: folder of motion capture, needed when `test-mocap` is
+    rendered. Raises UserError for an unknown split, and where motion capture is missing.
     """
-    split = split_named(name)
-    count = split.clips if clips is None else min(clips, split.clips)
-    label = name if count == split.clips else f"{name}-{count}"
+    split = None if name == MOCAP_SPLIT else split_named(name)
+    count = None if split is None or clips is None or clips >= split.clips else clips
+    label = name if count is None else f"{name}-{count}"
     folder = (home or cache_home()) / "starter" / f"v{VERSION}-{body.faces_sha256[:8]}" / label
     if not (folder / "meta.json").is_file():
-        _render_split(split, count, body, folder, progress)
+        if split is not None:
+            made = [make_clip(split, index, body) for index in range(count or split.clips)]
+        elif motions is not None:
+            made = film_held_out(held_out(motions), body)
+        else:
+            remedy = f"`hmrcompress starter build --data {name} --motions amass:DIR` renders it"
+            raise UserError("needs motion capture, which does not come with hmrcompress", f"starter:{name}", remedy)
+        _render_split(name, made, body, folder, progress)
     return CropSet.open(folder)
 
 
-def _render_split(split: Split, count: int, body: BodyModel, folder: Path, progress: Progress) -> None:
+def _render_split(name: str, made: list[Clip], body: BodyModel, folder: Path, progress: Progress) -> None:
     surface = surface_of(body)
-    made = [make_clip(split, index, body) for index in range(count)]
-    frames = CLIP_FRAMES
-    images = np.empty((count * frames, *SIZE, 3), np.uint8)
-    masks = np.empty((count * frames, CROP_HEIGHT, CROP_WIDTH // 8), np.uint8)
-    hidden = np.empty(count * frames, np.float32)
+    lengths = [len(clip.poses) for clip in made]
+    total, starts = sum(lengths), np.cumsum([0, *lengths])
+    images = np.empty((total, *SIZE, 3), np.uint8)
+    masks = np.empty((total, CROP_HEIGHT, CROP_WIDTH // 8), np.uint8)
+    hidden = np.empty(total, np.float32)
 
     def work(index: int) -> None:
-        for t, (crop, share) in enumerate(render_clip(made[index], body, surface)):
-            row = index * frames + t
+        for row, (crop, share) in enumerate(render_clip(made[index], body, surface), start=int(starts[index])):
             images[row], masks[row], hidden[row] = crop.image, np.packbits(crop.person, axis=-1), share
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for done, _ in enumerate(pool.map(work, range(count)), start=1):
-            progress(f"rendering starter:{split.name}", done, count)
-    kinds = list(procedural.KINDS)
+        for done, _ in enumerate(pool.map(work, range(len(made))), start=1):
+            progress(f"rendering starter:{name}", done, len(made))
+    kinds = list(procedural.KINDS) if name in SPLITS else sorted({clip.kind for clip in made})
     arrays = {
         "images": images,
         "masks": masks,
         "poses": np.concatenate([clip.poses for clip in made]),
-        "betas": np.repeat(np.stack([clip.betas for clip in made]), frames, axis=0),
+        "betas": np.repeat(np.stack([clip.betas for clip in made]), lengths, axis=0),
         "transl": np.concatenate([clip.placement.transl for clip in made]).astype(np.float32),
         "focal": np.concatenate([clip.placement.focal for clip in made]).astype(np.float32),
         "occluded": hidden,
-        "kind": np.repeat(np.array([kinds.index(clip.kind) for clip in made], np.int16), frames),
-        "clip": np.repeat(np.arange(count, dtype=np.int32), frames),
-        "frame": np.tile(np.arange(frames, dtype=np.int32), count),
+        "kind": np.repeat(np.array([kinds.index(clip.kind) for clip in made], np.int16), lengths),
+        "clip": np.repeat(np.arange(len(made), dtype=np.int32), lengths),
+        "frame": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
     }
     meta = {
         "schema": 1,
         "name": "starter",
-        "split": split.name,
+        "split": name,
         "fps": FPS,
         "sha256": definition_sha256(made, body),
         "body": {"name": body.name, "faces_sha256": body.faces_sha256},

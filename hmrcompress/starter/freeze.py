@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,26 +12,34 @@ from hmrcompress.evaluation.evaluate import evaluate, stages_of
 from hmrcompress.models.folder import as_half, write_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, from_state
 from hmrcompress.runtime import Progress, environment, no_progress
+from hmrcompress.starter.breakdown import by_joint, by_kind, by_occlusion, drop_costs
+from hmrcompress.starter.captured import MOCAP_SPLIT
+from hmrcompress.starter.card import Figures, network_card
 from hmrcompress.starter.dataset import open_split
 from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, read_log, training_minutes
 from hmrcompress.starter.train import STATE_FILE, averaged_state
 
+DROP_FRAMES_PER_CLIP = 30
 
-def freeze(folder: Path, out: Path, *, command: str, note: str = "", progress: Progress = no_progress) -> Path:
-    """Write the network trained in `folder` to `out`, scored on starter:test with the weights as they are stored.
 
-    command is what the card names as having made it, note a remark below it.
+def freeze(
+    folder: Path,
+    out: Path,
+    *,
+    command: str,
+    note: str = "",
+    motions: Path | None = None,
+    progress: Progress = no_progress,
+) -> Path:
+    """Write the network trained in `folder` to `out`, scored with the weights as they are stored.
+
+    command is what the card names as having made it, note a remark below it. With motion capture (`motions`) it is
+    scored on `test-mocap` too.
     """
     state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
     config = NetworkConfig.from_dict(state["config"])
     half = as_half(averaged_state(from_state(config, state["network"]), state["average"]))
-    body = starter_body()
-    network: HMR2 = from_state(config, {name: tensor.float() for name, tensor in half.items()})
-    crops = open_split("test", body, progress=progress)
-    scores = {
-        n: s.to_json()
-        for n, s in evaluate(stages_of(network, None), crops, body=body, progress=progress).stages.items()
-    }
+    network = from_state(config, {name: tensor.float() for name, tensor in half.items()}).eval()
     records = read_log(folder / LOG_FILE)
     provenance = {
         "command": command,
@@ -43,58 +50,32 @@ def freeze(folder: Path, out: Path, *, command: str, note: str = "", progress: P
         "environment": environment(),
         "log": SHIPPED_LOG,
     }
-    card = network_card(config, provenance, scores, records, sum(t.numel() for t in half.values()))
-    write_model_folder(out, half, config, provenance=provenance, body=body.name, card=card)
+    figures = measure(network, motions, progress)
+    card = network_card(config, provenance, figures, records, sum(t.numel() for t in half.values()))
+    write_model_folder(out, half, config, provenance=provenance, body=starter_body().name, card=card)
     shutil.copyfile(folder / LOG_FILE, out / SHIPPED_LOG)
     return out
 
 
-def network_card(
-    config: NetworkConfig,
-    provenance: dict[str, Any],
-    scores: dict[str, dict[str, Any]],
-    records: list[dict[str, Any]],
-    parameters: int,
-) -> str:
-    """README.md of the shipped network."""
-    machine = provenance["environment"]
-    lines = [
-        "# The starter network",
-        "",
-        "A small HMR2.0-architecture network trained from scratch on the open starter world. It is a test bench for",
-        "compression, not a pose estimator for photographs: it has only ever seen rendered people.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| backbone | {config.depth} layers, dim {config.dim}, {config.num_heads} heads, 192 tokens |",
-        f"| parameters | {parameters:,} (stored as float16) |",
-        f"| command | `{provenance['command']}` |",
-        f"| seed | {provenance['seed']} |",
-        f"| images seen | {provenance['images']:,} |",
-        f"| training time | {provenance['minutes']} minutes on {machine['cpu']} ({machine['device']}) |",
-        f"| log | `{provenance['log']}` |",
-        "",
-        *([provenance["note"], ""] if provenance["note"] else []),
-        "Scores on `starter:test`, printed by `hmrcompress eval starter --data starter:test`:",
-        "",
-        "| | MPJPE mm | PA-MPJPE mm | PVE mm | Accel mm/frame² | frames | protocol |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, label in (("mean_pose", "mean pose"), ("baseline", "this network")):
-        row = scores[name]
-        lines.append(
-            f"| {label} | {row['mpjpe_mm']:.1f} | {row['pa_mpjpe_mm']:.1f} | {row['pve_mm']:.1f} |"
-            f" {row['accel_mm_per_frame2']:.1f} | {row['n_frames']} | {row['protocol']} |"
-        )
-    lines += [
-        "",
-        "The mean pose: mean rotations of the training poses, upright, facing the camera (the `init_*` buffers).",
-        "",
-        "Learning curve (a sample of `starter:val`, averaged weights; 128 x 96 pixels until the last stage):",
-        "",
-        "| images | MPJPE mm | PA-MPJPE mm |",
-        "|---|---|---|",
-    ]
-    for seen, figures in {record["seen"]: record["val"] for record in records if "val" in record}.items():
-        lines.append(f"| {seen:,} | {figures['mpjpe_mm']} | {figures['pa_mpjpe_mm']} |")
-    return "\n".join([*lines, ""])
+def measure(network: HMR2, motions: Path | None = None, progress: Progress = no_progress) -> Figures:
+    """What the card states of a network (on the CPU, in evaluation mode)."""
+    body = starter_body()
+    splits = {"test": open_split("test", body, progress=progress)}
+    if motions is not None:
+        splits[MOCAP_SPLIT] = open_split(MOCAP_SPLIT, body, motions=motions, progress=progress)
+    results = {
+        name: evaluate(stages_of(network, None), crops, body=body, progress=progress).stages
+        for name, crops in splits.items()
+    }
+    scores, test = results["test"]["baseline"], splits["test"]
+    sample = test.sample(DROP_FRAMES_PER_CLIP)
+    return Figures(
+        scores={
+            f"starter:{name}": {stage: of.to_json() for stage, of in stages.items()} for name, stages in results.items()
+        },
+        joints=by_joint(scores),
+        occlusion=by_occlusion(scores, test),
+        kinds=by_kind(scores, test),
+        drops=drop_costs(network, test, sample, body, progress),
+        drop_frames=len(sample),
+    )

@@ -14,8 +14,8 @@ import torch
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError
-from hmrcompress.motion.amass import load_amass_segments
 from hmrcompress.motion.clip import Motion
+from hmrcompress.starter.captured import load_captured
 from hmrcompress.starter.dataset import surface_of
 from hmrcompress.starter.recipe import Recipe
 from hmrcompress.starter.shards import ShardSettings, make_shard, read_shard, shard_path, write_shard
@@ -23,8 +23,6 @@ from hmrcompress.starter.shards import ShardSettings, make_shard, read_shard, sh
 STAGE_STRIDE = 10_000
 """Shards of stage s are numbered from s * STAGE_STRIDE, so that stages never share crops."""
 POLL_SECONDS = 0.2
-HELD_OUT = ("02_06", "02_10", "01_06", "01_11", "03_04", "11_01", "amp_humanoid_dance")
-"""Motion-capture clips that training never sees; they are the split `test-mocap`."""
 
 
 def shard_range(recipe: Recipe, stage: int, within: int) -> tuple[int, int]:
@@ -49,19 +47,6 @@ def settings_of(recipe: Recipe, stage: int, captured: bool) -> ShardSettings:
     chosen = recipe.stages[stage]
     mocap = recipe.mocap if captured else 0.0
     return ShardSettings(chosen.size, recipe.shard_crops, chosen.difficulty, mocap)
-
-
-def load_captured(folder: Path | None) -> list[Motion]:
-    """Motion capture for training: every AMASS-layout .npz below a folder except the held-out clips.
-
-    Raises UserError when the folder holds none.
-    """
-    if folder is None:
-        return []
-    files = [file for file in sorted(folder.rglob("*.npz")) if file.stem not in HELD_OUT]
-    if not files:
-        raise UserError("there is no .npz file below this folder", folder, "Give --motions amass:DIR an AMASS folder")
-    return [motion for file in files for motion in load_amass_segments(file)]
 
 
 def _render(

@@ -138,7 +138,11 @@ def make_clip(split: Split, index: int, body: BodyModel, frames: int = CLIP_FRAM
     if not 0 <= index < split.clips:
         raise UserError(f"split {split.name} has {split.clips} clips, got index {index}", "starter world")
     seed = int(stream(split, index, MOTION).integers(1 << 62))
-    motion = procedural.generate(seed, frames, FPS)
+    return film(split, index, procedural.generate(seed, frames, FPS), body)
+
+
+def film(split: Split, index: int, motion: Motion, body: BodyModel) -> Clip:
+    """A motion as clip `index` of a split: its body, clothes, surroundings and camera come from the clip's seeds."""
     rest = body.joint_template.numpy()
     betas = draw_betas(stream(split, index, BODY))
     return stage(motion, betas, body, stream(split, index, CAMERA), stream(split, index, LOOK), rest)
