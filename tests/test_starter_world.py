@@ -149,7 +149,6 @@ def test_smoothing_is_a_centred_mean():
 
 
 def test_a_rendered_split_is_cached_whole(body, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "CLIP_FRAMES", 4)
     monkeypatch.setattr(dataset, "make_clip", lambda split, index, body: make_clip(split, index, body, 4))
     crops = open_split("val", body, home=tmp_path, clips=2)
     assert isinstance(crops, CropSet) and len(crops) == 8 and crops.split == "val"
