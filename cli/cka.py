@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hmrcompress.errors import UserError
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
@@ -44,16 +45,19 @@ def cka(
     """Draw how alike the layers of a network are (centred kernel alignment); the matrix goes beside it as .npz."""
     import numpy as np
 
-    from hmrcompress.api import layer_similarity
+    from hmrcompress.api import layer_similarity, load
     from hmrcompress.io.atomic import atomic_file
     from hmrcompress.plan import Plan
     from hmrcompress.report.plots import draw_similarity
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
 
+    checkpoint = load(model, seed=seed)
     groups = Plan.read(plan).groups if plan else ()
+    if (planned := sum(map(len, groups))) != checkpoint.config.depth and plan:
+        raise UserError(f"the plan is for {planned} layers, the model has {checkpoint.config.depth}", plan)
     with progress_bar(quiet=quiet) as progress:
         matrix = layer_similarity(
-            model,
+            checkpoint,
             data,
             frames=limit or 256,
             batch_size=batch_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,8 +12,21 @@ from hmrcompress_cli.inspect_ import HeadHeadsOption, HeadsOption
 
 
 def convert(
-    file: Annotated[str, typer.Argument(help="A checkpoint, random:FAMILY, or a body file (pkl, npz).")],
+    file: Annotated[
+        str, typer.Argument(help="A checkpoint, random:FAMILY, a compressed folder, or a body file (pkl, npz).")
+    ],
     out: OutOption,
+    format: Annotated[
+        Literal["native", "original"],
+        typer.Option("--format", help="Our safetensors, or a .ckpt (or .safetensors) for the original code base."),
+    ] = "native",
+    pad_identity: Annotated[
+        bool,
+        typer.Option(
+            "--pad-identity/--no-pad-identity",
+            help="With --format original: fill up to the original number of layers with identities.",
+        ),
+    ] = True,
     num_heads: HeadsOption = None,
     head_heads: HeadHeadsOption = None,
     json: JsonOption = None,
@@ -30,8 +43,16 @@ def convert(
     else:
         from hmrcompress.api import load
         from hmrcompress.models.convert import convert_checkpoint
+        from hmrcompress.models.original import write_original
 
         checkpoint = load(file, num_heads=num_heads, head_heads=head_heads, seed=seed)
+        if format == "original":
+            original = write_original(checkpoint, out, pad_identity=pad_identity)
+            write_record(json, "convert", {"layers": original.layers, "padded": original.padded}, seed=seed)
+            Printer(quiet).say(
+                f"{original.weights}: {original.layers} layers; how to use it is in {original.card.name}"
+            )
+            return
         converted = convert_checkpoint(checkpoint, out)
         written, about, record = converted.weights, converted.record_path, converted.record
     write_record(json, "convert", record, seed=seed)

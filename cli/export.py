@@ -34,7 +34,10 @@ def export(
     device: Annotated[
         Literal["auto", "cpu"], typer.Option("--device", help="Networks are exported on the CPU.")
     ] = "auto",
-    dtype: Annotated[Literal["float32"], typer.Option("--dtype", help="Networks are exported in float32.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "float16"],
+        typer.Option("--dtype", help="Of weights and arithmetic; in and out are float32."),
+    ] = "float32",
     json: JsonOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
@@ -42,7 +45,7 @@ def export(
 ) -> None:
     """Write a network for other run times: ONNX with a dynamic batch, compared with torch before it gets its name."""
     from hmrcompress.api import export_onnx
-    from hmrcompress.runtime import progress_bar
+    from hmrcompress.runtime import pick_dtype, progress_bar
 
     with progress_bar(quiet=quiet) as progress:
         made = export_onnx(
@@ -53,15 +56,26 @@ def export(
             body=body,
             batch_size=batch_size,
             limit=limit,
+            dtype=pick_dtype(dtype),
             seed=seed,
             progress=progress,
         )
-    figures = {"onnx_max_abs_diff": made.parity.max_abs_diff, "onnx_joints_mm": made.parity.joints_mm}
-    write_record(json, "export", figures | {"size_bytes": made.size_bytes}, seed=seed)
+    median = made.parity.median
+    figures = {
+        "onnx_max_abs_diff": made.parity.max_abs_diff,
+        "onnx_joints_mm": made.parity.joints_mm,
+        "onnx_median_joints_mm": None if median is None else median.joints_mm,
+    }
+    write_record(json, "export", figures | {"size_bytes": made.size_bytes, "dtype": dtype}, seed=seed)
     sizes = " and ".join(map(str, made.parity.batch_sizes))
     printer = Printer(quiet)
     printer.say(
         f"differs from torch by {made.parity.max_abs_diff:.1e} at most, joints by {made.parity.joints_mm:.1e} mm, "
         f"at batch {sizes}"
     )
-    printer.say(f"{made.path}: {made.size_bytes / 1e6:.1f} MB, described in {made.contract.name}")
+    if median is not None and dtype != "float32":
+        printer.say(f"the median over crops is {median.max_abs_diff:.1e} and {median.joints_mm:.1e} mm")
+    printer.say(
+        f"{made.path}: {made.size_bytes / 1e6:.1f} MB, described in {made.contract.name}, "
+        f"with examples in {made.golden.name}"
+    )

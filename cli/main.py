@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from hmrcompress_cli import cka, convert, evaluate, export, inspect_, merge, run, search, starter
+from hmrcompress_cli import (
+    ablate,
+    bench,
+    cka,
+    convert,
+    evaluate,
+    export,
+    finetune,
+    inspect_,
+    merge,
+    report,
+    run,
+    search,
+    starter,
+)
 from hmrcompress_cli.common import SafeGroup
 
 app = typer.Typer(
@@ -20,10 +34,14 @@ app.command("inspect")(inspect_.inspect)
 app.command("search")(search.search)
 app.command("cka")(cka.cka)
 app.command("merge")(merge.merge)
+app.command("finetune")(finetune.finetune)
 app.command("eval")(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
 app.command("run")(run.run)
+app.command("ablate")(ablate.ablate)
+app.command("report")(report.report)
 app.add_typer(starter.app, name="starter")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import typer
@@ -14,8 +17,26 @@ def merge(
     model: Annotated[str, typer.Argument(help="starter, random:FAMILY, a checkpoint or a compressed folder.")],
     plan: Annotated[Path, typer.Option("--plan", help="The plan to apply (plan.yaml).", show_default=False)],
     out: OutOption,
-    format: Annotated[Literal["native"], typer.Option("--format", help="Layout of what is written.")] = "native",
+    format: Annotated[
+        Literal["native", "original"],
+        typer.Option("--format", help="A folder of ours, or a .ckpt (or .safetensors) for the original code base."),
+    ] = "native",
+    pad_identity: Annotated[
+        bool,
+        typer.Option(
+            "--pad-identity/--no-pad-identity",
+            help="With --format original: fill up to the original number of layers with identities.",
+        ),
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Apply a plan made for another checkpoint.")] = False,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="What lstsq is fitted on; by default the data of the search.", show_default=False),
+    ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option("--masks", help="Person masks for lstsq; by default those of the search.", show_default=False),
+    ] = None,
     json: JsonOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
@@ -25,9 +46,15 @@ def merge(
     from hmrcompress.api import load
     from hmrcompress.api import merge as merge_model
     from hmrcompress.merging.describe import describe
+    from hmrcompress.models.original import check_name, write_original
 
-    merge_model(model, plan, out, force=force, seed=seed)
-    found = describe(load(out, verify=False))
+    written = None
+    with _folder_for(out if format == "native" else check_name(out), native=format == "native") as folder:
+        merge_model(model, plan, folder, force=force, seed=seed, data=data, masks=masks)
+        merged = load(folder, verify=False)
+        found = describe(merged)
+        if format == "original":
+            written = write_original(merged, out, pad_identity=pad_identity)
     write_record(json, "merge", found, seed=seed)
     layers, macs, parameters = found["layers"], found["macs"], found["params"]
     printer = Printer(quiet)
@@ -37,4 +64,19 @@ def merge(
         f"{macs['before'] / 1e9:.2f} -> {macs['after'] / 1e9:.2f} GMACs, "
         f"{found['tokens']['by_layer'][0]} -> {found['tokens']['by_layer'][-1]} tokens"
     )
-    printer.say(f"{out}")
+    if written is None:
+        printer.say(f"{out}")
+    else:
+        padding = f", {written.padded} of them identities" if written.padded else ""
+        printer.say(f"{out}: {written.layers} layers{padding}; how to use it is in {written.card.name}")
+
+
+@contextmanager
+def _folder_for(out: Path, *, native: bool) -> Iterator[Path]:
+    """Where the compressed model goes: `out` itself, or a folder beside it that is gone when the block ends."""
+    if native:
+        yield out
+        return
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.stem}-", dir=out.absolute().parent) as room:
+        yield Path(room) / out.stem

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,23 @@ from hmrcompress_cli.common import (
     SeedOption,
     write_record,
 )
+from hmrcompress_cli.tokens import (
+    AttentionBiasOption,
+    BackgroundCoarseOption,
+    BackgroundRingOption,
+    DropBackgroundOption,
+    KeepTokensOption,
+    MergePerLayerOption,
+    PaperOption,
+    ProtectOption,
+    SizeWeightedOption,
+    TokenMetricOption,
+    TokenScheduleOption,
+    token_settings,
+)
+
+if TYPE_CHECKING:
+    from hmrcompress.searching.search import SearchResult
 
 
 def search(
@@ -34,14 +51,38 @@ def search(
     frames_per_clip: Annotated[
         int, typer.Option("--frames-per-clip", min=1, help="Frames taken evenly from each clip.")
     ] = 80,
-    method: Annotated[str, typer.Option("--method", help="How to search: eclm.")] = "eclm",
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", help="Reach this number of layers, whatever it costs, instead of --tau."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="How to search: eclm, or from its plan on beam or evolve.")
+    ] = "eclm",
+    beam_width: Annotated[int, typer.Option("--beam-width", min=1, help="Plans that beam keeps.")] = 4,
+    evaluations: Annotated[
+        int | None,
+        typer.Option(
+            "--evaluations", min=1, help="What evolve (by default 200) or beam (no bound) may evaluate beyond ECLM."
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option("--target", help="Errors from the data's truth, or from the untouched teacher's vertices."),
+    ] = "truth",
     merge_rule: Annotated[
-        str, typer.Option("--merge-rule", help="How layers become one: eq4, keep_last, keep_first, mean.")
+        str, typer.Option("--merge-rule", help="How layers become one: eq4, keep_last, keep_first, mean, lstsq.")
     ] = "eq4",
-    keep_tokens: Annotated[int, typer.Option("--keep-tokens", min=1, help="Tokens left by token merging.")] = 90,
-    merge_per_layer: Annotated[
-        int, typer.Option("--merge-per-layer", min=1, help="Tokens merged away in each of the first layers.")
-    ] = 40,
+    keep_tokens: KeepTokensOption = None,
+    merge_per_layer: MergePerLayerOption = None,
+    paper: PaperOption = False,
+    token_metric: TokenMetricOption = None,
+    size_weighted: SizeWeightedOption = None,
+    attention_bias: AttentionBiasOption = None,
+    protect: ProtectOption = None,
+    token_schedule: TokenScheduleOption = None,
+    drop_background: DropBackgroundOption = False,
+    background_ring: BackgroundRingOption = None,
+    background_coarse: BackgroundCoarseOption = None,
     no_tokens: Annotated[bool, typer.Option("--no-tokens", help="A plan without token merging.")] = False,
     with_tokens: Annotated[bool, typer.Option("--with-tokens", help="Merge tokens already while searching.")] = False,
     as_printed: Annotated[
@@ -51,6 +92,16 @@ def search(
         Path | None,
         typer.Option("--journal", help="Evaluations done; by default beside the plan.", show_default=False),
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Run every evaluation from the images on; the plan is the same.")
+    ] = False,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option("--cache-gb", min=0, help="Memory for the cache; the rest goes to the disk, beside the journal."),
+    ] = None,
+    no_early_rejection: Annotated[
+        bool, typer.Option("--no-early-rejection", help="Measure every candidate to the end; the plan is the same.")
+    ] = False,
     protocol: Annotated[str, typer.Option("--protocol", help="What the error is measured on.")] = "starter24",
     json: JsonOption = None,
     device: DeviceOption = "auto",
@@ -62,26 +113,49 @@ def search(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Choose the layers to merge by what merging them costs in MPJPE; goes on where a stopped search ended."""
+    """Choose the layers to merge by what merging them costs in MPJPE; goes on where a stopped search ended.
+
+    Beam and evolve start from ECLM's plan and are never worse on these data.
+    """
     from hmrcompress import api
-    from hmrcompress.plan import TokenSettings
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
     from hmrcompress.searching.search import SearchSettings
+    from hmrcompress.searching.settings import as_target
 
     if out.is_dir():
         raise UserError("is a folder, expected the name of the plan", out)
+    tokens = token_settings(
+        keep_tokens=keep_tokens,
+        merge_per_layer=merge_per_layer,
+        paper=paper,
+        token_metric=token_metric,
+        size_weighted=size_weighted,
+        attention_bias=attention_bias,
+        protect=protect,
+        token_schedule=token_schedule,
+        drop_background=drop_background,
+        background_ring=background_ring,
+        background_coarse=background_coarse,
+    )
     settings = SearchSettings(
         tau_mm=tau,
         frames_per_clip=frames_per_clip,
         limit=limit,
         method=method,
         merge_rule=merge_rule,
-        tokens=None if no_tokens else TokenSettings(keep=keep_tokens, per_layer=merge_per_layer),
+        tokens=None if no_tokens else tokens,
         with_tokens=with_tokens,
         as_printed=as_printed,
         batch_size=batch_size,
         dtype=pick_dtype(dtype),
         seed=seed,
+        layers=layers,
+        beam_width=beam_width,
+        evaluations=evaluations,
+        target=as_target(target),
+        cache=not no_cache,
+        cache_gb=cache_gb,
+        reject_early=not no_early_rejection,
     )
     with progress_bar(quiet=quiet) as progress:
         result = api.search(
@@ -101,20 +175,42 @@ def search(
     printer = Printer(quiet)
     if result.set_aside:
         printer.say(f"The journal was of other settings; it is now {result.set_aside}.")
-    rows = [
-        (f"{step.low}-{step.high}", step.error_mm, f"{step.error_mm - result.trace.base_mm:+.2f}", verdict)
-        for step in result.trace.steps
-        for verdict in ["merge" if step.accepted else "no"]
-    ]
-    printer.table(f"untouched: {result.trace.base_mm:.2f} mm", ("layers", "MPJPE mm", "increase", ""), rows)
-    if result.trace.open_window:
-        low, high = result.trace.open_window
-        fate = "is merged" if result.trace.open_window_merged else "is lost, as printed"
+    _tell(printer, result, figures)
+    printer.say(f"{out}")
+
+
+def _tell(printer: Printer, result: SearchResult, figures: dict[str, Any]) -> None:
+    """The steps of ECLM, what the method made of its plan, and what it all took."""
+    record, counts, trace = figures["search"], result.counts, result.trace
+    what = "MPJPE" if record["target"] == "truth" else "distance"
+    rows = []
+    for step in trace.steps:
+        at_least = "from " if step.at_least else ""
+        increase = f"{at_least}{step.error_mm - trace.base_mm:+.2f}"
+        rows.append(
+            (f"{step.low}-{step.high}", f"{at_least}{step.error_mm:.2f}", increase, "merge" if step.accepted else "no")
+        )
+    printer.table(f"untouched: {trace.base_mm:.2f} mm", ("layers", f"{what} mm", "increase", ""), rows)
+    if trace.open_window:
+        low, high = trace.open_window
+        fate = "is merged" if trace.open_window_merged else "is lost, as printed"
         printer.say(f"The window of layers {low}-{high} was still open at the end; it {fate}.")
-    layers, measured = figures["layers"], figures["search"]
+    start = result.start
+    if record["method"] != "eclm" or record["layers"]:
+        printer.say(
+            f"ECLM: {start.layers} layers, {start.error_mm:.2f} mm after {result.start_evaluations} evaluations; "
+            f"{record['method']}: {figures['layers']['after']} layers, {record['final_mpjpe_mm']:.2f} mm "
+            f"after {record['evaluations']}."
+        )
     printer.say(
-        f"{layers['before']} -> {layers['after']} layers, {measured['base_mpjpe_mm']:.2f} -> "
-        f"{measured['final_mpjpe_mm']:.2f} mm on {measured['frames']} frames, {measured['evaluations']} evaluations "
+        f"{figures['layers']['before']} -> {figures['layers']['after']} layers, {record['base_mpjpe_mm']:.2f} -> "
+        f"{record['final_mpjpe_mm']:.2f} mm on {record['frames']} frames, {record['evaluations']} evaluations "
         f"and the baseline ({result.evaluated} of them now)."
     )
-    printer.say(f"{out}")
+    if counts.evaluations:
+        printer.say(
+            f"{counts.applications} layer applications; without the cache {counts.without_cache} "
+            f"({counts.without_cache / max(counts.applications, 1):.2f} times), without early rejection as well "
+            f"{counts.without_either}. Early rejection saved {counts.all_frames - counts.frames} of "
+            f"{counts.all_frames} frames." + (f" Fitting took {counts.fitting} more." if counts.fitting else "")
+        )

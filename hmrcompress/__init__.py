@@ -1,25 +1,43 @@
 """Compress pretrained transformer networks for human mesh recovery: layer merging, token merging, and the evidence.
 
-`import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.export_onnx`. The functions live in
-`hmrcompress.api` and are loaded when first used, so that importing the package costs next to nothing.
+`import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx`; for networks of other
+code `hc.apply, hc.person_mask, hc.unapply`; to train `hc.heal, hc.fit_probe`. The functions live in `hmrcompress.api`
+and `hmrcompress.tuning` and are loaded when first used, so that importing the package costs next to nothing.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hmrcompress.api import evaluate, export_onnx, load, merge, search
+    from hmrcompress.api import apply, bench, evaluate, export_onnx, load, merge, person_mask, search, unapply
+    from hmrcompress.tuning import fit_probe, heal
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate", "export_onnx", "load", "merge", "search"]
+__all__ = [
+    "__version__",
+    "apply",
+    "bench",
+    "evaluate",
+    "export_onnx",
+    "fit_probe",
+    "heal",
+    "load",
+    "merge",
+    "person_mask",
+    "search",
+    "unapply",
+]
+
+TUNING = ("fit_probe", "heal")
+"""Those of them that live in `hmrcompress.tuning`."""
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from hmrcompress import api
-
-        return getattr(api, name)
+        module = "tuning" if name in TUNING else "api"
+        return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module 'hmrcompress' has no attribute {name!r}")
 
 

@@ -1,131 +1,60 @@
 """`hmrcompress.load, search, merge, evaluate, export_onnx`: one call each, from names and paths to results.
 
-This is the one place where strings become objects. A model is `starter`, `random:FAMILY`, a checkpoint file or a
-compressed folder; data are `starter[:split]`, `crops:PATH` or a path; a body is `starter` or a file; masks are `data`,
-`files:DIR` or `none`. Whoever has the objects already may hand them in instead.
+Arguments are names and paths, or the objects that `hmrcompress.opening` makes of them.
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
-from hmrcompress.body.files import load_body, starter_body
-from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
-from hmrcompress.data.masks import MaskSource, mask_source
 from hmrcompress.errors import UserError
+from hmrcompress.evaluation.bench import BenchResult, BenchSettings
+from hmrcompress.evaluation.bench import bench as bench_networks
+from hmrcompress.evaluation.contenders import contenders
 from hmrcompress.evaluation.evaluate import Evaluation, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
 from hmrcompress.exporting.onnx import OnnxExport
 from hmrcompress.exporting.onnx import export_onnx as export_network
-from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
+from hmrcompress.merging.layers import FITTED
+from hmrcompress.merging.live import apply as apply_to_live
+from hmrcompress.merging.live import person_mask, unapply
 from hmrcompress.merging.merge import merge_checkpoint
-from hmrcompress.metrics.pose import PROTOCOLS, Protocol
+from hmrcompress.metrics.pose import Protocol
 from hmrcompress.models.folder import Folder
-from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
-from hmrcompress.models.network import HMR2
-from hmrcompress.plan import Plan
+from hmrcompress.opening import (
+    STARTER_MODEL,
+    Body,
+    Data,
+    Masks,
+    Model,
+    Module,
+    compressed_network,
+    load,
+    of_starter,
+    on_device,
+    open_body,
+    open_data,
+    open_masks,
+    open_plan,
+    open_protocol,
+    probe_for,
+)
+from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
 
-STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
-
-Model = str | Path | Checkpoint
-Body = str | Path | BodyModel
-Data = str | Path | CropSet
-Masks = str | MaskSource
-Module = TypeVar("Module", bound=nn.Module)
-
-
-def load(
-    model: Model, *, num_heads: int | None = None, head_heads: int | None = None, seed: int = 0, verify: bool = True
-) -> Checkpoint:
-    """Opens a model: `starter`, `random:FAMILY` (with `seed`), a checkpoint file or a compressed folder, on the CPU.
-
-    `.network` has the layers of the model and does not merge tokens; `compressed_network` gives it as the plan wants
-    it. The numbers of heads are asked for only where a file does not tell. Raises UserError.
-    """
-    if isinstance(model, Checkpoint):
-        return model
-    text = str(model)
-    if text == "starter":
-        return load_checkpoint(STARTER_MODEL, verify=verify)
-    if text.startswith("random:"):
-        return random_checkpoint(text.removeprefix("random:"), seed)
-    return load_checkpoint(Path(model), num_heads=num_heads, head_heads=head_heads, verify=verify)
-
-
-def compressed_network(checkpoint: Checkpoint) -> HMR2:
-    """The network of a model with token merging where its plan asks for it; the weights are shared."""
-    return with_token_merging(checkpoint.network, checkpoint.tokens).eval()
-
-
-def open_body(body: Body = "starter") -> BodyModel:
-    """`starter`, or a body file. Raises UserError."""
-    if isinstance(body, BodyModel):
-        return body
-    return starter_body() if str(body) == "starter" else load_body(Path(body))
-
-
-def open_data(
-    data: Data,
-    *,
-    body: BodyModel,
-    split: str = "test",
-    clips: int | None = None,
-    progress: Progress = no_progress,
-) -> CropSet:
-    """`starter[:split]` (`split` if it names none; rendered when first asked for), `crops:PATH`, or a path.
-
-    `clips` renders only the first clips of a starter split. Raises UserError, also for `clips` of other data.
-    """
-    if isinstance(data, CropSet):
-        return data
-    kind, _, rest = str(data).partition(":")
-    if _of_starter(data):
-        from hmrcompress.starter.dataset import open_split
-
-        return open_split(rest or split, body, clips=clips, progress=progress)
-    if clips is not None:
-        raise UserError("only starter splits can be cut to their first clips", str(data), "Leave clips out.")
-    return CropSet.open(Path(rest) if kind == "crops" and rest else Path(data))
-
-
-def _of_starter(data: Data) -> bool:
-    return not isinstance(data, CropSet) and str(data).partition(":")[0] == "starter"
-
-
-def on_device(module: Module, device: torch.device) -> Module:
-    """The module where it lies on `device` already, else a copy there: what a caller handed in stays where it is."""
-    here = next((tensor.device for tensor in module.state_dict().values()), device)
-    return module if here == device else deepcopy(module).to(device)
-
-
-def open_plan(plan: Plan | Path | str) -> Plan:
-    """A plan, or the file of one. Raises UserError."""
-    return plan if isinstance(plan, Plan) else Plan.read(plan)
-
-
-def open_masks(masks: Masks) -> MaskSource:
-    """`data`, `files:DIR` or `none`. Raises UserError."""
-    return mask_source(masks) if isinstance(masks, str) else masks
-
-
-def open_protocol(protocol: str | Protocol) -> Protocol:
-    """A protocol by its name. Raises UserError naming those there are."""
-    if isinstance(protocol, Protocol):
-        return protocol
-    if protocol not in PROTOCOLS:
-        raise UserError(f"got {protocol!r}, expected one of {', '.join(PROTOCOLS)}", "--protocol")
-    return PROTOCOLS[protocol]
+__all__ = [
+    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "compressed_network", "evaluate",
+    "export_onnx", "layer_similarity", "load", "merge", "of_starter", "on_device", "open_body", "open_data",
+    "open_masks", "open_plan", "open_protocol", "person_mask", "probe_for", "search", "unapply",
+]  # fmt: skip
 
 
 def search(
@@ -144,7 +73,7 @@ def search(
 
     `journal` receives every evaluation and lets a search that was stopped go on. Raises UserError.
     """
-    surface, where = open_body(body), pick_device(device)
+    surface, where, source = open_body(body), pick_device(device), open_masks(masks)
     checkpoint = load(model, seed=settings.seed if settings else 0)
     return search_plan(
         on_device(checkpoint.network, where),
@@ -153,16 +82,69 @@ def search(
         body=on_device(surface, where),
         journal=Path(journal),
         protocol=open_protocol(protocol),
-        masks=open_masks(masks),
+        masks=source,
         settings=settings,
+        mask_probe=probe_for(checkpoint, source) if settings and settings.with_tokens else None,
+        source=None if isinstance(data, CropSet) else str(data),
         progress=progress,
     )
 
 
-def merge(model: Model, plan: Plan | Path | str, out: Path | str, *, force: bool = False, seed: int = 0) -> Folder:
-    """Applies a plan: writes the compressed model to the folder `out`. See `merging.merge`. Raises UserError."""
-    name = "plan" if isinstance(plan, Plan) else plan
-    return merge_checkpoint(load(model, seed=seed), open_plan(plan), out, force=force, plan_name=name)
+def merge(
+    model: Model,
+    plan: Plan | Path | str,
+    out: Path | str,
+    *,
+    force: bool = False,
+    seed: int = 0,
+    data: Data | None = None,
+    masks: Masks | None = None,
+    body: Body = "starter",
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Folder:
+    """Applies a plan: writes the compressed model to the folder `out`. See `merging.merge`. Raises UserError.
+
+    A plan with the rule `lstsq` is fitted on `data` and `masks`, by default those of its search; only then are these,
+    `body` and `device` of any use.
+    """
+    name, checkpoint, wanted = "plan" if isinstance(plan, Plan) else plan, load(model, seed=seed), open_plan(plan)
+    wanted.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, name)
+    if wanted.merge_rule != FITTED:
+        return merge_checkpoint(checkpoint, wanted, out, force=force, plan_name=name)
+    found, crops = wanted.search, _crops_to_fit(wanted, data, body, progress)
+    source = open_masks(masks or (found.masks if found else None) or "data")
+    patches = fit_plan(
+        on_device(checkpoint.network, pick_device(device)),
+        wanted.groups,
+        crops,
+        source,
+        frames_per_clip=(found.frames_per_clip if found else None) or DEFAULT_FRAMES_PER_CLIP,
+        frames=found.frames if found else None,
+        progress=progress,
+    )
+    about = {"data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256}, "masks": source.name}
+    return merge_checkpoint(checkpoint, wanted, out, force=force, plan_name=name, patches=patches, fitted_on=about)
+
+
+def _crops_to_fit(plan: Plan, data: Data | None, body: Body, progress: Progress) -> CropSet:
+    """The data given, or those of the plan's search. UserError where they are not known or have changed since."""
+    found = plan.search.data if plan.search else None
+    if data is None and (found is None or found.source is None):
+        raise UserError(f"{FITTED} is fitted on data, and the plan does not say which", "merge", "Give --data")
+    crops = open_data(data or str(found and found.source), body=open_body(body), split="calib", progress=progress)
+    if data is None and found is not None and crops.sha256 != found.sha256:
+        raise UserError("the data have changed since the search", str(found.source), "Give --data to fit on them")
+    return crops
+
+
+def apply(model: Module, plan: Plan | Path | str, *, grid: tuple[int, int] | None = None) -> Module:
+    """Compresses a live network of other code in place: layers and tokens, as `plan` or its file says.
+
+    `with hc.person_mask(model, mask): model(batch)` tells it where people are, `hc.unapply(model)` undoes it. See
+    `merging.live`. Raises UserError.
+    """
+    return apply_to_live(model, open_plan(plan), grid=grid)
 
 
 def evaluate(
@@ -174,6 +156,7 @@ def evaluate(
     protocol: str | Protocol = "starter24",
     body: Body = "starter",
     limit: int | None = None,
+    frames_per_clip: int | None = None,
     batch_size: int = 32,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
@@ -185,20 +168,46 @@ def evaluate(
     A compressed model is scored with merged layers, and with merged tokens too where its plan merges them. The network
     as it was before is the stage `baseline`. Raises UserError.
     """
-    surface, where = open_body(body), pick_device(device)
+    surface, where, source = open_body(body), pick_device(device), open_masks(masks)
     checkpoint = load(model, seed=seed)
+    probe = probe_for(checkpoint, source) if checkpoint.tokens else None
     reference = None if against is None else on_device(load(against, seed=seed).network, where)
     return evaluate_stages(
-        stages_of(on_device(checkpoint.network, where), checkpoint.plan, against=reference, dtype=dtype),
+        stages_of(on_device(checkpoint.network, where), checkpoint.plan, against=reference, dtype=dtype, probe=probe),
         open_data(data, body=surface, progress=progress),
         body=on_device(surface, where),
         protocol=open_protocol(protocol),
-        masks=open_masks(masks),
+        masks=source,
         limit=limit,
+        frames_per_clip=frames_per_clip,
         batch_size=batch_size,
         plan=checkpoint.plan,
         progress=progress,
     )
+
+
+def bench(
+    model: Model | None = None,
+    *,
+    against: Model | None = None,
+    layers: int | None = None,
+    tokens: TokenSettings | None = None,
+    settings: BenchSettings | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> BenchResult:
+    """Times and weighs a model against its original (`against`, or a network of its size with random weights).
+
+    `layers` and `tokens` cut a model that nothing was merged in, for speed only; `model` may then be left out where
+    `against` is given. See `evaluation.bench`. Raises UserError.
+    """
+    given = model if model is not None else against
+    if given is None:
+        raise UserError("there is no model to time", "bench", "Give a model, or --against with --layers")
+    original = None if against is None or against is given else load(against, seed=seed)
+    before, after = contenders(load(given, seed=seed), original, layers=layers, tokens=tokens, seed=seed)
+    return bench_networks(before, after, settings=settings, device=pick_device(device), progress=progress)
 
 
 def layer_similarity(
@@ -229,10 +238,11 @@ def export_onnx(
     body: Body = "starter",
     batch_size: int = 5,
     limit: int | None = None,
+    dtype: torch.dtype = torch.float32,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> OnnxExport:
-    """Writes ONNX with layers and tokens merged. See `exporting.onnx`.
+    """Writes ONNX with layers and tokens merged, in float32 or float16. See `exporting.onnx`.
 
     The file is compared with torch at batch 1 and `batch_size` on `limit` (by default `batch_size`) crops of `data`.
 
@@ -240,9 +250,10 @@ def export_onnx(
     """
     surface = open_body(body)
     checkpoint = load(model, seed=seed)
-    crops = open_data(data, body=surface, clips=1 if _of_starter(data) else None, progress=progress)
-    network = compressed_network(checkpoint)
-    needed = open_masks(masks) if checkpoint.tokens else None
+    crops = open_data(data, body=surface, clips=1 if of_starter(data) else None, progress=progress)
+    source = open_masks(masks)
+    network = compressed_network(checkpoint, source if checkpoint.tokens else None)
+    needed = source if checkpoint.tokens else None
     chosen = evenly(crops.stretches(), limit or batch_size)
     batch = next(crops.batches(chosen, len(chosen), needed))
     about = {
@@ -251,4 +262,5 @@ def export_onnx(
         "plan": None if checkpoint.plan is None else checkpoint.plan.to_dict(),
         "parity_data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
     }
-    return export_network(network, out, batch, surface, batch_sizes=sorted({1, batch_size}), about=about)
+    sizes = sorted({1, batch_size})
+    return export_network(network, out, batch, surface, batch_sizes=sizes, dtype=dtype, about=about)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hmrcompress.errors import UserError
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-MergeRule = Literal["eq4", "keep_last", "keep_first", "mean"]
+MergeRule = Literal["eq4", "keep_last", "keep_first", "mean", "lstsq"]
 
 
 class _Frozen(BaseModel):
@@ -29,16 +29,69 @@ class CheckpointRef(_Frozen):
     layers: int = Field(ge=1, description="Number of backbone layers before merging")
 
 
+class DropBackground(_Frozen):
+    """Which background stays beside the person when the rest is dropped straight after the patch embedding."""
+
+    ring: int = Field(default=1, ge=0, description="Width of the ring of tokens around the person")
+    coarse: int = Field(default=4, ge=0, description="Spacing of a grid of tokens over the whole crop; 0 for none")
+
+
 class TokenSettings(_Frozen):
-    """Mask-guided token merging in the first layers (Mask-ToMe)."""
+    """Mask-guided token merging in the first layers (Mask-ToMe), or dropping of background instead."""
 
     keep: int = Field(default=90, ge=1, description="Tokens that remain after the last merging layer")
     per_layer: int = Field(default=40, ge=1, description="Tokens merged away per layer, at most")
     size_weighted: bool = Field(default=False, description="Average by the number of patches in each token")
-    attention_bias: bool = Field(default=False, description="Add log of the token sizes to attention logits")
+    attention_bias: bool | Literal["self", "cross"] = Field(
+        default=False, description="Add log of the token sizes to attention logits: of the backbone, the head, or both"
+    )
     metric: Literal["keys", "features"] = Field(
         default="keys", description="What the similarity of tokens is measured on"
     )
+    schedule: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="Tokens merged away in layer 0, 1, …; takes the place of per_layer"
+    )
+    protect: int = Field(default=0, ge=0, description="Tokens of greatest norm in a frame that are never merged")
+    drop_background: DropBackground | None = Field(
+        default=None, description="Drop background before the first layer and merge nothing"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_of_reducing(self) -> Self:
+        if self.drop_background is not None and (self.schedule is not None or self.protect):
+            raise ValueError("drop_background merges nothing, so schedule and protect cannot go with it")
+        return self
+
+    @classmethod
+    def paper(cls, keep: int = 90, per_layer: int = 40) -> TokenSettings:
+        """The literal setting of the FastHMR paper, whatever the defaults: plain means, no bias, no protection."""
+        return cls(
+            keep=keep,
+            per_layer=per_layer,
+            size_weighted=False,
+            attention_bias=False,
+            metric="keys",
+            schedule=None,
+            protect=0,
+            drop_background=None,
+        )
+
+    def changed(self, **fields: Any) -> TokenSettings:
+        """These settings with fields replaced by plain values. Raises UserError naming the field and the fault."""
+        try:
+            return type(self).model_validate_json(json.dumps(self.model_dump(mode="json") | fields))
+        except ValidationError as error:
+            raise UserError(_first_fault(error), "tokens") from error
+
+    @property
+    def biases_backbone(self) -> bool:
+        """Whether log-sizes are added to the logits of self-attention."""
+        return self.attention_bias in (True, "self")
+
+    @property
+    def biases_head(self) -> bool:
+        """Whether log-sizes are added to the logits of the head's cross-attention."""
+        return self.attention_bias in (True, "cross")
 
 
 class DataRef(_Frozen):
@@ -47,6 +100,7 @@ class DataRef(_Frozen):
     name: str
     split: str
     sha256: str = Field(description="Hash of the data set's definition")
+    source: str | None = Field(default=None, description="What --data was, so that it can be opened again")
 
 
 class SearchRecord(_Frozen):
@@ -60,6 +114,13 @@ class SearchRecord(_Frozen):
     evaluations: int = Field(ge=0, description="Evaluations beside that of the untouched model")
     seed: int
     data: DataRef
+    target: Literal["truth", "teacher"] = Field(
+        default="truth",
+        description="What errors are measured from: the data's poses, or the untouched model's vertices",
+    )
+    layers: int | None = Field(default=None, description="Layers that were asked for; tau is then what they cost")
+    frames_per_clip: int | None = Field(default=None, description="Frames taken evenly from each clip")
+    masks: str | None = Field(default=None, description="Person masks, where the search used any")
 
 
 class Plan(_Frozen):

@@ -14,10 +14,13 @@ TAU = 0.1
 
 
 class Table:
-    """A random but repeatable error for every grouping; remembers what was asked."""
+    """A random but repeatable error for every grouping; remembers what was asked.
 
-    def __init__(self, seed: int, nan_share: float = 0.1, spread: float = 0.1) -> None:
-        self.seed, self.nan_share, self.spread = seed, nan_share, spread
+    With `ties` errors are multiples of tau, so that many equal each other, the untouched model, or the bound itself.
+    """
+
+    def __init__(self, seed: int, nan_share: float = 0.1, spread: float = 0.1, ties: bool = False) -> None:
+        self.seed, self.nan_share, self.spread, self.ties = seed, nan_share, spread, ties
         self.asked: list[Groups] = []
 
     def __call__(self, groups: Groups) -> float:
@@ -30,6 +33,8 @@ class Table:
             return 70.0
         if draw.random() < self.nan_share:
             return math.nan if draw.random() < 0.7 else math.inf
+        if self.ties:
+            return 70.0 + TAU * draw.choice((-1, 0, 0, 0, 1, 2))
         return 70.0 + TAU + draw.gauss(-0.3 * self.spread, self.spread)
 
 
@@ -47,7 +52,7 @@ def as_printed(layers: int, table: Table) -> tuple[list[list[int]], int]:
     evaluations = 0
 
     def mpjpe(candidate: list[list[int]]) -> float:
-        return table.value(tuple(map(tuple, candidate)))
+        return table(tuple(map(tuple, candidate)))
 
     base = mpjpe(model)
     high = layers - 1
@@ -67,15 +72,22 @@ def as_printed(layers: int, table: Table) -> tuple[list[list[int]], int]:
     return model, evaluations
 
 
+@pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("nan_share", [0.0, 0.3])
-def test_equals_the_printed_algorithm(nan_share: float) -> None:
+def test_equals_the_printed_algorithm(nan_share: float, ties: bool) -> None:
+    """The same models asked for, in the same order, and the same result."""
     windows = 0
     for seed in range(400):
         layers = 1 + seed % 33
-        table = Table(seed, nan_share)
-        expected, evaluations = as_printed(layers, table)
+        table, literal = Table(seed, nan_share, ties=ties), Table(seed, nan_share, ties=ties)
+        expected, evaluations = as_printed(layers, literal)
         trace = eclm(layers, table, TAU, as_printed=True)
-        assert [list(group) for group in trace.groups] == expected
+        assert [list(group) for group in trace.groups] == expected and table.asked == literal.asked
+        whole = eclm(layers, table, TAU)  # the same but for the window that the printed algorithm loses
+        if trace.open_window:
+            low, high = trace.open_window
+            expected = merged(expected, low, high)
+        assert [list(group) for group in whole.groups] == expected
         assert len(trace.steps) == evaluations == layers - 1
         assert not trace.open_window_merged
         assert trace.final_mm == table.value(trace.groups)

@@ -117,7 +117,7 @@ def test_figures_are_json_with_the_names_of_the_contract(
     figures = json.loads(json.dumps(measured(tiny_network, None, tiny_crops, tiny_body).to_json(), allow_nan=False))
     assert list(figures) == ["stages"]
     assert set(figures["stages"]["baseline"]) == {
-        "mpjpe_mm", "pa_mpjpe_mm", "pve_mm", "accel_mm_per_frame2", "n_frames", "n_clips", "protocol",
+        "mpjpe_mm", "pa_mpjpe_mm", "pve_mm", "accel_mm_per_frame2", "n_frames", "n_clips", "protocol", "mpjpe_ci95_mm",
     }  # fmt: skip
 
 

@@ -17,15 +17,14 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
 from hmrcompress.errors import HMRCompressError, UserError
 from hmrcompress.exporting import onnx as exporting
-from hmrcompress.exporting.parity import MAX_ABS, OnnxNetwork, Parity, measure
+from hmrcompress.exporting.parity import MAX_ABS, Difference, OnnxNetwork, Parity, measure
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.network import HMR2
-from hmrcompress.plan import TokenSettings
+from hmrcompress.plan import DropBackground, TokenSettings
 from hmrcompress.records import FrameBatch
 
 pytest.importorskip("onnxruntime")
-TOKENS = TokenSettings(keep=90, per_layer=40)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,15 @@ def batch(tiny_crops: CropSet) -> FrameBatch:
     return next(iter(tiny_crops.batches(batch_size=8, masks=DataMasks())))
 
 
-@pytest.fixture(scope="module", params=[None, TOKENS], ids=["all tokens", "merged tokens"])
+OPTIONS = TokenSettings(schedule=(40, 0, 62), protect=5, size_weighted=True, attention_bias="cross")
+DROPPED = TokenSettings(attention_bias=True, drop_background=DropBackground())
+
+
+@pytest.fixture(
+    scope="module",
+    params=[None, OPTIONS, DROPPED],
+    ids=["all tokens", "merged tokens", "dropped background"],
+)
 def network(request: pytest.FixtureRequest, tiny_network: HMR2) -> HMR2:
     return with_token_merging(tiny_network, request.param)
 
@@ -88,7 +95,22 @@ def test_the_contract_beside_the_file(network: HMR2, exported: exporting.OnnxExp
     assert contract["inputs"]["images"]["shape"] == ["B", 3, 256, 192]
     assert ("person_mask" in contract["inputs"]) == (network.backbone.reducer is not None)
     assert contract["outputs"]["body_pose"]["shape"] == ["B", 23, 3, 3]
-    assert sorted(file.name for file in exported.path.parent.iterdir()) == ["model.onnx", "model.onnx.json"]
+    names = {"model.onnx", "model.onnx.json", "model.onnx.golden.npz"}
+    assert {file.name for file in exported.path.parent.iterdir()} == names
+    assert contract["dtype"] == "float32" and contract["golden"] == exported.golden.name == "model.onnx.golden.npz"
+    assert set(contract["files"]) == names - {"model.onnx.json"}
+
+
+def test_golden_tensors_check_a_file_without_torch(network: HMR2, exported: exporting.OnnxExport) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
+    with np.load(exported.golden) as golden:
+        given = {each.name: golden[each.name] for each in session.get_inputs()}
+        outputs = {each.name: golden[each.name] for each in session.get_outputs()}
+        assert set(golden.files) == set(given) | set(outputs) and len(golden["images"]) == 2
+    for name, values in zip(outputs, session.run(list(outputs), given), strict=True):
+        np.testing.assert_allclose(values, outputs[name], atol=1e-5)
 
 
 def test_large_weights_go_to_a_file_of_their_own(
@@ -96,7 +118,8 @@ def test_large_weights_go_to_a_file_of_their_own(
 ) -> None:
     monkeypatch.setattr(exporting, "SINGLE_FILE_BYTES", 1000)
     made = exporting.export_onnx(tiny_network, tmp_path / "big.onnx", batch, tiny_body)
-    assert {file.name for file in tmp_path.iterdir()} == {"big.onnx", "big.onnx.data", "big.onnx.json"}
+    names = {"big.onnx", "big.onnx.data", "big.onnx.json", "big.onnx.golden.npz"}
+    assert {file.name for file in tmp_path.iterdir()} == names
     assert made.size_bytes == sum((tmp_path / name).stat().st_size for name in ("big.onnx", "big.onnx.data"))
     assert measure(tiny_network, OnnxNetwork(made.path), batch, tiny_body).max_abs_diff < MAX_ABS
 
@@ -144,8 +167,39 @@ def test_a_file_that_differs_leaves_nothing_behind(
     for name in ("old.onnx", "new.onnx"):
         with pytest.raises(HMRCompressError, match="nothing was written"):
             exporting.export_onnx(network, tmp_path / name, batch, tiny_body)
-    assert {file.name for file in tmp_path.iterdir()} == {"good.onnx", "good.onnx.json", "old.onnx"}
+    good = {"good.onnx", "good.onnx.json", "good.onnx.golden.npz"}
+    assert {file.name for file in tmp_path.iterdir()} == good | {"old.onnx"}
     assert (tmp_path / "old.onnx").read_text() == "what was there before"
+
+
+def test_half_precision(tiny_network: HMR2, batch: FrameBatch, tiny_body: BodyModel, tmp_path: Path) -> None:
+    """Half the bytes, float32 at both ends, and outputs that differ by rounding."""
+    import onnx
+
+    network = with_token_merging(tiny_network, DROPPED)
+    made = exporting.export_onnx(network, tmp_path / "half.onnx", batch, tiny_body, dtype=torch.float16)
+    graph = onnx.load(made.path).graph
+    kinds = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2]
+    assert kinds.count(onnx.TensorProto.FLOAT16) > 20 and kinds.count(onnx.TensorProto.FLOAT) <= 6
+    ends = [each for each in (*graph.input, *graph.output) if each.name != "person_mask"]
+    assert {each.type.tensor_type.elem_type for each in ends} == {onnx.TensorProto.FLOAT}
+    assert 1e-6 < made.parity.max_abs_diff < 5e-3 and made.parity.median is not None
+    assert json.loads(made.contract.read_text())["dtype"] == "float16"
+
+
+def test_bounds_of_half_precision_look_at_the_median() -> None:
+    """One crop of five may differ by a choice between tokens; most of them, or a NaN, may not."""
+    crops = (5, (1,))
+    Parity(0.5, 30.0, *crops, Difference(1e-3, 0.5)).require("f", torch.float16)
+    for parity in (
+        Parity(0.5, 30.0, *crops, Difference(0.02, 0.5)),
+        Parity(0.5, 30.0, *crops, Difference(1e-3, 3.0)),
+        Parity(float("nan"), 30.0, *crops, Difference(1e-3, 0.5)),
+    ):
+        with pytest.raises(HMRCompressError, match="differs from torch"):
+            parity.require("f", torch.float16)
+    with pytest.raises(HMRCompressError, match="allowed are 0.001 and 0.1 mm"):
+        Parity(0.5, 30.0, *crops, Difference(1e-4, 0.01)).require("f")
 
 
 def test_bounds_are_strict_and_nan_breaks_them() -> None:
@@ -163,4 +217,6 @@ def test_wrong_requests_are_refused(network: HMR2, batch: FrameBatch, tiny_body:
         exporting.export_onnx(copy.deepcopy(network).double(), tmp_path / "model.onnx", batch, tiny_body)
     with pytest.raises(UserError, match="at batch 5 needs"):
         exporting.export_onnx(network, tmp_path / "model.onnx", replace(batch, images=batch.images[:4]), tiny_body)
+    with pytest.raises(UserError, match="got bfloat16, expected float32 or float16"):
+        exporting.export_onnx(network, tmp_path / "model.onnx", batch, tiny_body, dtype=torch.bfloat16)
     assert list(tmp_path.iterdir()) == []

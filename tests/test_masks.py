@@ -123,5 +123,5 @@ def test_a_torn_file_is_refused(tmp_path: Path, tiny_crops: CropSet) -> None:
 
 @pytest.mark.parametrize("text", ["", "file:x", "files:", "onnx:x.onnx", "Data"])
 def test_unknown_sources_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="expected data, none or files:DIR"):
+    with pytest.raises(UserError, match="expected data, self, none or files:DIR"):
         mask_source(text)

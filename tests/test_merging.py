@@ -11,7 +11,7 @@ import torch
 
 from hmrcompress.errors import ShapeError, UserError
 from hmrcompress.merging.apply import TokenMerger, forced_merges, token_counts, with_token_merging
-from hmrcompress.merging.layers import RULES, merge_layers
+from hmrcompress.merging.layers import FITTED, RULES, merge_layers
 from hmrcompress.merging.tokens import match, merge, merge_count, schedule
 from hmrcompress.models.network import build, from_state
 from hmrcompress.plan import TokenSettings
@@ -37,7 +37,7 @@ def test_eq4_of_two_layers_is_exactly_the_upper_one() -> None:
     assert torch.equal(eq4["backbone.blocks.1.mlp.fc1.weight"], state["backbone.blocks.2.mlp.fc1.weight"])
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(set(RULES) - {FITTED}))  # lstsq: tests/test_lstsq.py
 def test_rules_follow_their_formulas(rule: str) -> None:
     state = layered_state()
     merged = merge_layers(state, [[0], [1, 2, 3], [4], [5]], rule)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
 from hmrcompress.errors import UserError
 from hmrcompress.merging.layers import RULES
@@ -39,9 +40,16 @@ def test_round_trip(tmp_path: Path) -> None:
     first = path.read_bytes()
     Plan.read(path).write(path)
     assert path.read_bytes() == first and [p.name for p in path.parent.iterdir()] == ["plan.yaml"]
-    assert (
-        "tokens: {keep: 90, per_layer: 40, size_weighted: false, attention_bias: false, metric: keys}" in first.decode()
-    )
+    assert yaml.safe_load(first)["tokens"] == {
+        "keep": 90,
+        "per_layer": 40,
+        "size_weighted": False,
+        "attention_bias": False,
+        "metric": "keys",
+        "schedule": None,
+        "protect": 0,
+        "drop_background": None,
+    }
 
 
 def test_a_plan_written_by_hand_needs_little() -> None:

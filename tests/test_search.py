@@ -26,7 +26,7 @@ from hmrcompress.models.network import HMR2, build
 from hmrcompress.plan import CheckpointRef, TokenSettings
 from hmrcompress.searching.eclm import Groups, grouping
 from hmrcompress.searching.journal import Journal
-from hmrcompress.searching.probe import ErrorProbe, cached_layers
+from hmrcompress.searching.probe import ErrorProbe, Measured
 from hmrcompress.searching.search import SearchResult, SearchSettings, search
 
 DEPTH = 7
@@ -89,38 +89,9 @@ def test_an_evaluation_is_the_error_of_the_merged_network(
     expected = mpjpe(tiny_body.joints(by_hand(batch.images).params), tiny_body.joints(batch.params)).mean().item()
     untouched = mpjpe(tiny_body.joints(network(batch.images).params), tiny_body.joints(batch.params)).mean().item()
     probe = probe_of(network, tiny_crops, tiny_body)
-    assert probe(((0,), (1,), (2, 3), (4, 5, 6))) == pytest.approx(expected, rel=1e-5)
-    assert probe(grouping(DEPTH, [])) == pytest.approx(untouched, rel=1e-5)
+    assert probe(((0,), (1,), (2, 3), (4, 5, 6))).error_mm == pytest.approx(expected, rel=1e-5)
+    assert probe(grouping(DEPTH, [])).error_mm == pytest.approx(untouched, rel=1e-5)
     assert abs(expected - untouched) > 1
-
-
-@pytest.mark.parametrize("tokens", [None, TOKENS])
-def test_the_cache_changes_no_bit(
-    network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel, tokens: TokenSettings | None
-) -> None:
-    from hmrcompress.merging.apply import with_token_merging
-
-    given = with_token_merging(network, tokens)
-    frame_bytes = 4 * 6 * 192 * 32
-    masks = mask_source("data") if tokens else None
-    groupings = [grouping(DEPTH, []), grouping(DEPTH, [(5, 6)]), grouping(DEPTH, [(2, 4)]), grouping(DEPTH, [(0, 6)])]
-    plain = probe_of(given, tiny_crops, tiny_body, masks=masks)
-    expected = [plain(groups) for groups in groupings]
-    assert plain.cached_layers == ()
-    for kept in (1, 2, 3, 6):
-        probe = probe_of(given, tiny_crops, tiny_body, masks=masks, cache_bytes=kept * frame_bytes)
-        assert len(probe.cached_layers) == kept
-        assert [probe(groups) for groups in groupings] == expected
-        assert [probe(groups) for groups in reversed(groupings)] == expected[::-1]
-    assert not tokens or expected != [probe_of(network, tiny_crops, tiny_body)(groups) for groups in groupings]
-
-
-def test_cached_layers_fit_and_start_at_the_bottom() -> None:
-    network = deep_network()
-    each = 4 * 100 * 192 * 32
-    assert cached_layers(network, 100, 0) == cached_layers(network, 100, each - 1) == ()
-    assert cached_layers(network, 100, 3 * each) == (0, 2, 4)
-    assert cached_layers(network, 100, 1 << 50) == (0, 1, 2, 3, 4, 5)
 
 
 def test_the_plan_and_the_journal(network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel, tmp_path: Path) -> None:
@@ -135,7 +106,9 @@ def test_the_plan_and_the_journal(network: HMR2, tiny_crops: CropSet, tiny_body:
     plan, record = result.plan, result.plan.search
     assert record is not None and plan.tokens == TOKENS and plan.merge_rule == "eq4"
     assert (record.evaluations, record.frames, record.seed, record.tau_mm) == (DEPTH - 1, 6, 5, 0.02)
-    assert record.data.model_dump() == {"name": "tiny", "split": "test", "sha256": tiny_crops.sha256}
+    assert record.data.model_dump() == {
+        "name": "tiny", "split": "test", "sha256": tiny_crops.sha256, "source": None,
+    }  # fmt: skip
     assert record.base_mpjpe_mm == entries(journal)[0]["error_mm"]
     by_groups = {json.dumps(entry["groups"]): entry["error_mm"] for entry in entries(journal)}
     assert record.final_mpjpe_mm == by_groups[json.dumps(plan.groups)]
@@ -219,6 +192,10 @@ def test_another_tau_shares_the_journal(
     again = run(network, tiny_crops, tiny_body, journal, tau_mm=-1e6)
     assert again.set_aside is None and again.evaluated < DEPTH - 1
     assert len({json.dumps(entry["groups"]) for entry in entries(journal)}) == len(entries(journal))
+    fresh = run(network, tiny_crops, tiny_body, tmp_path / "fresh", tau_mm=-1e6)
+    more = run(network, tiny_crops, tiny_body, tmp_path / "fresh", tau_mm=1e6)  # bounds that reject are not enough now
+    exact = run(network, tiny_crops, tiny_body, tmp_path / "exact", tau_mm=1e6)
+    assert fresh.counts.frames < fresh.counts.all_frames and more.plan == exact.plan
 
 
 @pytest.mark.parametrize("changes", [{"merge_rule": "mean"}, {"frames_per_clip": 2}, {"batch_size": 3}, {"limit": 4}])
@@ -234,11 +211,14 @@ def test_a_journal_for_other_settings_is_set_aside(
 
 
 def test_journals_that_are_none(tmp_path: Path) -> None:
-    one, two = grouping(3, []), grouping(3, [(1, 2)])
+    one, two, three = grouping(3, []), grouping(3, [(1, 2)]), grouping(3, [(0, 1)])
     journal = Journal(tmp_path / "journal", {"a": 1})
-    journal.add(one, 5.25), journal.add(two, math.inf)
+    journal.add(one, Measured(5.25), [5.0, 5.5]), journal.add(two, Measured(math.inf))
+    journal.add(three, Measured(5.75, exact=False))
     again = Journal(tmp_path / "journal", {"a": 1})
-    assert again.get(one) == 5.25 and math.isnan(again.get(two) or 0.0) and len(again) == 2
+    failed = again.get(two)
+    assert again.get(one) == (5.25, True) and again.get(three) == (5.75, False) and len(again) == 3
+    assert failed is not None and math.isnan(failed.error_mm) and again.frames_mm == [5.0, 5.5]
     assert again.get(grouping(3, [(0, 2)])) is None
     text = (tmp_path / "journal").read_bytes()
     (tmp_path / "damaged").write_bytes(text.replace(b"[1, 2]", b"[1, 2"))
@@ -294,5 +274,5 @@ def test_nothing_given_is_changed(network: HMR2, tiny_crops: CropSet, tiny_body:
 def test_groups_are_what_the_probe_is_asked(network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel) -> None:
     frames: list[int] = []
     groups: Groups = grouping(DEPTH, [(3, 4)])
-    probe_of(network, tiny_crops, tiny_body)(groups, frames.append)
+    probe_of(network, tiny_crops, tiny_body)(groups, on_frames=frames.append)
     assert frames == [4, 2]

@@ -73,6 +73,30 @@ def test_search_merge_eval(model: Path, tiny_crops_file: Path, tiny_body_file: P
         assert re.search(rf"{stage} +\d+\.\d +\d+\.\d +\d+\.\d +\d+\.\d", done.stdout)
 
 
+@pytest.mark.parametrize("method", ["eclm", "beam", "evolve"])
+def test_searching_for_a_size(
+    model: Path, tiny_crops_file: Path, tiny_body_file: Path, tmp_path: Path, method: str
+) -> None:
+    """The number of layers asked for, never worse than ECLM, and what it took."""
+    plan, figures = tmp_path / "plan.yaml", tmp_path / "figures.json"
+    common = ("--body", tiny_body_file, "--data", tiny_crops_file, "--target", "teacher", "--cache-gb", 0.0001)
+    options = ("--layers", 4, "--method", method, "--evaluations", 10, "--frames-per-clip", 3, "--json", figures)
+    done = hmr("search", model, *common, "-o", plan, *options)
+    assert done.exit_code == 0, done.output
+    found = Plan.read(plan)
+    assert found.search is not None and len(found.groups) == found.search.layers == 4
+    assert (found.search.method, found.search.target, found.search.base_mpjpe_mm) == (method, "teacher", 0.0)
+    assert found.search.tau_mm == found.search.final_mpjpe_mm
+    told = json.loads(figures.read_text())["search"]
+    assert told["final_mpjpe_mm"] <= told["start"]["error_mm"] and told["start"]["layers"] == 4
+    assert told["evaluations"] == len(told["candidates"]) <= told["start"]["evaluations"] + 10
+    assert f"ECLM: 4 layers, {told['start']['error_mm']:.2f} mm after" in done.stdout
+    assert f"{told['counts']['applications']} layer applications" in done.stdout
+    assert done.stdout.rstrip().endswith(str(plan)) and sorted(path.name for path in tmp_path.iterdir()) == [
+        "figures.json", "plan.journal.jsonl", "plan.yaml",
+    ]  # fmt: skip
+
+
 def test_eval_of_a_checkpoint(model: Path, tiny_crops_file: Path, tiny_body_file: Path) -> None:
     base = ("eval", model, "--data", f"crops:{tiny_crops_file}", "--body", tiny_body_file, "--limit", 6)
     done = hmr(*base, "--masks", "none")
@@ -149,9 +173,11 @@ def test_wrong_options(model: Path, tiny_crops_file: Path, tiny_body_file: Path,
     for options, sentence in {
         ("--method", "magic"): "expected one of eclm",
         ("--merge-rule", "magic"): "expected one of eq4",
+        ("--target", "magic"): "expected one of truth, teacher",
+        ("--layers", 99): f"expected 1 … {DEPTH}",
         ("--dtype", "int8"): "expected one of float32",
         ("--tau", "nan"): "finite tau",
-        ("--masks", "magic"): "expected data, none or files:DIR",
+        ("--masks", "magic"): "expected data, self, none or files:DIR",
         ("--protocol", "magic"): "expected one of starter24",
     }.items():
         assert sentence in refused(hmr(*base, *options))

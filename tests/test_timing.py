@@ -65,6 +65,24 @@ def test_medians_shrug_off_an_outlier() -> None:
     assert timing.fps("a") == 2.0 and timing.speedup("b", over="a") == 2.0
 
 
+def test_quartiles_by_hand() -> None:
+    timing = Timing({"a": (1.0, 2.0, 3.0, 4.0, 5.0), "b": (0.5, 0.5, 1.0, 1.0, 1.0)}, frames=6)
+    assert timing.fps_quartiles("a") == (6 / 4, 6 / 2)
+    assert timing.speedup_quartiles("b", over="a") == (3.0, 4.0)  # of 2, 4, 3, 4, 5
+    assert timing.speedup("b", over="a") == 4.0
+
+
+@pytest.mark.parametrize(("limit", "rounds"), [(0.0, 3), (30.0, 3), (36.0, 4), (1e9, 9), (None, 9)])
+def test_no_round_begins_after_the_time_limit_but_three_are_run(limit: float | None, rounds: int) -> None:
+    machine = Machine(drift=1.0)
+    candidates = {"a": machine.network("a", 4.0), "b": machine.network("b", 3.0)}
+    timing = time_interleaved(
+        candidates, batch_of(2), rounds=9, warmup=2, max_seconds=limit, clock=machine.clock, what="batch 2"
+    )
+    assert len(timing.seconds["a"]) == len(timing.seconds["b"]) == rounds
+    assert machine.calls == ["a", "b"] * (2 + rounds)
+
+
 @pytest.mark.parametrize(("names", "rounds", "frames"), [((), 3, 1), (("a",), 0, 1), (("a",), 3, 0)])
 def test_nothing_to_time(names: tuple[str, ...], rounds: int, frames: int) -> None:
     machine = Machine(1.0)

@@ -32,7 +32,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "kind": (),
 }
 """Arrays and the shape of one frame's part of them."""
-REQUIRED = ("images", "poses", "betas", "clip", "frame")
+REQUIRED = ("images", "clip", "frame")
+TRUTH = ("poses", "betas")
+"""The ground truth, which is there in full or not at all."""
 WHOLE_NUMBERS = ("clip", "frame", "kind", "masks")
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 Arrays = dict[str, np.ndarray]
@@ -98,8 +100,9 @@ def check_meta(meta: Mapping[str, Any], where: object) -> None:
 
 def check_arrays(arrays: Mapping[str, np.ndarray], where: object) -> None:
     """UserError unless the required arrays are there, and all have their shape, N in common, and a fitting dtype."""
-    if missing := [name for name in REQUIRED if name not in arrays]:
-        raise UserError(f"no array {', '.join(missing)}", where, f"A set of crops has {', '.join(REQUIRED)}")
+    needed = REQUIRED + (TRUTH if any(name in arrays for name in TRUTH) else ())
+    if missing := [name for name in SHAPES if name in needed and name not in arrays]:
+        raise UserError(f"no array {', '.join(missing)}", where, f"A set of crops has {', '.join((*REQUIRED, *TRUTH))}")
     count = len(arrays["clip"]) if arrays["clip"].ndim else 0
     if count == 0:
         raise UserError("there are no frames in it", where)

@@ -1,11 +1,12 @@
-"""`CropSet`: crops of people with ground truth, the one record type that every data set is read into.
+"""`CropSet`: crops of people, mostly with ground truth, the one record type that every data set is read into.
 
 On disk it is a folder of .npy files (read memory-mapped) or one .npz, with these arrays over N frames:
 images (N,256,192,3) RGB, uint8 or floats in 0..1; masks (N,256,24) uint8, `np.packbits(person, axis=-1)`, optional;
-poses (N,24,3) axis-angle radians, camera frame, root first; betas (N,10); clip (N,) and frame (N,) integers, where
-frames of one clip follow each other at `fps`; and, all optional, transl (N,3) metres, focal (N,) pixels, occluded (N,)
-share of the person that is hidden or cut off, kind (N,) index into the `kinds` of the meta data. `meta.json` (in an
-.npz the text array `meta`) says schema, name, split, fps, sha256, body {name, faces_sha256} and kinds.
+poses (N,24,3) axis-angle radians, camera frame, root first, and betas (N,10), both or neither; clip (N,) and
+frame (N,) integers, where frames of one clip follow each other at `fps`; and, all optional, transl (N,3) metres,
+focal (N,) pixels, occluded (N,) share of the person that is hidden or cut off, kind (N,) index into the `kinds` of the
+meta data. `meta.json` (in an .npz the text array `meta`) says schema, name, split, fps, sha256, body {name,
+faces_sha256} and kinds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hmrcompress.body.files import require_topology
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crop_files import (
     SHAPES,
+    TRUTH,
     check_arrays,
     check_meta,
     content_sha256,
@@ -49,7 +51,7 @@ def normalise(images: np.ndarray) -> Tensor:
 
 
 class CropSet:
-    """N crops with ground truth. Made by `open`, or from arrays as the module describes them; checked when made."""
+    """N crops. Made by `open`, or from arrays as the module describes them; checked when made."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], where: object = "crops") -> None:
         self.where = str(where)
@@ -77,6 +79,11 @@ class CropSet:
 
     def __len__(self) -> int:
         return len(self.clip)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether poses and betas are known."""
+        return TRUTH[0] in self.arrays
 
     @property
     def clip_ids(self) -> list[int]:
@@ -131,20 +138,33 @@ class CropSet:
         return None if packed is None else np.unpackbits(packed[indices], axis=-1).astype(bool)
 
     def batches(
-        self, indices: Sequence[int] | np.ndarray | None = None, batch_size: int = 32, masks: MaskSource | None = None
+        self,
+        indices: Sequence[int] | np.ndarray | None = None,
+        batch_size: int = 32,
+        masks: MaskSource | None = None,
+        *,
+        truth: bool = True,
     ) -> Iterator[FrameBatch]:
         """Batches of these frames (without `indices` all, by clip and frame), without masks where there is no source.
 
-        UserError, before the first batch, where the source has no usable masks for these frames.
+        UserError, before the first batch, where the source has no usable masks for these frames, or where there is no
+        ground truth; with `truth` false it is not asked for, and where there is none the body is in its rest pose.
         """
+        if truth and not self.has_truth:
+            raise UserError("these data come without ground truth (poses and betas)", self.name, "Errors need it")
         chosen = self._order if indices is None else np.asarray(indices, dtype=np.int64)
         source = NoMasks() if masks is None else masks
         source.check(self, chosen)
         return (self._batch(chosen[i : i + batch_size], source) for i in range(0, len(chosen), batch_size))
 
     def _batch(self, indices: np.ndarray, masks: MaskSource) -> FrameBatch:
-        rotations = axis_angle_to_matrix(torch.from_numpy(self.arrays["poses"][indices].astype(np.float32)))
-        betas = torch.from_numpy(self.arrays["betas"][indices].astype(np.float32))
+        poses, betas = (
+            torch.from_numpy(self.arrays[name][indices].astype(np.float32))
+            if self.has_truth
+            else torch.zeros(len(indices), *SHAPES[name])
+            for name in TRUTH
+        )
+        rotations = axis_angle_to_matrix(poses)
         return FrameBatch(
             images=normalise(self.arrays["images"][indices]),
             person_mask=masks.person(self, indices),

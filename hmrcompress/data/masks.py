@@ -90,6 +90,19 @@ class NoMasks:
         return None
 
 
+class SelfMasks:
+    """No masks are handed in: the saliency probe inside the network finds the person."""
+
+    name = "self"
+
+    def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
+        """Always content; whether the model holds a probe is for whoever opens the model to check."""
+
+    def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
+        """None."""
+        return None
+
+
 class FileMasks:
     """Grey PNG files of 192x256 pixels (width x height), one a frame, `{clip:04d}_{frame:06d}.png`; person from 128."""
 
@@ -141,12 +154,14 @@ def _read(path: Path) -> np.ndarray:
 
 
 def mask_source(text: str) -> MaskSource:
-    """`data`, `none` or `files:DIR` -> the source. UserError for anything else."""
+    """`data`, `self`, `none` or `files:DIR` -> the source. UserError for anything else."""
     kind, _, rest = text.partition(":")
     if text == "data":
         return DataMasks()
     if text == "none":
         return NoMasks()
+    if text == "self":
+        return SelfMasks()
     if kind == "files" and rest:
         return FileMasks(Path(rest))
-    raise UserError(f"got {text!r}, expected data, none or files:DIR", "--masks")
+    raise UserError(f"got {text!r}, expected data, self, none or files:DIR", "--masks")

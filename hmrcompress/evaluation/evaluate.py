@@ -6,14 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from hmrcompress.body.model import BodyModel
-from hmrcompress.data.crops import CropSet
+from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import sixd_to_matrix
 from hmrcompress.merging.apply import forced_merges, token_counts, with_token_merging
+from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import (
     STARTER24,
     Predict,
@@ -24,6 +26,7 @@ from hmrcompress.metrics.pose import (
     score_all,
 )
 from hmrcompress.models.network import HMR2
+from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import Progress, no_progress
@@ -62,9 +65,24 @@ class Evaluation:
     leak: bool
     tokens: dict[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
-        """{stages: {name: {mpjpe_mm, …}}[, tokens][, leak: true]}."""
-        figures: dict[str, Any] = {"stages": {name: scores.to_json() for name, scores in self.stages.items()}}
+    def intervals(self, name: str, seed: int = 0) -> dict[str, Any]:
+        """How sure a stage's MPJPE is, and what it is above the baseline: {mpjpe_ci95_mm: [low, high][,
+        mpjpe_increase_mm, mpjpe_increase_ci95_mm]}. See `metrics.bootstrap`; nothing for a single clip."""
+        scores, base = self.stages[name], self.stages.get(BASELINE)
+        found: dict[str, Any] = {"mpjpe_ci95_mm": clip_interval(scores.per_frame, scores.clip, seed=seed)}
+        if base is not None and name not in (MEAN_POSE, BASELINE):
+            increase = scores.per_frame - base.per_frame
+            found["mpjpe_increase_mm"] = float(increase.mean())
+            found["mpjpe_increase_ci95_mm"] = clip_interval(increase, scores.clip, seed=seed)
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in found.items() if value is not None
+        }
+
+    def to_json(self, seed: int = 0) -> dict[str, Any]:
+        """{stages: {name: {mpjpe_mm, mpjpe_ci95_mm, …}}[, tokens][, leak: true]}; `seed` draws the intervals."""
+        figures: dict[str, Any] = {
+            "stages": {name: scores.to_json() | self.intervals(name, seed) for name, scores in self.stages.items()}
+        }
         if self.tokens:
             figures["tokens"] = self.tokens
         return figures | {"leak": True} if self.leak else figures
@@ -78,12 +96,18 @@ def mean_pose(network: HMR2) -> Predict:
 
 
 def stages_of(
-    network: HMR2, plan: Plan | None, *, against: HMR2 | None = None, dtype: torch.dtype = torch.float32
+    network: HMR2,
+    plan: Plan | None,
+    *,
+    against: HMR2 | None = None,
+    dtype: torch.dtype = torch.float32,
+    probe: SaliencyProbe | None = None,
 ) -> Stages:
     """The stages that can be measured: mean pose; the baseline (`network` itself without a plan, else `against`); with
     a plan the network with merged layers, and with merged tokens too where the plan merges tokens.
 
-    Networks are float32 and lie on one device; `dtype` is what they compute in.
+    Networks are float32 and lie on one device; `dtype` is what they compute in. `probe` finds the person where batches
+    come without masks.
     """
     plain = with_token_merging(network, None).eval()
     predictors = {MEAN_POSE: mean_pose(network)}
@@ -94,20 +118,27 @@ def stages_of(
     predictors[MERGED] = network_predict(plain, dtype=dtype)
     if plan.tokens is None:
         return Stages(predictors)
-    return _with_tokens(predictors, network, plan.tokens, dtype)
+    return _with_tokens(predictors, network, plan.tokens, dtype, probe)
 
 
-def _with_tokens(predictors: dict[str, Predict], network: HMR2, tokens: TokenSettings, dtype: torch.dtype) -> Stages:
-    reduced = with_token_merging(network, tokens).eval()
+def _with_tokens(
+    predictors: dict[str, Predict],
+    network: HMR2,
+    tokens: TokenSettings,
+    dtype: torch.dtype,
+    probe: SaliencyProbe | None,
+) -> Stages:
+    reduced = with_token_merging(network, tokens, probe).eval()
     predict = network_predict(reduced, dtype=dtype)
     device = next(network.parameters()).device
     forced = ForcedMerges()
 
     def counting(batch: FrameBatch) -> BodyParams:
         forced.batches += 1
-        if batch.person_mask is not None and forced.batches % FORCED_EVERY == 1:
+        mask = batch.person_mask
+        if (mask is not None or probe is not None) and forced.batches % FORCED_EVERY == 1:
             with torch.no_grad():
-                taken = forced_merges(reduced, batch.images.to(device), batch.person_mask.to(device))
+                taken = forced_merges(reduced, batch.images.to(device), None if mask is None else mask.to(device))
             forced.tokens += int(taken.sum())
             forced.frames += len(taken)
         return predict(batch)
@@ -125,18 +156,20 @@ def evaluate(
     protocol: Protocol = STARTER24,
     masks: MaskSource | None = None,
     limit: int | None = None,
+    frames_per_clip: int | None = None,
     batch_size: int = 32,
     pve: bool = True,
     plan: Plan | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
-    """Scores all stages in one pass over the data (at most `limit` frames, see `CropSet.stretches`).
+    """Scores all stages in one pass over the data: all frames, `frames_per_clip` evenly from each clip (between which
+    there are no accelerations), or at most `limit` (see `CropSet.stretches`, or `evenly` of those per clip).
 
     `body` lies where the networks do. Masks are needed only where tokens are merged. Raises UserError for data of
     another body, for frames without masks, and for a stage that predicts NaN or infinity.
     """
     crops.check_body(body)
-    indices = crops.stretches(limit)
+    indices = chosen_frames(crops, limit, frames_per_clip)
     needed = masks if MERGED_TOKENS in stages.predictors else None
     batches = _counted(crops.batches(indices, batch_size, needed), len(indices), progress)
     device = body.v_template.device
@@ -152,6 +185,14 @@ def evaluate(
         tokens["forced_person_merges_per_frame"] = stages.forced.tokens / stages.forced.frames
         tokens["forced_counted_on_frames"] = stages.forced.frames
     return Evaluation(scores, plan is not None and leaks(plan, crops), tokens)
+
+
+def chosen_frames(crops: CropSet, limit: int | None, frames_per_clip: int | None) -> np.ndarray:
+    """Indices of the frames that `evaluate` scores. Raises UserError for numbers below 1."""
+    if frames_per_clip is None:
+        return crops.stretches(limit)
+    found = crops.sample(frames_per_clip)
+    return found if limit is None else evenly(found, limit)
 
 
 def leaks(plan: Plan, crops: CropSet) -> bool:

@@ -36,7 +36,7 @@ def layer_similarity(
         )
     device = next(network.parameters()).device
     similarity, done = LayerSimilarity(), 0
-    for batch in crops.batches(chosen, batch_size, masks):
+    for batch in crops.batches(chosen, batch_size, masks, truth=False):
         if len(batch.images) >= SMALLEST_BATCH:
             mask = None if batch.person_mask is None else batch.person_mask.to(device)
             with autocast(device, dtype):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 import torch
 
 from hmrcompress.errors import UserError
@@ -18,6 +19,9 @@ from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, no_progress
 
 Predict = Callable[[FrameBatch], object]
+
+FEWEST_ROUNDS = 3
+"""Rounds that are run whatever the time limit: a median of fewer says nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,20 @@ class Timing:
 
     def speedup(self, name: str, over: str) -> float:
         """How many times faster `name` is than `over`: the median of the ratios within each round."""
-        return median(slow / fast for fast, slow in zip(self.seconds[name], self.seconds[over], strict=True))
+        return median(self._ratios(name, over))
+
+    def fps_quartiles(self, name: str) -> tuple[float, float]:
+        """Between which frames per second the middle half of the rounds lies, slow and fast end."""
+        slow, fast = np.percentile(self.seconds[name], (75, 25))
+        return self.frames / float(slow), self.frames / float(fast)
+
+    def speedup_quartiles(self, name: str, over: str) -> tuple[float, float]:
+        """Between which ratios the middle half of the rounds lies."""
+        low, high = np.percentile(self._ratios(name, over), (25, 75))
+        return float(low), float(high)
+
+    def _ratios(self, name: str, over: str) -> list[float]:
+        return [slow / fast for fast, slow in zip(self.seconds[name], self.seconds[over], strict=True)]
 
 
 def time_interleaved(
@@ -42,17 +59,21 @@ def time_interleaved(
     *,
     rounds: int = 7,
     warmup: int = 2,
+    max_seconds: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = no_progress,
+    what: str = "timing",
 ) -> Timing:
     """Runs every candidate on the same batch in turn, `warmup` uncounted rounds first; no gradients.
 
-    On CUDA the clock is read after the device has finished. Raises UserError when there is nothing to time.
+    After `max_seconds` no further round begins, once there are three. On CUDA the clock is read after the device has
+    finished. `progress` is told of rounds. Raises UserError when there is nothing to time.
     """
     if rounds < 1 or not candidates or not len(batch.images):
         raise UserError(f"{len(candidates)} networks, {rounds} rounds, {len(batch.images)} crops", "timing")
     cuda = batch.images.is_cuda
     taken: dict[str, list[float]] = {name: [] for name in candidates}
+    begun = clock()
     with torch.inference_mode():
         for number in range(warmup + rounds):
             for name, predict in candidates.items():
@@ -64,5 +85,8 @@ def time_interleaved(
                     torch.cuda.synchronize(batch.images.device)
                 if number >= warmup:
                     taken[name].append(clock() - start)
-            progress("timing", number + 1, warmup + rounds)
+            progress(what, number + 1, warmup + rounds)
+            over = max_seconds is not None and clock() - begun > max_seconds
+            if over and number + 1 - warmup >= FEWEST_ROUNDS:
+                break
     return Timing({name: tuple(times) for name, times in taken.items()}, len(batch.images))

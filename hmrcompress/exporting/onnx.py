@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,35 +22,53 @@ from hmrcompress.errors import MissingExtra, UserError
 from hmrcompress.exporting.parity import BATCH_SIZES, OUTPUTS, OnnxNetwork, Parity, mask_or_nobody, measure
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_file
-from hmrcompress.models.network import HMR2
+from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD, FrameBatch
+from hmrcompress.runtime import dtype_name
 
 SCHEMA = 1
 SINGLE_FILE_BYTES = 1_800_000_000
 """Weights above this go to FILE.data beside FILE: an ONNX file itself ends at 2 GiB."""
 EXAMPLE_BATCH = 2
+GOLDEN_CROPS = 2
+FULL_PRECISION = ("smpl_head.dec", "smpl_head.init_")
+"""What stays in float32 in a float16 graph: the read-outs and the mean parameters that they are added to."""
+DTYPES = (torch.float32, torch.float16)
 
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What was written: the file, the JSON beside it, its size with weights, and how close it is to torch."""
+    """What was written: the file, the JSON and the golden tensors beside it, its size with weights, and how close it
+    is to torch."""
 
     path: Path
     contract: Path
+    golden: Path
     size_bytes: int
     parity: Parity
 
 
 class _Exported(nn.Module):
-    """The network with a tuple for its outputs, as a graph has them."""
+    """The network with a tuple for its outputs, as a graph has them; float32 in and out."""
 
     def __init__(self, network: HMR2) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor, person_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        predicted = self.network(images, person_mask)
-        return tuple(getattr(predicted, name) for name in OUTPUTS)
+        predicted = self.network(images.to(self.network.backbone.pos_embed.dtype), person_mask)
+        return tuple(getattr(predicted, name).float() for name in OUTPUTS)
+
+
+def in_half_precision(network: HMR2) -> HMR2:
+    """Another network that computes in float16, token matching and read-outs apart; it merges tokens alike."""
+    state = network.state_dict()
+    other = from_state(
+        network.config,
+        {name: tensor if name.startswith(FULL_PRECISION) else tensor.half() for name, tensor in state.items()},
+    )
+    other.backbone.reducer = network.backbone.reducer
+    return other
 
 
 def export_onnx(
@@ -59,15 +78,20 @@ def export_onnx(
     body: BodyModel,
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    dtype: torch.dtype = torch.float32,
     about: Mapping[str, Any] | None = None,
 ) -> OnnxExport:
-    """Writes FILE.onnx and the contract of its inputs and outputs, FILE.onnx.json, with `about` (provenance) in it.
+    """Writes FILE.onnx, the contract of its inputs and outputs, FILE.onnx.json, with `about` (provenance) in it, and
+    FILE.onnx.golden.npz: inputs, and what the network gives for them in torch.
 
-    The input `person_mask` exists where the network merges tokens. batch: real crops, on which the file is compared
-    with torch at every one of `batch_sizes` before anything gets its name. Raises UserError, MissingExtra, and
-    HMRCompressError where the two differ.
+    The input `person_mask` exists where the network merges tokens and has no saliency probe to find the person with.
+    batch: real crops, on which the file is compared with torch at every one of `batch_sizes` before anything gets its
+    name. dtype: float32 or float16, of weights and arithmetic inside; inputs and outputs are float32 either way.
+    Raises UserError, MissingExtra, and HMRCompressError where the two differ.
     """
     path = Path(path)
+    if dtype not in DTYPES:
+        raise UserError(f"got {dtype_name(dtype)}, expected {' or '.join(map(dtype_name, DTYPES))}", "export")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "export")
@@ -82,23 +106,39 @@ def export_onnx(
     network.eval()
     with TemporaryDirectory(prefix=f".{path.stem}-", suffix=".part", dir=path.parent) as folder:
         made = Path(folder) / path.name
-        _write_graph(network, made, batch)
+        _write_graph(in_half_precision(network) if dtype == torch.float16 else network, made, batch)
         parity = measure(network, OnnxNetwork(made), batch, body, batch_sizes)
-        parity.require(path)
+        parity.require(path, dtype)
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        golden = Path(folder) / f"{path.name}.golden.npz"
+        np.savez(golden, **_golden(network, batch))  # type: ignore[arg-type]
         written = sorted(Path(folder).iterdir(), key=lambda file: file == made)
         contract = path.with_name(f"{path.name}.json")
         files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in written}
-        size = sum(file.stat().st_size for file in written)
-        write_json(contract, _contract(network, files, parity, body) | dict(about or {}))
+        about = {"dtype": dtype_name(dtype), "golden": golden.name} | dict(about or {})
+        write_json(contract, _contract(network, files, parity, body) | about)
         for file in written:
             os.replace(file, path.parent / file.name)
-    return OnnxExport(path, contract, size, parity)
+    return OnnxExport(path, contract, path.with_name(golden.name), size, parity)
+
+
+@torch.no_grad()
+def _golden(network: HMR2, batch: FrameBatch) -> dict[str, np.ndarray]:
+    """The first crops as inputs of the graph, and the outputs of torch for them, by name."""
+    images = batch.images[:GOLDEN_CROPS]
+    tensors = {"images": images}
+    mask = None if batch.person_mask is None else batch.person_mask[:GOLDEN_CROPS]
+    if takes_mask(network):
+        tensors["person_mask"] = mask = mask_or_nobody(images, mask)
+    predicted = network(images, mask)
+    tensors |= {name: getattr(predicted, name) for name in OUTPUTS}
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def _write_graph(network: HMR2, path: Path, batch: FrameBatch) -> None:
     images = batch.images[:EXAMPLE_BATCH]
     inputs = {"images": images}
-    if merges_tokens(network):
+    if takes_mask(network):
         mask = None if batch.person_mask is None else batch.person_mask[:EXAMPLE_BATCH]
         inputs["person_mask"] = mask_or_nobody(images, mask)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
@@ -117,9 +157,10 @@ def _write_graph(network: HMR2, path: Path, batch: FrameBatch) -> None:
         )
 
 
-def merges_tokens(network: HMR2) -> bool:
-    """Whether the network merges tokens, so that a person mask changes what it does."""
-    return network.backbone.reducer is not None
+def takes_mask(network: HMR2) -> bool:
+    """Whether the graph has a mask for an input: the network merges tokens and does not find the person itself."""
+    reducer = network.backbone.reducer
+    return reducer is not None and getattr(reducer, "probe", None) is None
 
 
 @contextmanager
@@ -160,7 +201,7 @@ def _contract(network: HMR2, files: Mapping[str, Any], parity: Parity, body: Bod
         "schema": SCHEMA,
         "kind": "hmrcompress onnx",
         "files": dict(files),
-        "inputs": {"images": image} | ({"person_mask": mask} if merges_tokens(network) else {}),
+        "inputs": {"images": image} | ({"person_mask": mask} if takes_mask(network) else {}),
         "outputs": {
             "global_orient": {"shape": ["B", 1, 3, 3], "dtype": "float32", "meaning": f"root: {rotation}"},
             "body_pose": {

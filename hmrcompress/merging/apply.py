@@ -4,69 +4,131 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from hmrcompress.errors import UserError
-from hmrcompress.merging.tokens import match, merge, merge_count, schedule
+from hmrcompress.merging.background import kept_places, nearest_kept, patches_of
+from hmrcompress.merging.tokens import Matching, highest_norms, layer_count, match, merge, schedule
 from hmrcompress.models.network import HMR2, share
+from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.models.vit import Block, TokenState
 from hmrcompress.plan import TokenSettings
 
 
+class Unlocated(TokenState):
+    """A state whose `person` is not known yet: the saliency probe finds it in the first layer."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class TokenMerger:
-    """The backbone's `TokenReducer` for a plan's token settings. Holds settings only, so it can serve many networks."""
+    """The backbone's `TokenReducer` for a plan's token settings. Holds settings only, so it can serve many networks;
+    with a `probe` fitted on one network it finds the person itself where no mask is given."""
 
     settings: TokenSettings
+    probe: SaliencyProbe | None = None
 
-    def begin(self, tokens: Tensor, person_mask: Tensor | None) -> TokenState:
-        """Every token is one patch; without a mask nobody is there."""
+    def begin(self, tokens: Tensor, person_mask: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, TokenState]:
+        """Without a mask nobody is there. Every token is one patch; where background is dropped, those that stay count
+        the dropped patches that they are nearest to, if a bias asks for it."""
         batch, count = tokens.shape[:2]
+        unlocated = person_mask is None and self.probe is not None
         if person_mask is None:
-            person = torch.zeros(batch, count, dtype=torch.bool, device=tokens.device)
+            person_mask = torch.zeros(batch, *grid, dtype=torch.bool, device=tokens.device)
+        person = person_mask.flatten(1)
+        places = self.kept_places(person_mask)
+        if places is None:
+            sizes = torch.ones(batch, count, dtype=torch.float32, device=tokens.device)
+            return tokens, Unlocated(person, sizes) if unlocated else TokenState(person, sizes)
+        if self.settings.attention_bias:
+            sizes = patches_of(nearest_kept(person_mask, places), self.settings.keep)
         else:
-            person = person_mask.flatten(1)
-        return TokenState(person, torch.ones(batch, count, dtype=torch.float32, device=tokens.device))
+            sizes = torch.ones(batch, self.settings.keep, dtype=torch.float32, device=tokens.device)
+        kept = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+        return kept, TokenState(person.gather(1, places), sizes)
+
+    def kept_places(self, person_mask: Tensor) -> Tensor | None:
+        """The patches that stay where background is dropped, (B,keep) int64; None where nothing is dropped."""
+        drop, keep = self.settings.drop_background, self.settings.keep
+        if drop is None or person_mask[0].numel() <= keep:
+            return None
+        return kept_places(person_mask, keep, ring=drop.ring, coarse=drop.coarse)
 
     def attention_bias(self, state: TokenState) -> Tensor | None:
-        """log(size) of each token, (B,1,1,M), if the settings ask for it."""
-        return state.sizes.log()[:, None, None] if self.settings.attention_bias else None
+        """log(size) of each token, (B,1,1,M), if the settings ask for it in the backbone."""
+        return state.sizes.log()[:, None, None] if self.settings.biases_backbone else None
+
+    def head_bias(self, state: TokenState) -> Tensor | None:
+        """log(size) of each token, (B,1,1,M), if the settings ask for it in the head."""
+        return state.sizes.log()[:, None, None] if self.settings.biases_head else None
+
+    def located(self, tokens: Tensor, state: TokenState) -> TokenState:
+        """The state with the person found by the probe in the first layer's attended tokens (B,M,D), if it was not."""
+        if not isinstance(state, Unlocated) or self.probe is None:
+            return state
+        return TokenState(self.probe.person(tokens), state.sizes)
+
+    def matching(self, layer: int, tokens: Tensor, keys: Tensor, state: TokenState) -> Matching | None:
+        """The pairs that this layer merges, None where it merges none; arguments as of `reduce`."""
+        settings = self.settings
+        if settings.drop_background is not None:
+            return None
+        state = self.located(tokens, state)
+        removed = layer_count(tokens.shape[1], settings.keep, _rate(settings), layer, settings.protect)
+        if not removed:
+            return None
+        protected = highest_norms(tokens, settings.protect) if settings.protect else None
+        return match(keys.mean(1) if settings.metric == "keys" else tokens, state.person, removed, protected)
 
     def reduce(self, layer: int, tokens: Tensor, keys: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
-        """Merges what this layer has to; it goes by the number of tokens, so `layer` is not used."""
-        removed = merge_count(tokens.shape[1], self.settings.keep, self.settings.per_layer)
-        if not removed:
+        """Merges what this layer has to."""
+        state = self.located(tokens, state)
+        matching = self.matching(layer, tokens, keys, state)
+        if matching is None:
             return tokens, state
-        metric = keys.mean(1) if self.settings.metric == "keys" else tokens
-        matching = match(metric, state.person, removed)
         merged = merge(matching, tokens, *state, size_weighted=self.settings.size_weighted)
         return merged.tokens, TokenState(merged.person, merged.sizes)
 
 
-def with_token_merging(network: HMR2, settings: TokenSettings | None) -> HMR2:
+def with_token_merging(network: HMR2, settings: TokenSettings | None, probe: SaliencyProbe | None = None) -> HMR2:
     """Another network over the same weights that merges tokens (None: that does not); `network` stays as it is.
 
-    Raises UserError where the network has too few layers to get down to `settings.keep` tokens.
+    probe: fitted on these weights; it finds the person wherever no mask is given. Raises UserError where the network
+    has too few layers to get down to `settings.keep` tokens, or where background is to be dropped before the probe.
     """
     other = share(network)
     if settings is None:
         other.backbone.reducer = None
         return other
     rows, columns = network.config.grid
-    if (needed := len(schedule(rows * columns, settings.keep, settings.per_layer))) > network.config.depth:
+    check_depth(settings, rows * columns, network.config.depth)
+    if probe is not None and settings.drop_background is not None:
         raise UserError(
-            f"{settings.keep} tokens need {needed} merging layers, the network has {network.config.depth}",
-            "tokens.keep",
-            "Raise keep or per_layer",
+            "background is dropped before the first layer, where the saliency probe does not see it yet",
+            "--masks self with drop_background",
+            "Give masks, or merge tokens instead of dropping them",
         )
-    other.backbone.reducer = TokenMerger(settings)
+    other.backbone.reducer = TokenMerger(settings, probe)
     return other
 
 
+def check_depth(settings: TokenSettings, tokens: int, depth: int) -> None:
+    """UserError where `depth` layers cannot bring `tokens` tokens down to `settings.keep`."""
+    if (needed := len(token_counts(settings, tokens)) - 1) > depth and settings.drop_background is None:
+        raise UserError(
+            f"{settings.keep} tokens need {needed} merging layers, the network has {depth}",
+            "tokens.keep",
+            "Raise keep or per_layer",
+        )
+
+
 def forced_merges(network: HMR2, images: Tensor, person_mask: Tensor | None) -> Tensor:
-    """How many person tokens each crop loses because too few of background are left: (B,) int64.
+    """How many person tokens each crop loses because too few of background are left: (B,) int64, merged or dropped.
 
     images (B,3,H,W), person_mask (B,rows,columns) bool. Zero for a network without token merging.
     """
@@ -74,22 +136,35 @@ def forced_merges(network: HMR2, images: Tensor, person_mask: Tensor | None) -> 
     tokens, state = backbone.begin(images, person_mask)
     forced = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
     reducer = backbone.reducer
-    for layer, block in enumerate(backbone.blocks):
-        if state is None or not isinstance(reducer, TokenMerger) or not isinstance(block, Block):
-            break
-        removed = merge_count(tokens.shape[1], reducer.settings.keep, reducer.settings.per_layer)
-        if not removed:
-            break
+    if state is None or not isinstance(reducer, TokenMerger):
+        return forced
+    if person_mask is not None:
+        forced = person_mask.flatten(1).sum(1) - state.person.sum(1)
+    merging_layers = len(token_counts(reducer.settings, tokens.shape[1])) - 1
+    for layer in range(merging_layers):
+        block = cast(Block, backbone.blocks[layer])
         attended, keys = block.attend(tokens, reducer.attention_bias(state))
-        metric = keys.mean(1) if reducer.settings.metric == "keys" else attended
-        forced = forced + match(metric, state.person, removed).forced.sum(1)
-        tokens, state = backbone.step(layer, tokens, state)
+        matching = reducer.matching(layer, attended, keys, state)
+        if matching is not None:
+            forced = forced + matching.forced.sum(1)
+        tokens, state = reducer.reduce(layer, attended, keys, state)
+        tokens = block.feed(tokens)
     return forced
 
 
 def token_counts(settings: TokenSettings | None, tokens: int) -> Sequence[int]:
-    """Number of tokens at the input and after each merging layer: (90, 40) of 192 -> [192, 152, 112, 90]."""
-    counts = [tokens]
-    for removed in [] if settings is None else schedule(tokens, settings.keep, settings.per_layer):
-        counts.append(counts[-1] - removed)
-    return counts
+    """Number of tokens at the input and after each merging layer: (90, 40) of 192 -> [192, 152, 112, 90].
+
+    Where background is dropped before the first layer: [192, 90]. UserError where `keep` is never reached.
+    """
+    if settings is None:
+        return [tokens]
+    if settings.drop_background is not None:
+        return [tokens, settings.keep] if tokens > settings.keep else [tokens]
+    removed = schedule(tokens, settings.keep, _rate(settings), settings.protect)
+    return [tokens, *(tokens - gone for gone in accumulate(removed))]
+
+
+def _rate(settings: TokenSettings) -> int | tuple[int, ...]:
+    """Tokens merged away per layer: one number for all, or a list of them."""
+    return settings.per_layer if settings.schedule is None else settings.schedule

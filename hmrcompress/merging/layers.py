@@ -2,7 +2,8 @@
 
 Rules take the same parameter of the layers i..j in order, lowest first. Equation 4 of FastHMR (the rule of sliding
 layer merging, arXiv 2502.19159) is `theta_i + sum_k (theta_{i+k} - theta_i)`: of two layers it gives exactly the upper
-one, and with m layers the first has the weight -(m - 2).
+one, and with m layers the first has the weight -(m - 2). `lstsq` keeps the first layer and adds a patch to its second
+MLP matrix that was fitted on data (`merging.lstsq`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from hmrcompress.errors import UserError
+from hmrcompress.merging.lstsq import Patch
 
 BLOCKS = "backbone.blocks."
 
@@ -41,7 +43,11 @@ RULES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
     "keep_last": keep_last,
     "keep_first": keep_first,
     "mean": mean,
+    "lstsq": keep_first,
 }
+FITTED = "lstsq"
+"""The rule that needs patches beside the weights."""
+PATCHED = {"mlp.fc2.weight": "weight", "mlp.fc2.bias": "bias"}
 
 
 def _sum(layers: Sequence[Tensor]) -> Tensor:
@@ -52,20 +58,33 @@ def _sum(layers: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def patched(parameter: Tensor, patch: Tensor) -> Tensor:
+    """A parameter with its part of a patch added, in its own dtype and on its own device; summed in float64."""
+    return (parameter.double() + patch.to(parameter.device)).to(parameter.dtype)
+
+
 def merge_layers(
-    state: Mapping[str, Tensor], groups: Sequence[Sequence[int]], rule: str = "eq4", prefix: str = BLOCKS
+    state: Mapping[str, Tensor],
+    groups: Sequence[Sequence[int]],
+    rule: str = "eq4",
+    prefix: str = BLOCKS,
+    *,
+    patches: Mapping[int, Patch] | None = None,
 ) -> dict[str, Tensor]:
     """A state dict in which every group of layers has become one; layers are renumbered, other keys stay.
 
     Keys of layers are `{prefix}{layer}.{parameter}`. Tensors of groups of one are handed on as they are (the same
     storage, no copy); merged ones have the dtype of the first layer of their group. The order of keys is kept.
-    Raises UserError for an unknown rule, or where the groups do not fit the layers of the state dict.
+    `patches`, by the first layer of each group of several, are what the rule `lstsq` adds.
+    Raises UserError for an unknown rule, missing patches, or groups that do not fit the layers of the state dict.
     """
     if rule not in RULES:
         raise UserError(f"got {rule!r}, expected one of {', '.join(RULES)}", "merge_rule")
     present = sorted({int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix)})
     if (covered := [layer for group in groups for layer in group]) != present:
         raise UserError(f"got {len(covered)} layers, expected 0 … {len(present) - 1}, each once, in order", "groups")
+    if rule == FITTED and (bare := {group[0] for group in groups if len(group) > 1} - set(patches or {})):
+        raise UserError(f"{FITTED} has no patch for layer {min(bare)}", "merge_rule", "It is fitted on data")
     place = {group[0]: (number, group) for number, group in enumerate(groups)}
     merged: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -79,5 +98,7 @@ def merge_layers(
         if len(group) > 1:
             parts = [state[f"{prefix}{layer}.{parameter}"] for layer in group]
             tensor = RULES[rule](parts).to(tensor.dtype)
+            if rule == FITTED and patches and parameter in PATCHED:
+                tensor = patched(tensor, getattr(patches[group[0]], PATCHED[parameter]))
         merged[f"{prefix}{number}.{parameter}"] = tensor
     return merged

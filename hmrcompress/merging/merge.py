@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.merging.fit import Patches
 from hmrcompress.merging.layers import merge_layers
 from hmrcompress.models.folder import Folder, checkpoint_record, write_model_folder
 from hmrcompress.models.load import Checkpoint
@@ -13,29 +17,51 @@ from hmrcompress.models.network import HMR2, build, from_state
 from hmrcompress.plan import Plan
 
 
-def merge_network(network: HMR2, plan: Plan) -> HMR2:
+def merge_network(network: HMR2, plan: Plan, patches: Patches | None = None) -> HMR2:
     """The network that a plan makes, layers and tokens merged; unmerged weights are shared with `network`.
 
-    Raises UserError where the plan's groups or tokens do not fit the network.
+    `patches` are what the rule `lstsq` adds (`merging.fit`). Raises UserError where groups, tokens or patches do not
+    fit the network.
     """
     config = replace(network.config, depth=len(plan.groups))
-    merged = from_state(config, merge_layers(network.state_dict(), plan.groups, plan.merge_rule))
+    merged = from_state(config, merge_layers(network.state_dict(), plan.groups, plan.merge_rule, patches=patches))
     return with_token_merging(merged, plan.tokens)
 
 
 def merge_checkpoint(
-    checkpoint: Checkpoint, plan: Plan, out: Path | str, *, force: bool = False, plan_name: object = "plan"
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: Path | str,
+    *,
+    force: bool = False,
+    plan_name: object = "plan",
+    patches: Patches | None = None,
+    fitted_on: Mapping[str, Any] | None = None,
 ) -> Folder:
     """Merges layers, records token merging, and writes the compressed model. Needs little memory beyond merged layers.
 
-    Raises UserError where the plan was made for another checkpoint (`force`: only where the numbers of layers
-    differ), cannot be applied, or `out` is a folder of something else.
+    `patches` are what the rule `lstsq` adds; `fitted_on` says on which data, for the provenance. Raises UserError where
+    the plan was made for another checkpoint (`force`: only where the numbers of layers differ), cannot be applied, or
+    `out` is a folder of something else. A saliency probe is handed on where the layer that it reads stays as it is.
     """
     plan.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, plan_name)
     config = replace(checkpoint.config, depth=len(plan.groups))
     with_token_merging(build(config, "meta"), plan.tokens)  # rehearsal: says what does not fit before anything is done
-    state = merge_layers(checkpoint.state(), plan.groups, plan.merge_rule)
-    provenance = checkpoint_record(checkpoint.reference, name=checkpoint.name, command="merge")
+    state = merge_layers(checkpoint.state(), plan.groups, plan.merge_rule, patches=patches)
+    more = {} if not patches else {"fitted": {**(fitted_on or {}), "ridges": _ridges(patches)}}
+    provenance = checkpoint_record(checkpoint.reference, name=checkpoint.name, command="merge", **more)
     return write_model_folder(
-        out, state, config, family=checkpoint.family, plan=plan, provenance=provenance, body=checkpoint.body
+        out,
+        state,
+        config,
+        family=checkpoint.family,
+        plan=plan,
+        provenance=provenance,
+        body=checkpoint.body,
+        probe=checkpoint.probe if plan.groups[0] == (0,) else None,
     )
+
+
+def _ridges(patches: Patches) -> dict[str, float | None]:
+    """The ridge of each patch, by the first layer of its group; None where nothing beats leaving the patch away."""
+    return {str(layer): patch.ridge if math.isfinite(patch.ridge) else None for layer, patch in patches.items()}

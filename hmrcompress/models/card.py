@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hmrcompress.models.folder import FolderConfig
+    from hmrcompress.plan import TokenSettings
 
 
 def model_card(name: str, config: FolderConfig, parameters: int) -> str:
@@ -25,11 +26,23 @@ def model_card(name: str, config: FolderConfig, parameters: int) -> str:
     if merged:
         lines.append(f"| merged ({config.merge_rule}) | {', '.join(f'{group[0]}–{group[-1]}' for group in merged)} |")
     if config.tokens is not None:
-        lines.append(f"| tokens | {config.tokens.keep} kept, at most {config.tokens.per_layer} merged per layer |")
+        lines.append(f"| tokens | {_tokens(config.tokens)} |")
     if config.body.name is not None:
         lines.append(f"| body | {config.body.name} |")
     made_from = config.provenance.get("checkpoint", {})
     if made_from:
         lines.append(f"| made from | `{made_from.get('sha256')}` |")
+    if healed := config.provenance.get("heal"):
+        lines.append(f"| healed | {healed['images']:,} crops of {healed['data']}, without labels |")
+    if fitted := config.provenance.get("probe"):
+        lines.append(f"| person mask | `--masks self`: a saliency probe, fitted on {fitted['fitted_on']} |")
     lines += ["", "Measured figures: `hmrcompress eval` writes them for the data you have.", ""]
     return "\n".join(lines)
+
+
+def _tokens(settings: TokenSettings) -> str:
+    if settings.drop_background is not None:
+        return f"{settings.keep} kept, background dropped before the first layer"
+    if settings.schedule is not None:
+        return f"{settings.keep} kept, {', '.join(map(str, settings.schedule))} merged in the first layers"
+    return f"{settings.keep} kept, at most {settings.per_layer} merged per layer"

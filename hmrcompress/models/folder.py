@@ -1,4 +1,5 @@
-"""The compressed-model folder: config.json, model.safetensors, plan.yaml (if layers or tokens were merged), README.md.
+"""The compressed-model folder: config.json, model.safetensors, plan.yaml (if layers or tokens were merged),
+probe.safetensors (if the network finds the person by itself), README.md.
 
 `config.json` holds everything needed to build the network, and size and hash of every other file that matters, so that
 a truncated or changed file is noticed on loading.
@@ -22,10 +23,12 @@ from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.models.card import model_card
 from hmrcompress.models.network import NetworkConfig
+from hmrcompress.models.probe import SaliencyProbe, read_probe, write_probe
 from hmrcompress.plan import CheckpointRef, MergeRule, Plan, TokenSettings, trivial_groups
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, IMAGENET_MEAN, IMAGENET_STD
 
 CONFIG, WEIGHTS, PLAN, CARD = "config.json", "model.safetensors", "plan.yaml", "README.md"
+PROBE = "probe.safetensors"
 FORMAT = "hmrcompress-model"
 
 
@@ -78,13 +81,14 @@ class FolderConfig(_Frozen):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that was read and checked; `state` are views of the mapped file."""
+    """A folder that was read and checked; `state` are views of the mapped file. `probe` makes person masks."""
 
     path: Path
     config: FolderConfig
     network: NetworkConfig
     state: dict[str, Tensor]
     plan: Plan | None
+    probe: SaliencyProbe | None = None
 
     @property
     def sha256(self) -> str:
@@ -110,13 +114,14 @@ def write_model_folder(
     provenance: Mapping[str, Any] | None = None,
     body: str | None = None,
     card: str | None = None,
+    probe: SaliencyProbe | None = None,
 ) -> Folder:
     """Writes the folder beside its place and renames it; gives what `read_model_folder` would.
 
     state: key -> tensor of the network that `network` describes, in the dtype to store. plan: the plan that made it;
     without one nothing was merged. provenance: where the weights come from, as plain values. body: name of the body.
-    card: text of README.md; without one it is made from the rest. An existing folder is replaced only if it is empty
-    or a model of ours; otherwise UserError.
+    card: text of README.md; without one it is made from the rest. probe: fitted on these weights. An existing folder
+    is replaced only if it is empty or a model of ours; otherwise UserError.
     """
     path = Path(path)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
@@ -124,6 +129,8 @@ def write_model_folder(
         write_safetensors(temporary / WEIGHTS, state)
         if plan is not None:
             plan.write(temporary / PLAN)
+        if probe is not None:
+            write_probe(temporary / PROBE, probe)
         config = FolderConfig(
             family=family,
             network=network.to_dict(),
@@ -163,12 +170,14 @@ def read_model_folder(path: Path | str, verify: bool = True) -> Folder:
     for name, reference in config.files.items():
         _check(path / name, reference, verify)
     state, _ = read_safetensors(path / WEIGHTS)
+    network = NetworkConfig.from_dict(config.network, path / CONFIG)
     return Folder(
         path=path,
         config=config,
-        network=NetworkConfig.from_dict(config.network, path / CONFIG),
+        network=network,
         state=state,
         plan=Plan.read(path / PLAN) if PLAN in config.files else None,
+        probe=read_probe(path / PROBE, network.dim) if PROBE in config.files else None,
     )
 
 

@@ -98,7 +98,8 @@ class _Decoder(nn.Module):
 
 
 class SMPLHead(nn.Module):
-    """Tokens of the backbone, in any order and number, to body parameters.
+    """Tokens of the backbone, in any order and number, to body parameters. The read-outs `dec*` and the mean parameters
+    `init_*` may have a greater precision than the rest.
 
     `token_input` is what the query starts from: `zero`, or `mean_shape` (pose, betas and camera as they stand).
     `iterations` repeats query and read-outs, each adding to the last estimate.
@@ -150,13 +151,14 @@ class SMPLHead(nn.Module):
         features = tokens.new_zeros(batch, self.decpose.in_features)
         for _ in range(self.iterations):
             if self.token_input == "mean_shape":
-                token = torch.cat([pose, betas, cam], dim=-1)[:, None]
+                token = torch.cat([pose, betas, cam], dim=-1)[:, None].to(tokens.dtype)
             else:
                 token = tokens.new_zeros(batch, 1, 1)
             features = self.transformer(token, tokens, bias)[:, 0]
-            pose = pose + self.decpose(features)
-            betas = betas + self.decshape(features)
-            cam = cam + self.deccam(features)
+            read = features.to(self.decpose.weight.dtype)
+            pose = pose + self.decpose(read)
+            betas = betas + self.decshape(read)
+            cam = cam + self.deccam(read)
         rotations = sixd_to_matrix(pose.unflatten(-1, (-1, 6)), layout="columns")
         return HMROutput(
             global_orient=rotations[:, :1], body_pose=rotations[:, 1:], betas=betas, cam=cam, features=features

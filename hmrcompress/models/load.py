@@ -18,6 +18,7 @@ from hmrcompress.io.hashes import sha256_file
 from hmrcompress.models.families import check_keys, family, recognise, split_ignored
 from hmrcompress.models.folder import Folder, read_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state, random_sha256
+from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
 
 METADATA_KEY = "hmrcompress"
@@ -32,7 +33,8 @@ class Checkpoint:
     (`merging.apply.with_token_merging(network, checkpoint.tokens)` does). path: the file or folder, None for random
     weights. stored_dtype: dtype in the file. ignored: keys of the file that inference does not need; unknown: keys
     that nobody knows (only where asked for). plan: the plan that made a compressed model. name: what to call it in
-    figures. body: name of the body it predicts, if known. source: provenance that the file itself records.
+    figures. body: name of the body it predicts, if known. source: provenance that the file itself records. probe: makes
+    person masks inside the network, where the model holds one.
     """
 
     network: HMR2
@@ -46,6 +48,7 @@ class Checkpoint:
     body: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
     known_sha256: str | None = None
+    probe: SaliencyProbe | None = None
 
     @property
     def config(self) -> NetworkConfig:
@@ -147,6 +150,7 @@ def _from_folder(folder: Folder) -> Checkpoint:
         body=folder.config.body.name,
         source=folder.config.provenance,
         known_sha256=folder.sha256,
+        probe=folder.probe,
     )
 
 

@@ -27,13 +27,18 @@ class TokenState(NamedTuple):
 
 
 class TokenReducer(Protocol):
-    """Makes the tokens fewer inside a block, between attention and MLP. Immutable: all state is in `TokenState`."""
+    """Makes the tokens fewer, before the first block or inside blocks, between attention and MLP. Immutable: all state
+    is in `TokenState`."""
 
-    def begin(self, tokens: Tensor, person_mask: Tensor | None) -> TokenState:
-        """tokens (B,M,D), person_mask (B,h,w) bool or None (nobody) -> the state before the first block."""
+    def begin(self, tokens: Tensor, person_mask: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, TokenState]:
+        """Embedded tokens (B,M,D), positions added, and person_mask (B,*grid) bool or None (nobody) -> the tokens that
+        enter the first block, and their state."""
 
     def attention_bias(self, state: TokenState) -> Tensor | None:
-        """What is added to attention logits over these tokens: (B,1,1,M), or None."""
+        """What is added to the logits of self-attention over these tokens: (B,1,1,M), or None."""
+
+    def head_bias(self, state: TokenState) -> Tensor | None:
+        """What is added to the logits of a head's cross-attention to these tokens: (B,1,1,M), or None."""
 
     def reduce(self, layer: int, tokens: Tensor, keys: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
         """tokens (B,M,D), the layer's attention keys (B,heads,M,D/heads) -> tokens (B,M',D) and their state."""
@@ -107,7 +112,8 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images to tokens. `reducer` (None: off) merges tokens inside the blocks; see `hmrcompress.merging.apply`."""
+    """Images to tokens. `reducer` (None: off) drops tokens before the blocks or merges them inside; see
+    `hmrcompress.merging.apply`."""
 
     reducer: TokenReducer | None
 
@@ -158,7 +164,10 @@ class ViT(nn.Module):
         return self.patch_embed(images).flatten(2).transpose(1, 2) + self.positions(grid)
 
     def begin(self, images: Tensor, person_mask: Tensor | None = None) -> tuple[Tensor, TokenState | None]:
-        """Embeds, checks the mask and starts the reducer. person_mask (B,rows,columns) bool. Raises ShapeError."""
+        """Embeds, checks the mask and starts the reducer, which may drop tokens: -> tokens (B,M,D) and their state.
+
+        person_mask (B,rows,columns) bool. Raises ShapeError.
+        """
         rows, columns = self.grid_of(images)
         if person_mask is not None:
             expected = f"(B, {rows}, {columns})"
@@ -171,7 +180,7 @@ class ViT(nn.Module):
             if person_mask.dtype != torch.bool:
                 raise ShapeError(f"got {person_mask.dtype}, expected torch.bool of shape {expected}", "person_mask")
         tokens = self.embed(images)
-        return tokens, None if self.reducer is None else self.reducer.begin(tokens, person_mask)
+        return (tokens, None) if self.reducer is None else self.reducer.begin(tokens, person_mask, (rows, columns))
 
     def step(self, layer: int, tokens: Tensor, state: TokenState | None = None) -> tuple[Tensor, TokenState | None]:
         """Block `layer`: tokens (B,M,D) and their state -> the same after it. Without a state nothing is merged."""
@@ -201,8 +210,11 @@ class ViT(nn.Module):
     def encode(self, images: Tensor, person_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """images, person_mask -> tokens (B,M',D) after the last norm, and the bias (B,1,1,M') for attending to them."""
         tokens, state = self.begin(images, person_mask)
-        tokens, state = self.run_blocks(tokens, state=state)
-        bias = None if self.reducer is None or state is None else self.reducer.attention_bias(state)
+        return self.finish(*self.run_blocks(tokens, state=state))
+
+    def finish(self, tokens: Tensor, state: TokenState | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the last block gave and its state -> tokens after the last norm, and the bias for attending to them."""
+        bias = None if self.reducer is None or state is None else self.reducer.head_bias(state)
         return self.last_norm(tokens), bias
 
     def forward(self, images: Tensor, person_mask: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS
 from hmrcompress.evaluation.timing import time_interleaved
 from hmrcompress.merging.apply import token_counts
 from hmrcompress.merging.describe import network_cost
+from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.pose import network_predict
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig
@@ -120,7 +121,18 @@ class Line:
         """Writes the compressed model; counts layers, tokens, parameters and MACs before and after."""
         given = self.recipe.merge
         assert given is not None
-        api.merge(self.checkpoint, given.plan or self.folder / PLAN, self.folder / MODEL)
+        plan = api.open_plan(given.plan or self.folder / PLAN)
+        fitted = plan.merge_rule == FITTED
+        api.merge(
+            self.checkpoint,
+            plan,
+            self.folder / MODEL,
+            data=self.calib if fitted else None,
+            masks=self.recipe.masks if fitted else None,
+            body=self.body,
+            device=str(self.device),
+            progress=self.progress,
+        )
         before, layers = self.checkpoint.config, self.compressed.config
         tokens = self.compressed.tokens
         costs = {BASELINE: _cost(before, None), MERGED: _cost(layers, None)}
@@ -157,11 +169,12 @@ class Line:
         given = self.recipe.bench
         assert given is not None
         networks: dict[str, HMR2] = {BASELINE: self.checkpoint.network}
+        masks = None
         if self.recipe.merge is not None:
             networks[MERGED] = self.compressed.network
             if self.compressed.tokens is not None:
-                networks[MERGED_TOKENS] = api.compressed_network(self.compressed)
-        masks = api.open_masks(self.recipe.masks) if MERGED_TOKENS in networks else None
+                masks = api.open_masks(self.recipe.masks)
+                networks[MERGED_TOKENS] = api.compressed_network(self.compressed, masks)
         batch = next(self.test.batches(self.test.stretches(given.batch_size), given.batch_size, masks))
         timing = time_interleaved(
             {

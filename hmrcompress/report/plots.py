@@ -11,7 +11,9 @@ import numpy as np
 from hmrcompress.errors import MissingExtra, UserError
 from hmrcompress.io.atomic import atomic_file
 
-INK, GRID = "#222222", "#ffffff"
+INK, FRAME = "#222222", "#c2185b"
+INSET = 0.06
+"""Of a frame, in cells, so that frames do not touch each other or the edge."""
 
 
 def draw_similarity(matrix: np.ndarray, path: Path, *, title: str, groups: Sequence[Sequence[int]] = ()) -> None:
@@ -31,10 +33,12 @@ def draw_similarity(matrix: np.ndarray, path: Path, *, title: str, groups: Seque
     axes.set_yticks(list(ticks), labels)
     axes.set_xlabel("output of block")
     axes.set_ylabel("output of block")
+    merged = [group for group in groups if len(group) > 1]
+    if merged:
+        title += f"\nframed: blocks that become one, {len(matrix) - 1} -> {len(groups)}"
     axes.set_title(title, loc="left", fontsize=10, color=INK)
-    for group in groups:
-        if len(group) > 1:
-            axes.add_patch(_frame(group[0] + 0.5, len(group)))
+    for group in merged:
+        axes.add_patch(_frame(group[0] + 0.5, len(group)))
     figure.colorbar(shown, ax=axes, label="CKA", shrink=0.85)
     figure.tight_layout()
     with atomic_file(path) as temporary:
@@ -56,4 +60,5 @@ def _figure(width: float, height: float) -> Any:
 def _frame(corner: float, size: int) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((corner, corner), size, size, fill=False, edgecolor=GRID, linewidth=1.5)
+    place, side = corner + INSET, size - 2 * INSET
+    return Rectangle((place, place), side, side, fill=False, edgecolor=FRAME, linewidth=2.0)

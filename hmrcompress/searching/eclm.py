@@ -8,8 +8,8 @@ moves `low` down by one, so there are exactly L-1 evaluations beside the baselin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from hmrcompress.errors import UserError
 
@@ -19,12 +19,16 @@ Groups = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation: layers low..high merged, beside the windows kept before. Error of the whole grouping in mm."""
+    """One evaluation: layers low..high merged, beside the windows kept before. Error of the whole grouping in mm.
+
+    `at_least`: the error is a lower bound, at which the evaluation ended since it was enough to reject.
+    """
 
     low: int
     high: int
     error_mm: float
     accepted: bool
+    at_least: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,11 @@ class Trace:
     steps: tuple[Step, ...]
     open_window: tuple[int, int] | None
     open_window_merged: bool
+
+    def with_bounds(self, at_least: Sequence[bool]) -> Trace:
+        """The same, with the steps marked whose errors are lower bounds."""
+        steps = tuple(replace(step, at_least=mark) for step, mark in zip(self.steps, at_least, strict=True))
+        return replace(self, steps=steps)
 
 
 def grouping(num_layers: int, windows: list[tuple[int, int]]) -> Groups:

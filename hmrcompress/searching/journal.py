@@ -1,7 +1,8 @@
 """The journal of a search: one JSON line for every evaluation, on the disk before the next one starts.
 
 The first line says what the evaluations depend on. A search that is killed and started again with the same settings
-finds its evaluations here and repeats none. tau is not among the settings, since no evaluation depends on it.
+finds its evaluations here and repeats none. tau is not among the settings, since no evaluation depends on it; of a
+candidate that was rejected early the line says `at_least`, and where that is not enough, a later line says more.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.searching.eclm import Groups
+from hmrcompress.searching.probe import Measured
 
 SCHEMA = 1
 START = b'{"schema": 1, "settings_sha256": "'
@@ -32,29 +34,38 @@ class Journal:
         self.path = path
         self.settings = dict(settings)
         self.set_aside: Path | None = None
-        self._errors: dict[Groups, float] = {}
+        self.frames_mm: list[float] | None = None
+        """Errors of the untouched model, frame by frame, if they are in it."""
+        self._errors: dict[Groups, Measured] = {}
         if path.exists():
             self._read()
 
     def __len__(self) -> int:
         return len(self._errors)
 
-    def get(self, groups: Groups) -> float | None:
+    def get(self, groups: Groups) -> Measured | None:
         """The error in mm of this grouping (NaN for one that was not finite), or None if it was not evaluated yet."""
         return self._errors.get(groups)
 
-    def add(self, groups: Groups, error_mm: float) -> float:
-        """Writes an error down and gives it back, as a reader will see it; it is on the disk when this returns."""
-        error_mm = error_mm if math.isfinite(error_mm) else math.nan
-        line = {"groups": groups, "error_mm": None if math.isnan(error_mm) else error_mm}
+    def add(self, groups: Groups, measured: Measured, frames_mm: Sequence[float] | None = None) -> Measured:
+        """Writes an error down and gives it back, as a reader will see it; it is on the disk when this returns.
+
+        `frames_mm` are the errors of single frames, for the untouched model.
+        """
+        error_mm = measured.error_mm if math.isfinite(measured.error_mm) else math.nan
+        line: dict[str, Any] = {"groups": groups, "error_mm": None if math.isnan(error_mm) else error_mm}
+        if not measured.exact:
+            line["at_least"] = True
+        if frames_mm is not None:
+            line["frames_mm"] = self.frames_mm = [float(value) for value in frames_mm]
         lines = [line] if self.path.exists() else [self._header(), line]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(each) + "\n" for each in lines)
             file.flush()
             os.fsync(file.fileno())
-        self._errors[groups] = error_mm
-        return error_mm
+        self._errors[groups] = Measured(error_mm, measured.exact)
+        return self._errors[groups]
 
     def _header(self) -> dict[str, Any]:
         return {"schema": SCHEMA, "settings_sha256": sha256_json(self.settings), "settings": self.settings}
@@ -78,7 +89,9 @@ class Journal:
         for number, line in enumerate(lines, start=2):
             entry = self._parsed(line, number)
             groups = tuple(tuple(group) for group in entry["groups"])
-            self._errors[groups] = math.nan if entry["error_mm"] is None else float(entry["error_mm"])
+            error_mm = math.nan if entry["error_mm"] is None else float(entry["error_mm"])
+            self._errors[groups] = Measured(error_mm, not entry.get("at_least", False))
+            self.frames_mm = entry.get("frames_mm", self.frames_mm)
         if len(whole) < len(data):
             os.truncate(self.path, len(whole))
 

@@ -1,9 +1,11 @@
-"""What a grouping of layers costs: the MPJPE of the network with these layers merged, on the calibration frames."""
+"""What a grouping of layers costs: the error of the network with these layers merged, on the calibration frames."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,25 +13,60 @@ from torch import Tensor
 
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.merging.fit import Patches
 from hmrcompress.merging.layers import merge_layers
-from hmrcompress.metrics.pose import Protocol, ScoringBody, score
+from hmrcompress.metrics.points import joint_errors, pve
+from hmrcompress.metrics.pose import Protocol, ScoringBody
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.models.vit import TokenState
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import autocast
+from hmrcompress.searching.cache import Inputs, LayerCache, PrefixTokens, layer_bytes
 from hmrcompress.searching.eclm import Groups
 
-CACHE_BYTES = 4 << 30
-"""Most memory that the cache takes; it also leaves three quarters of what is free."""
+Target = Literal["truth", "teacher"]
+TARGETS: tuple[Target, ...] = ("truth", "teacher")
+SLACK = 1e-9
+"""By which a partial sum is lowered before it is believed: more than float64 sums of a million frames can be off."""
 
-Inputs = tuple[Tensor, TokenState | None]
+Fails = Callable[[float], bool]
+"""Whether a candidate with this error is out. Once true for a value, it is true for all greater ones, and for NaN."""
+
+
+class Measured(NamedTuple):
+    """An error in mm; where it is not `exact`, a lower bound of it that was enough to reject the candidate."""
+
+    error_mm: float
+    exact: bool = True
+
+
+def never(error_mm: float) -> bool:
+    """A `Fails` under which everything is measured to the end."""
+    return False
+
+
+@dataclass
+class Counts:
+    """Evaluations made, the frames they ran on, and layer applications (layers times frames).
+
+    `without_cache` is what the same frames take from the images on, `without_either` what all frames of all
+    evaluations take. `fitting` are the applications of fits, which come on top.
+    """
+
+    evaluations: int = 0
+    frames: int = 0
+    all_frames: int = 0
+    applications: int = 0
+    without_cache: int = 0
+    without_either: int = 0
+    fitting: int = 0
 
 
 class ErrorProbe:
-    """MPJPE in mm of `network` (on its device, in evaluation mode) with groups of layers merged by `merge_rule`.
+    """The error in mm of `network` (on its device, in evaluation mode) with groups of layers merged by `merge_rule`.
 
-    Layers below the lowest merged one compute what they always do, so the tokens that enter some of the layers are
-    kept in memory (at most `cache_bytes`) and later evaluations start there. The figures are the same, bit for bit.
+    `target` truth: MPJPE by `protocol`. `target` teacher: mean distance of the vertices to those that the untouched
+    network predicts, pelvis on pelvis, which needs no ground truth. `patches(groups)` gives what the rule `lstsq` adds.
     """
 
     def __init__(
@@ -44,89 +81,123 @@ class ErrorProbe:
         masks: MaskSource | None,
         batch_size: int,
         dtype: torch.dtype,
-        cache_bytes: int | None = None,
+        target: Target = "truth",
+        cache_bytes: int = 0,
+        spill: Path | None = None,
+        patches: Callable[[Groups], Patches] | None = None,
     ) -> None:
-        self.network, self.crops, self.indices = network, crops, indices
-        self.body, self.protocol, self.merge_rule = body, protocol, merge_rule
-        self.masks, self.batch_size, self.dtype = masks, batch_size, dtype
+        """UserError where the data lack usable masks or, for the target truth, ground truth."""
+        self.network, self.crops, self.body, self.protocol = network, crops, body, protocol
+        self.merge_rule, self.masks, self.dtype, self.target = merge_rule, masks, dtype, target
         self.device = next(network.parameters()).device
-        bound = _free_bytes() if cache_bytes is None else cache_bytes
-        self.cached_layers = cached_layers(network, len(indices), bound)
-        self._inputs: dict[tuple[int, int], dict[int, Inputs]] = {}
-        self._batches: list[FrameBatch] = []
+        self.frames = len(indices)
+        self.parts = [slice(start, min(start + batch_size, self.frames)) for start in range(0, self.frames, batch_size)]
+        self.base: np.ndarray | None = None
+        """(frames,) errors in mm of the untouched network; they give the order of the batches."""
+        self.counts = Counts()
+        self._indices, self._patches = indices, patches
+        self._batches: dict[int, FrameBatch] = {}
+        self._teacher: dict[int, BodyParams] = {}
+        crops.batches(indices, batch_size, masks, truth=target == "truth")  # says now what would fail later
+        useful = range(max(network.config.depth - 1, 0))
+        self.cache = LayerCache(useful, layer_bytes(network, self.frames), cache_bytes, spill)
+        self.prefix = PrefixTokens(network, self._embed, self.cache, dtype=dtype)
 
-    def __call__(self, groups: Groups, on_frames: Callable[[int], None] = lambda frames: None) -> float:
-        """The error of this grouping; `on_frames(n)` is called after every batch with its number of frames."""
+    def __call__(
+        self, groups: Groups, fails: Fails = never, on_frames: Callable[[int], None] = lambda frames: None
+    ) -> Measured:
+        """The error of this grouping; `on_frames(n)` is called after every batch with its number of frames.
+
+        Errors are not negative, so the sum so far over the number of all frames is a lower bound: as soon as it `fails`
+        the candidate is out, exactly as it would be at the end. Batches with large errors of the untouched network
+        come first. NaN ends an evaluation at once.
+        """
+        merged = self._merged(groups)
+        first = next((group[0] for group in groups if len(group) > 1), self.network.config.depth)
+        errors, ran, total = np.zeros(self.frames), 0, 0.0
+        before, found = self.prefix.applications, None
+        for number in self._order():
+            params = self._predict(merged, number, first, untouched=len(groups) == self.network.config.depth)
+            errors[self.parts[number]] = part = self._errors(number, params)
+            ran, total = ran + len(part), total + float(part.sum())
+            on_frames(len(part))
+            if not np.isfinite(total):
+                found = Measured(float("nan"))
+                break
+            bound = total / self.frames * (1 - SLACK)
+            if ran < self.frames and fails(bound):
+                found = Measured(bound, exact=False)
+                break
+        self._count(len(groups), ran, (len(groups) - first) * ran + self.prefix.applications - before)
+        if found is None and len(groups) == self.network.config.depth:
+            self.base = errors
+        return found or Measured(float(errors.mean()))
+
+    def _count(self, layers: int, frames: int, applications: int) -> None:
+        self.counts.evaluations += 1
+        self.counts.frames += frames
+        self.counts.all_frames += self.frames
+        self.counts.applications += applications
+        self.counts.without_cache += layers * frames
+        self.counts.without_either += layers * self.frames
+
+    def _merged(self, groups: Groups) -> HMR2:
         config = replace(self.network.config, depth=len(groups))
-        merged = from_state(config, merge_layers(self.network.state_dict(), groups, self.merge_rule))
+        patches = self._patches(groups) if self._patches else None
+        merged = from_state(config, merge_layers(self.network.state_dict(), groups, self.merge_rule, patches=patches))
         merged.backbone.reducer = self.network.backbone.reducer
-        untouched = next((group[0] for group in groups if len(group) > 1), self.network.config.depth)
+        return merged
 
-        def predict(batch: FrameBatch) -> BodyParams:
-            layer, (tokens, state) = self._nearest(batch, untouched)
-            with torch.no_grad(), autocast(self.device, self.dtype):
-                params = _finish(merged, tokens, state, layer)
-            on_frames(len(batch.clip))
-            return params
+    def _order(self) -> list[int]:
+        """Numbers of the batches by falling error of the untouched network; as they come before it is known."""
+        numbers = list(range(len(self.parts)))
+        base = self.base
+        return numbers if base is None else sorted(numbers, key=lambda n: -float(base[self.parts[n]].mean()))
 
-        batches = self._batches or self.crops.batches(self.indices, self.batch_size, self.masks)
-        kept: list[FrameBatch] = []
-        watched = (_without_images(batch, kept) if 0 in self.cached_layers else batch for batch in batches)
-        scores = score(predict, watched, body=self.body, protocol=self.protocol, device=self.device, pve=False)
-        self._batches = self._batches or kept
-        return scores.mpjpe_mm
+    def _predict(self, merged: HMR2, number: int, first: int, *, untouched: bool) -> BodyParams:
+        """The prediction for a batch when layers from `first` on are those of `merged`."""
+        tokens, state = self.prefix.at(number, first)
+        params = self._finish(merged, tokens, state, first)
+        if untouched and self.target == "teacher":
+            self._teacher[number] = params.to("cpu")
+        return params
 
-    def _nearest(self, batch: FrameBatch, layer: int) -> tuple[int, Inputs]:
-        """The deepest cached layer not above `layer`, and what enters it; without a cache layer 0."""
-        key = (int(batch.clip[0]), int(batch.frame[0]))
-        if key not in self._inputs:
-            first, inputs = self._run_prefix(batch)
-            if not inputs:
-                return 0, first
-            self._inputs[key] = inputs
-        start = max(cached for cached in self.cached_layers if cached <= layer)
-        tokens, state = self._inputs[key][start]
-        moved = None if state is None else TokenState(*(part.to(self.device) for part in state))
-        return start, (tokens.to(self.device), moved)
-
-    def _run_prefix(self, batch: FrameBatch) -> tuple[Inputs, dict[int, Inputs]]:
-        """The tokens entering layer 0 of the untouched network, and copies of those entering the cached layers."""
-        mask = None if batch.person_mask is None else batch.person_mask.to(self.device)
-        backbone, inputs = self.network.backbone, {}
+    def _finish(self, network: HMR2, tokens: Tensor, state: TokenState | None, layer: int) -> BodyParams:
+        """Layers from `layer` on and the head: tokens (B,M,D) -> the prediction, float32."""
+        backbone = network.backbone
         with torch.no_grad(), autocast(self.device, self.dtype):
-            first = tokens, state = backbone.begin(batch.images.to(self.device), mask)
-            done = 0
-            for layer in self.cached_layers:
-                tokens, state = backbone.run_blocks(tokens, done, layer, state)
-                done = layer
-                inputs[layer] = (tokens.cpu(), None if state is None else TokenState(*(part.cpu() for part in state)))
-        return first, inputs
+            tokens, state = backbone.run_blocks(tokens, layer, state=state)
+            params = network.smpl_head(*backbone.finish(tokens, state)).params
+        return params.to(device=self.device, dtype=torch.float32)
 
+    def _errors(self, number: int, params: BodyParams) -> np.ndarray:
+        """(B,) mm, as `metrics.pose.score` has them."""
+        with torch.no_grad():
+            if self.target == "teacher":
+                teacher = self._teacher_of(number).to(self.device)
+                return pve(self.body(params), self.body(teacher), self.protocol).cpu().numpy()
+            truth = self._batch(number).params.to(device=self.device, dtype=torch.float32)
+            errors = joint_errors(self.body.joints(params), self.body.joints(truth), self.protocol)
+        return errors.cpu().numpy().mean(1)
 
-def cached_layers(network: HMR2, frames: int, cache_bytes: int) -> tuple[int, ...]:
-    """The layers, 0 among them, whose inputs fit in `cache_bytes` for so many frames; evenly spread, () for none."""
-    config = network.config
-    each = 4 * frames * config.grid[0] * config.grid[1] * config.dim
-    useful = max(config.depth - 1, 0)
-    count = min(useful, cache_bytes // max(each, 1))
-    return tuple(number * useful // count for number in range(count))
+    def _teacher_of(self, number: int) -> BodyParams:
+        """The untouched network's prediction; computed where a search goes on whose baseline was measured before."""
+        if number not in self._teacher:
+            depth = self.network.config.depth
+            tokens, state = self.prefix.at(number, depth)
+            self._teacher[number] = self._finish(self.network, tokens, state, depth).to("cpu")
+        return self._teacher[number]
 
+    def _embed(self, number: int) -> Inputs:
+        batch = self._batch(number, images=True)
+        mask = None if batch.person_mask is None else batch.person_mask.to(self.device)
+        return self.network.backbone.begin(batch.images.to(self.device), mask)
 
-def _finish(network: HMR2, tokens: Tensor, state: TokenState | None, layer: int) -> BodyParams:
-    """Layers from `layer` on and the head: tokens (B,M,D) -> the prediction."""
-    backbone = network.backbone
-    tokens, state = backbone.run_blocks(tokens, layer, state=state)
-    bias = None if backbone.reducer is None or state is None else backbone.reducer.attention_bias(state)
-    return network.smpl_head(backbone.last_norm(tokens), bias).params
-
-
-def _without_images(batch: FrameBatch, kept: list[FrameBatch]) -> FrameBatch:
-    """The batch as it is now; a copy without its images, which the cache makes unnecessary, goes to `kept`."""
-    kept.append(replace(batch, images=batch.images[:0].clone()))
-    return batch
-
-
-def _free_bytes() -> int:
-    import psutil
-
-    return min(CACHE_BYTES, psutil.virtual_memory().available // 4)
+    def _batch(self, number: int, *, images: bool = False) -> FrameBatch:
+        """A batch with its images, or, of those read before, without them."""
+        if not images and number in self._batches:
+            return self._batches[number]
+        indices = self._indices[self.parts[number]]
+        (batch,) = self.crops.batches(indices, len(indices), self.masks, truth=self.target == "truth")
+        self._batches[number] = replace(batch, images=batch.images[:0].clone())
+        return batch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,69 +16,75 @@ from hmrcompress import __version__
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
-from hmrcompress.errors import UserError
 from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.pose import STARTER24, Protocol
 from hmrcompress.models.network import HMR2
-from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
+from hmrcompress.models.probe import SaliencyProbe
+from hmrcompress.plan import CheckpointRef, Plan
 from hmrcompress.runtime import Progress, dtype_name, no_progress
-from hmrcompress.searching.eclm import Groups, Trace, eclm
+from hmrcompress.searching.beam import beam
+from hmrcompress.searching.cache import usual_memory
+from hmrcompress.searching.eclm import Groups, Trace
+from hmrcompress.searching.evaluations import Evaluations
+from hmrcompress.searching.evolve import evolve
+from hmrcompress.searching.fitter import CandidateFitter
 from hmrcompress.searching.journal import Journal
-from hmrcompress.searching.probe import ErrorProbe
+from hmrcompress.searching.methods import Found, below, found
+from hmrcompress.searching.probe import Counts, ErrorProbe, Measured
+from hmrcompress.searching.settings import EVOLVE_EVALUATIONS, METHODS, SearchSettings
+from hmrcompress.searching.sized import eclm_with_layers, run_eclm
 
-METHODS = ("eclm",)
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What a search is told. `tokens` go into the plan; merging of tokens is off while searching unless `with_tokens`.
-
-    `limit` bounds the number of frames after `frames_per_clip`; `as_printed` drops a window still open at the end.
-    """
-
-    tau_mm: float = 0.1
-    frames_per_clip: int = 80
-    limit: int | None = None
-    method: str = "eclm"
-    merge_rule: str = "eq4"
-    tokens: TokenSettings | None = None
-    with_tokens: bool = False
-    as_printed: bool = False
-    batch_size: int = 32
-    dtype: torch.dtype = torch.float32
-    seed: int = 0
+__all__ = ["METHODS", "SearchResult", "SearchSettings", "search"]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The plan and how it came about. `evaluated` errors were measured now, the others came from the journal.
+    """The plan and how it came about. `trace` is that of the ECLM run which found the plan or where it began.
 
-    `set_aside` is where a journal made for other settings went, or None.
+    `start` is ECLM's plan and `start_evaluations` what it took; `candidates` are all groupings in the order in which
+    they were asked for. `evaluated` errors were measured now, the others came from the journal; `counts` tell what
+    those took. `set_aside` is where a journal made for other settings went, or None.
     """
 
     plan: Plan
     trace: Trace
+    start: Found
+    start_evaluations: int
+    candidates: dict[Groups, Measured]
     clips: int
     protocol: str
     evaluated: int
+    counts: Counts
     set_aside: Path | None
 
     def to_json(self) -> dict[str, Any]:
-        """{stages: {baseline, merged}, layers: {before, after}, search: {…, steps, open_window}}."""
+        """{stages: {baseline, merged}, layers: {before, after}, search: {…, counts, start, steps, candidates, …}}.
+
+        A step or candidate with `at_least` was rejected early: its error is a lower bound.
+        """
         record = self.plan.search
         assert record is not None
         frames = {"n_frames": record.frames, "n_clips": self.clips, "protocol": self.protocol}
         steps = [asdict(step) | {"error_mm": _json_number(step.error_mm)} for step in self.trace.steps]
+        candidates = [
+            {"groups": groups, "error_mm": _json_number(measured.error_mm), "at_least": not measured.exact}
+            for groups, measured in self.candidates.items()
+        ]
+        start = {"layers": self.start.layers, "error_mm": self.start.error_mm, "evaluations": self.start_evaluations}
+        stages = {"baseline": record.base_mpjpe_mm, "merged": record.final_mpjpe_mm}
         return {
-            "stages": {
-                "baseline": {"mpjpe_mm": record.base_mpjpe_mm, **frames},
-                "merged": {"mpjpe_mm": record.final_mpjpe_mm, **frames},
-            },
+            "stages": {name: {"mpjpe_mm": error, **frames} for name, error in stages.items()}
+            if record.target == "truth"
+            else {},
             "layers": {"before": self.plan.checkpoint.layers, "after": len(self.plan.groups)},
             "search": {
                 **record.model_dump(mode="json"),
                 "evaluated_now": self.evaluated,
+                "counts": asdict(self.counts),
+                "start": start,
                 "steps": steps,
+                "candidates": candidates,
                 "open_window": self.trace.open_window,
                 "open_window_merged": self.trace.open_window_merged,
             },
@@ -96,28 +101,119 @@ def search(
     protocol: Protocol = STARTER24,
     masks: MaskSource | None = None,
     settings: SearchSettings | None = None,
-    cache_bytes: int | None = None,
+    source: str | None = None,
+    mask_probe: SaliencyProbe | None = None,
     progress: Progress = no_progress,
 ) -> SearchResult:
-    """Chooses the layers of `network` to merge: L-1 evaluations beside the baseline, each written to `journal` at once.
+    """Chooses the layers of `network` to merge. ECLM makes L-1 evaluations beside the baseline for a tau.
 
-    Network (float32, in evaluation mode) and body lie on the same device. Evaluations that the journal holds already
-    are not repeated; the plan is the same, byte for byte. `masks` are used only with `settings.with_tokens`.
-    Raises UserError for an unknown method, data without usable masks, or a network that predicts NaN.
+    Network (float32, in evaluation mode) and body lie on the same device. Every evaluation is written to `journal` at
+    once; those that it holds already are not repeated, and the plan is the same, byte for byte. `masks` are used with
+    `settings.with_tokens` and by the rule `lstsq`. `source` is what the crops were opened from, for the plan.
+    `mask_probe` finds the person where tokens are merged without masks.
+    Raises UserError for settings that do not fit, data without usable masks or, for the target truth, without ground
+    truth, and a network that predicts NaN.
     """
     settings = settings or SearchSettings()
-    if settings.method not in METHODS:
-        raise UserError(f"got {settings.method!r}, expected one of {', '.join(METHODS)}", "--method")
-    if settings.with_tokens and settings.tokens is None:
-        raise UserError("there are no token settings to search with", "--with-tokens", "Give --keep-tokens")
-    if settings.limit is not None and settings.limit < 1:
-        raise UserError(f"got {settings.limit}, expected at least 1", "--limit")
-    crops.check_body(body)
+    settings.check(checkpoint.layers, crops)
+    if settings.target == "truth":
+        crops.check_body(body)
     indices = crops.sample(settings.frames_per_clip)
     if settings.limit is not None:
         indices = evenly(indices, settings.limit)
+    folder = journal.absolute().parent
+    fitter, probe = _probe(network, crops, indices, body, protocol, masks, settings, folder, mask_probe)
+    depends = _depends_on(checkpoint, crops, indices, body, protocol, masks, settings, probe.device)
+    if mask_probe is not None:
+        depends["mask_probe"] = mask_probe.sha256
+    book = Journal(journal, depends)
+    evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress)
+    evaluations.expect(checkpoint.layers - 1)
+    if settings.layers is None:
+        trace = run_eclm(evaluations, settings.tau_mm, as_printed=settings.as_printed)
+        start = found(trace.final_mm, trace.groups)
+    else:
+        wanted = settings.layers
+        start, trace = eclm_with_layers(evaluations, wanted, settings.tau_mm, as_printed=settings.as_printed)
+    start_evaluations = len(evaluations.asked)
+    best = _refined(start, evaluations, settings)
+    if fitter is not None:
+        probe.counts.fitting = fitter.applications
+    base = evaluations.base()
+    record = {
+        "method": settings.method,
+        "tau_mm": settings.tau_mm if settings.layers is None else best.error_mm - base,
+        "frames": len(indices),
+        "base_mpjpe_mm": base,
+        "final_mpjpe_mm": best.error_mm,
+        "evaluations": len(evaluations.asked),
+        "seed": settings.seed,
+        "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256, "source": source},
+        "target": settings.target,
+        "layers": settings.layers,
+        "frames_per_clip": settings.frames_per_clip,
+        "masks": masks.name if masks and _uses_masks(settings) else None,
+    }
+    plan = Plan.from_dict(
+        {
+            "schema": 1,
+            "checkpoint": checkpoint.model_dump(),
+            "groups": best.groups,
+            "merge_rule": settings.merge_rule,
+            "tokens": settings.tokens.model_dump() if settings.tokens else None,
+            "search": record,
+        }
+    )
+    return SearchResult(
+        plan=plan,
+        trace=trace,
+        start=start,
+        start_evaluations=start_evaluations,
+        candidates=evaluations.asked,
+        clips=len(np.unique(crops.clip[indices])),
+        protocol=protocol.name,
+        evaluated=evaluations.evaluated,
+        counts=probe.counts,
+        set_aside=book.set_aside,
+    )
+
+
+def _refined(start: Found, evaluations: Evaluations, settings: SearchSettings) -> Found:
+    """What the method makes of ECLM's plan."""
+    fails = None if settings.layers is not None else _too_much(evaluations.base(), settings.tau_mm)
+    if settings.method == "beam":
+        return beam(start, evaluations, width=settings.beam_width, fails=fails, budget=settings.evaluations)
+    if settings.method == "evolve":
+        budget = settings.evaluations or EVOLVE_EVALUATIONS
+        return evolve(start, evaluations, budget=budget, seed=settings.seed, fails=fails)
+    return start
+
+
+def _too_much(base_mm: float, tau_mm: float) -> Callable[[float], bool]:
+    within = below(tau_mm)
+    return lambda error_mm: within(error_mm - base_mm)
+
+
+def _probe(
+    network: HMR2,
+    crops: CropSet,
+    indices: np.ndarray,
+    body: BodyModel,
+    protocol: Protocol,
+    masks: MaskSource | None,
+    settings: SearchSettings,
+    folder: Path,
+    mask_probe: SaliencyProbe | None,
+) -> tuple[CandidateFitter | None, ErrorProbe]:
+    """The probe, and what fits its patches if the rule needs any; both share the memory that the cache may take."""
+    given = usual_memory() if settings.cache_gb is None else int(settings.cache_gb * 2**30)
+    memory, spill = (given, folder) if settings.cache else (0, None)
+    fitter = None
+    if settings.merge_rule == FITTED:
+        memory //= 2
+        fitter = CandidateFitter(network, crops, indices, masks, dtype=settings.dtype, cache_bytes=memory, spill=spill)
     probe = ErrorProbe(
-        with_token_merging(network, settings.tokens if settings.with_tokens else None),
+        with_token_merging(network, settings.tokens if settings.with_tokens else None, mask_probe),
         crops,
         indices,
         body=body,
@@ -126,65 +222,16 @@ def search(
         masks=masks if settings.with_tokens else None,
         batch_size=settings.batch_size,
         dtype=settings.dtype,
-        cache_bytes=cache_bytes,
+        target=settings.target,
+        cache_bytes=memory,
+        spill=spill,
+        patches=fitter,
     )
-    depends = _depends_on(checkpoint, crops, indices, body, protocol, masks, settings, probe.device)
-    book = Journal(journal, depends)
-    error = _JournalledError(probe, book, len(indices), checkpoint.layers, progress)
-    trace = eclm(checkpoint.layers, error, settings.tau_mm, as_printed=settings.as_printed)
-    record = {
-        "method": settings.method,
-        "tau_mm": settings.tau_mm,
-        "frames": len(indices),
-        "base_mpjpe_mm": trace.base_mm,
-        "final_mpjpe_mm": trace.final_mm,
-        "evaluations": len(trace.steps),
-        "seed": settings.seed,
-        "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
-    }
-    plan = Plan.from_dict(
-        {
-            "schema": 1,
-            "checkpoint": checkpoint.model_dump(),
-            "groups": trace.groups,
-            "merge_rule": settings.merge_rule,
-            "tokens": settings.tokens.model_dump() if settings.tokens else None,
-            "search": record,
-        }
-    )
-    clips = len(np.unique(crops.clip[indices]))
-    return SearchResult(plan, trace, clips, protocol.name, error.evaluated, book.set_aside)
+    return fitter, probe
 
 
-class _JournalledError:
-    """The probe behind its journal, telling of progress in frames over all evaluations."""
-
-    def __init__(self, probe: ErrorProbe, journal: Journal, frames: int, layers: int, progress: Progress) -> None:
-        self.probe, self.journal, self.progress = probe, journal, progress
-        self.frames, self.total = frames, frames * layers
-        self.asked = self.evaluated = 0
-
-    def __call__(self, groups: Groups) -> float:
-        window = next((group for group in groups if len(group) > 1), None)
-        what = f"search: layers {window[0]}-{window[-1]}" if window else "search: untouched"
-        done, self.asked = self.asked * self.frames, self.asked + 1
-        known = self.journal.get(groups)
-        if known is None:
-            known = self.probe(groups, self._counter(what, done))
-            self.evaluated += 1
-            if window is None and not math.isfinite(known):  # there is nothing to search: leave no journal behind
-                return known
-            known = self.journal.add(groups, known)
-        self.progress(what, self.asked * self.frames, self.total)
-        return known
-
-    def _counter(self, what: str, done: int) -> Callable[[int], None]:
-        def count(frames: int) -> None:
-            nonlocal done
-            done += frames
-            self.progress(what, done, self.total)
-
-        return count
+def _uses_masks(settings: SearchSettings) -> bool:
+    return settings.with_tokens or settings.merge_rule == FITTED
 
 
 def _depends_on(
@@ -197,7 +244,7 @@ def _depends_on(
     settings: SearchSettings,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Everything that an evaluation's figure depends on, for the journal; tau is not in it."""
+    """Everything that an evaluation's figure depends on, for the journal; tau and the method are not in it."""
     tokens = settings.tokens.model_dump() if settings.with_tokens and settings.tokens else None
     return {
         "checkpoint": checkpoint.model_dump(),
@@ -205,9 +252,10 @@ def _depends_on(
         "frames": hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest(),
         "body": _sha256_of(body),
         "protocol": protocol.name,
+        "target": settings.target,
         "merge_rule": settings.merge_rule,
         "tokens": tokens,
-        "masks": masks.name if tokens and masks else "none",
+        "masks": masks.name if masks and _uses_masks(settings) else "none",
         "batch_size": settings.batch_size,
         "dtype": dtype_name(settings.dtype),
         "device": device.type,

@@ -46,6 +46,22 @@ class Stage:
     frozen: bool = False
 
 
+FINE = (
+    Stage(
+        "full",
+        72_000,
+        (256, 192),
+        head=True,
+        rate=4e-4,
+        rate_end=8e-5,
+        dense_weight=0.3,
+        batch=96,
+        adam_rate=0.25,
+        tokens=80,
+    ),
+    Stage("all", 9_600, (256, 192), head=True, rate=8e-5, rate_end=0.0, dense_weight=0.3, batch=96, adam_rate=0.25),
+)
+"""The last stages: at full size, at the end with all tokens (trained on 80 alone it was 7 mm worse with 192)."""
 GO_ON = (
     Stage("readout", 9_600, (128, 96), head=False, rate=2e-3, rate_end=1e-3, batch=96, frozen=True),
     Stage(
@@ -60,44 +76,52 @@ GO_ON = (
         adam_rate=0.25,
         tokens=32,
     ),
-    Stage(
-        "full",
-        96_000,
-        (256, 192),
-        head=True,
-        rate=4e-4,
-        rate_end=0.0,
-        dense_weight=0.3,
-        batch=96,
-        adam_rate=0.25,
-        tokens=80,
-    ),
+    *FINE,
 )
 """Stages for a network that was trained before: its dense read-out, which is not kept, first."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole run. `reuse` is how often a crop is seen on average, `window` the number of shards in the pool."""
+    """The whole run. `reuse` is how often a crop is seen on average, `window` the number of shards in the pool, `mocap`
+    the share of frames from motion capture, where there is any (splits but `test-mocap` have none)."""
 
     stages: tuple[Stage, ...] = (
-        Stage("dense", 80_000, (128, 96), head=False, rate=1e-3, rate_end=1e-3, difficulty=0.6),
         Stage(
-            "body", 160_000, (128, 96), head=True, rate=1e-3, rate_end=2e-4, head_gradient=0.2, batch=64, adam_rate=0.25
+            "dense",
+            79_968,
+            (128, 96),
+            head=True,
+            rate=1e-3,
+            rate_end=1e-3,
+            head_gradient=0.0,
+            difficulty=0.6,
+            batch=48,
+            tokens=32,
         ),
         Stage(
-            "full", 60_032, (256, 192), head=True, rate=5e-4, rate_end=0.0, dense_weight=0.3, batch=64, adam_rate=0.25
+            "body",
+            240_000,
+            (128, 96),
+            head=True,
+            rate=1e-3,
+            rate_end=3e-4,
+            head_gradient=0.2,
+            batch=96,
+            adam_rate=0.25,
+            tokens=32,
         ),
+        *FINE,
     )
     weight_decay: float = 0.05
     clip_norm: float = 10.0
-    warmup_images: int = 6_400
+    warmup_images: int = 3_200
     layer_drop: float = 0.4
     ema: float = 0.999
     shard_crops: int = 4096
     reuse: float = 3.0
     window: int = 10
-    mocap: float = 0.4
+    mocap: float = 0.1
     config: NetworkConfig = field(default_factory=lambda: STARTER_CONFIG)
 
     @property

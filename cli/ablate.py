@@ -1,0 +1,60 @@
+"""`hmrcompress ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmrcompress_cli.common import DebugOption, DeviceOption, JsonOption, LimitOption, Printer, QuietOption
+
+
+def ablate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results.", show_default=False)],
+    recipe: Annotated[str, typer.Argument(help="A file of tables, or the name of the shipped one.")] = "ablations",
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only this table (repeatable).", show_default=False)
+    ] = None,
+    no_bench: Annotated[bool, typer.Option("--no-bench", help="Leave speed-ups to a later run.")] = False,
+    retime: Annotated[bool, typer.Option("--retime", help="Measure all speed-ups anew.")] = False,
+    json: JsonOption = None,
+    device: DeviceOption = "auto",
+    limit: LimitOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's.", show_default=False)] = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure tables of settings against one baseline; rows that are there already are kept. Then: `report`."""
+    from hmrcompress.io.atomic import write_json
+    from hmrcompress.recipe.ablate import Ablation
+    from hmrcompress.recipe.ablations import read_ablations
+    from hmrcompress.runtime import progress_bar
+
+    wanted = read_ablations(recipe)
+    if seed is not None:
+        wanted = wanted.model_copy(update={"seed": seed})
+    printer = Printer(quiet)
+
+    def row_done(table: str, name: str, row: dict[str, Any], reused: bool) -> None:
+        speed = f", {row['speedup']:.2f}x" if "speedup" in row else ""
+        printer.say(
+            f"{table}: {name}: {row['layers']} layers, {row['tokens']} tokens, {row['increase_mm']:+.2f} mm{speed}"
+            f"{' (known)' if reused else ''}"
+        )
+
+    with progress_bar(quiet=quiet) as progress:
+        run = Ablation(
+            wanted,
+            out,
+            only=only or (),
+            limit=limit,
+            timed=not no_bench,
+            retimed=retime,
+            device=device,
+            progress=progress,
+        )
+        written = run.run(row_done)
+    if json is not None:
+        write_json(json, {"schema": 1, "command": "ablate", "tables": [str(path) for path in written]})
+    printer.say(f"{out}: {', '.join(path.name for path in written)}; `hmrcompress report {out} -o FILE.md` shows them")

@@ -1,0 +1,167 @@
+"""`hmrcompress finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmrcompress.errors import UserError
+from hmrcompress_cli.common import (
+    BatchSizeOption,
+    BodyOption,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    MasksOption,
+    OutOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    complain,
+    write_record,
+)
+
+STAGES = ("heal", "probe")
+LATER = ("vae", "decoder", "all")
+IMAGES = 200_000
+
+
+def _option(*names: str, help: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=help, show_default=False, **limits)
+
+
+def finetune(
+    model: Annotated[str, typer.Argument(help="A compressed folder; for the probe, any model.")],
+    out: OutOption,
+    stage: Annotated[str, typer.Option("--stage", help="heal or probe.")] = "heal",
+    data: Annotated[str | None, _option("--data", help="Crops to train on (starter:train).")] = None,
+    validation: Annotated[
+        str | None, _option("--validation", help="Crops to validate on: by default starter:val, or a part of --data.")
+    ] = None,
+    masks: MasksOption = "data",
+    teacher: Annotated[
+        str | None, _option("--teacher", help="The network to learn from: by default the one the model was made from.")
+    ] = None,
+    images: Annotated[
+        int | None,
+        _option("--images", min=1, help=f"Crops to see ({IMAGES}, for the probe 2048)."),
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        _option("--max-minutes", min=0.01, help="Train this long; with --images, stop then and go on when run again."),
+    ] = None,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the adapters.")] = 16,
+    reach: Annotated[int, typer.Option("--reach", min=0, help="Layers adapted on both sides of a cut.")] = 1,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights of the backbone, without adapters.")] = False,
+    with_head: Annotated[bool, typer.Option("--with-head", help="Train the head too.")] = False,
+    rate: Annotated[float, typer.Option("--rate", min=0, help="Highest learning rate.")] = 3e-4,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that render starter:train.")] = 1,
+    json: JsonOption = None,
+    device: DeviceOption = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="auto (bfloat16 where it is fast), float32, bfloat16 or float16.")
+    ] = "auto",
+    batch_size: BatchSizeOption = 32,
+    body: BodyOption = "starter",
+    limit: Annotated[int | None, _option("--limit", min=1, help="At most this many frames of --data.")] = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train a compressed model on what the original predicts, or fit the probe that finds the person; no labels."""
+    if stage not in STAGES:
+        fault = "is not there yet" if stage in LATER else "is not a stage"
+        raise UserError(f"{stage} {fault}, expected {' or '.join(STAGES)}", "--stage")
+    from hmrcompress import api, tuning
+    from hmrcompress.runtime import fast_dtype, pick_device, pick_dtype, progress_bar
+    from hmrcompress.training.finetune import PROBE_FRAMES, probe_macs
+    from hmrcompress.training.heal import HealSettings
+    from hmrcompress.training.loop import LoopSettings
+
+    checkpoint = api.load(model, seed=seed)
+    where, printer = pick_device(device), Printer(quiet)
+    if stage == "probe":
+        with progress_bar(quiet=quiet) as progress:
+            _, fit = tuning.fit_probe(
+                checkpoint,
+                out,
+                data or tuning.TRAIN,
+                validation=validation,
+                masks=masks,
+                images=images or PROBE_FRAMES,
+                limit=limit,
+                workers=workers,
+                batch_size=batch_size,
+                body=body,
+                device=device,
+                seed=seed,
+                progress=progress,
+            )
+        about = {"labels": fit.labels, "frames": fit.frames, **fit.figures, "macs": probe_macs(checkpoint.network)}
+        write_record(json, "finetune", {"probe": about}, device=where, seed=seed)
+        printer.say(
+            f"probe fitted on {fit.frames} frames ({fit.labels}): finds {fit.figures['recall']:.1%} of the person's "
+            f"tokens, {fit.figures['precision']:.1%} of what it finds is person, AUC {fit.figures['auc']:.3f}"
+        )
+        printer.say(f"{out}")
+        return
+    taught = None if teacher is None else api.load(teacher, seed=seed)
+    if taught and checkpoint.plan and checkpoint.plan.checkpoint.sha256 != taught.sha256:
+        complain(f"warning: {teacher} is not the checkpoint that {model} was made from")
+    if images is None and max_minutes is None:
+        images = IMAGES
+    with progress_bar(quiet=quiet) as progress:
+        healed = tuning.heal(
+            checkpoint,
+            out,
+            data or tuning.TRAIN,
+            teacher=taught,
+            validation=validation,
+            masks=masks,
+            images=images,
+            batch_size=batch_size,
+            settings=HealSettings(
+                rank=rank,
+                reach=reach,
+                full=full,
+                with_head=with_head,
+                dtype=fast_dtype(where) if dtype == "auto" else pick_dtype(dtype),
+                seed=seed,
+            ),
+            loop=LoopSettings(None, max_minutes=max_minutes, rate=rate),
+            body=body,
+            device=device,
+            limit=limit,
+            workers=workers,
+            progress=progress,
+            report=lambda record: printer.say(_line(record)),
+        )
+    figures = healed.to_json()
+    write_record(json, "finetune", figures, device=where, seed=seed)
+    _tell(figures["heal"], out, printer)
+
+
+def _line(record: dict[str, Any]) -> str:
+    """A validation in one line."""
+    figures = record["val"]
+    truth = f", {figures['mpjpe_mm']:.2f} mm to the truth" if "mpjpe_mm" in figures else ""
+    return (
+        f"{record['fraction']:4.0%}  {record['minutes']:5.1f} min  step {record['step']}: "
+        f"{figures['to_teacher_mm']:.2f} mm to the teacher{truth}"
+    )
+
+
+def _tell(figures: dict[str, Any], out: Path, printer: Printer) -> None:
+    before, after = figures["before"], figures["after"]
+    if not figures["finished"]:
+        printer.say(f"interrupted after {figures['images']} crops; the same command goes on from there")
+        return
+    line = f"{before['to_teacher_mm']:.2f} -> {after['to_teacher_mm']:.2f} mm from the teacher"
+    if "mpjpe_mm" in after:
+        line += (
+            f", MPJPE {before['mpjpe_mm']:.2f} -> {after['mpjpe_mm']:.2f} mm (teacher {after['teacher_mpjpe_mm']:.2f})"
+        )
+    printer.say(f"{line}, on {figures['n_frames']} held-out frames after {figures['images']} crops")
+    printer.say(f"{out}")

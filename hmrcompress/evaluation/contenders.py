@@ -1,0 +1,85 @@
+"""The two networks that a bench compares: a model, or one cut for the purpose, and the original it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from hmrcompress.errors import UserError
+from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.merging.layers import merge_layers
+from hmrcompress.metrics.cost import Cost, cost
+from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.network import HMR2, NetworkConfig, build, from_state
+from hmrcompress.plan import TokenSettings
+
+NETWORK, BACKBONE = "network", "backbone"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network with all layers as they are, on the CPU or elsewhere, and the token merging it runs with."""
+
+    network: HMR2
+    tokens: TokenSettings | None = None
+    name: str = ""
+
+    @property
+    def config(self) -> NetworkConfig:
+        """Its sizes."""
+        return self.network.config
+
+    def costs(self) -> dict[str, Cost]:
+        """Of one crop, `network` and `backbone`, counted on the meta device."""
+        made = with_token_merging(build(self.config, "meta").eval(), self.tokens)
+        height, width = (self.config.patch * side for side in self.config.grid)
+        images = torch.empty(1, 3, height, width, device="meta")
+        mask = torch.empty(1, *self.config.grid, dtype=torch.bool, device="meta")
+        return {NETWORK: cost(made, images, mask), BACKBONE: cost(made.backbone, images, mask)}
+
+
+def contenders(
+    checkpoint: Checkpoint, against: Checkpoint | None, *, layers: int | None, tokens: TokenSettings | None, seed: int
+) -> tuple[Contender, Contender]:
+    """Original and compressed. `layers` and `tokens` cut a model that nothing was merged in, for speed only.
+
+    Without `against` the original is the model itself where it was cut, else a network of the original's size with
+    random weights. Raises UserError where there is nothing to compare or the sizes do not fit.
+    """
+    plan, name = checkpoint.plan, checkpoint.name
+    if plan is None and layers is None and tokens is None:
+        raise UserError(
+            "nothing is merged in this model", name, "Give --layers or --keep-tokens, or a compressed folder"
+        )
+    if plan is not None and (layers is not None or tokens is not None):
+        raise UserError("is compressed already, so it cannot be cut", name, "Leave --layers and --keep-tokens out")
+    wanted = replace(checkpoint.config, depth=checkpoint.config.depth if plan is None else plan.checkpoint.layers)
+    if against is not None:
+        if against.config != wanted:
+            raise UserError(f"is not a network that {name} could come from: their sizes differ", against.name)
+        original = Contender(against.network, against.tokens, against.name)
+    elif plan is None:
+        original = Contender(checkpoint.network, None, name)
+    else:
+        original = Contender(build(wanted, seed=seed).eval(), None, "random weights")
+    if plan is not None:
+        return original, Contender(checkpoint.network, checkpoint.tokens, name)
+    made = checkpoint.network if layers is None else cut(checkpoint.network, layers)
+    return original, Contender(made, tokens, f"{name}, cut")
+
+
+def cut_from_the_top(layers: int, keep: int) -> tuple[tuple[int, ...], ...]:
+    """Groups of `layers` layers that leave `keep`: the last of them holds all that is too many. UserError."""
+    if not 1 <= keep <= layers:
+        raise UserError(f"got {keep}, expected 1 … {layers} for a network of {layers} layers", "--layers")
+    return (*((layer,) for layer in range(keep - 1)), tuple(range(keep - 1, layers)))
+
+
+def cut(network: HMR2, layers: int) -> HMR2:
+    """The network with `layers` layers, groups cut from the top; its weights are those of `network`, no copies.
+
+    For speed only: what it predicts is worth nothing.
+    """
+    groups = cut_from_the_top(network.config.depth, layers)
+    return from_state(replace(network.config, depth=layers), merge_layers(network.state_dict(), groups, "keep_last"))

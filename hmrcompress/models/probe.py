@@ -1,0 +1,69 @@
+"""The saliency probe: one linear read-out of the first layer's tokens that stands in for a segmenter.
+
+It reads tokens between attention and MLP of layer 0, which is where token merging begins, so that a network that holds
+one needs no person mask. `training.probe_fit` fits it; a compressed-model folder keeps it in `probe.safetensors`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
+
+READS = ("backbone.pos_embed", "backbone.patch_embed.", "backbone.blocks.0.norm1.", "backbone.blocks.0.attn.")
+"""Beginnings of the keys of all weights that its tokens depend on: where one changes, it has to be fitted anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class SaliencyProbe:
+    """weight (D,) float32; a token x belongs to the person where `x . weight + bias > threshold` (log-odds).
+
+    Frozen tensors outside of the network's state dict: they move to where the tokens are when they are used.
+    """
+
+    weight: Tensor
+    bias: float
+    threshold: float = 0.0
+
+    @property
+    def sha256(self) -> str:
+        """Hash of its numbers."""
+        numbers = self.weight.cpu().contiguous().numpy().astype("<f4").tobytes()
+        return hashlib.sha256(numbers + struct.pack("<2d", self.bias, self.threshold)).hexdigest()
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        """Log-odds that each token belongs to the person: (B,M,D) -> (B,M) float32."""
+        return torch.matmul(tokens.float(), self.weight.to(tokens.device)) + self.bias
+
+    def person(self, tokens: Tensor) -> Tensor:
+        """Which tokens belong to the person: (B,M,D) -> (B,M) bool. Every shape is known ahead."""
+        return self.scores(tokens) > self.threshold
+
+
+def write_probe(path: Path | str, probe: SaliencyProbe) -> None:
+    """Writes weight (D,), bias (1,) and threshold (1,); the same probe gives the same bytes."""
+    numbers = {"bias": probe.bias, "threshold": probe.threshold}
+    exact = {name: torch.tensor([value], dtype=torch.float64) for name, value in numbers.items()}
+    write_safetensors(path, {"weight": probe.weight} | exact)
+
+
+def read_probe(path: Path | str, dim: int) -> SaliencyProbe:
+    """Reads what `write_probe` wrote. Raises UserError where it does not fit tokens of `dim` channels."""
+    state, _ = read_safetensors(path)
+    _check(state, {"weight": (dim,), "bias": (1,), "threshold": (1,)}, path)
+    return SaliencyProbe(state["weight"].clone(), float(state["bias"]), float(state["threshold"]))
+
+
+def _check(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], where: Any) -> None:
+    got = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if got != dict(wanted):
+        raise UserError(f"got {got}, expected a saliency probe with {dict(wanted)}", where)

@@ -1,0 +1,138 @@
+"""The one place where strings become objects.
+
+A model is `starter`, `random:FAMILY`, a checkpoint file or a compressed folder; data are `starter[:split]`,
+`crops:PATH` or a path; a body is `starter` or a file; masks are `data`, `files:DIR`, `self` or `none`. Whoever has the
+objects already may hand them in instead.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from hmrcompress.body.files import load_body, starter_body
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import MaskSource, mask_source
+from hmrcompress.errors import UserError
+from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.metrics.pose import PROTOCOLS, Protocol
+from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
+from hmrcompress.models.network import HMR2
+from hmrcompress.models.probe import SaliencyProbe
+from hmrcompress.plan import Plan
+from hmrcompress.runtime import Progress, no_progress
+
+STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
+
+Model = str | Path | Checkpoint
+Body = str | Path | BodyModel
+Data = str | Path | CropSet
+Masks = str | MaskSource
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load(
+    model: Model, *, num_heads: int | None = None, head_heads: int | None = None, seed: int = 0, verify: bool = True
+) -> Checkpoint:
+    """Opens a model: `starter`, `random:FAMILY` (with `seed`), a checkpoint file or a compressed folder, on the CPU.
+
+    `.network` has the layers of the model and does not merge tokens; `compressed_network` gives it as the plan wants
+    it. The numbers of heads are asked for only where a file does not tell. Raises UserError.
+    """
+    if isinstance(model, Checkpoint):
+        return model
+    text = str(model)
+    if text == "starter":
+        return load_checkpoint(STARTER_MODEL, verify=verify)
+    if text.startswith("random:"):
+        return random_checkpoint(text.removeprefix("random:"), seed)
+    return load_checkpoint(Path(model), num_heads=num_heads, head_heads=head_heads, verify=verify)
+
+
+def compressed_network(checkpoint: Checkpoint, masks: MaskSource | None = None) -> HMR2:
+    """The network of a model with token merging where its plan asks for it; the weights are shared.
+
+    Where no person mask is given it uses the model's saliency probe, if there is one; with `masks` only if those are
+    `self`. Raises UserError where they are and the model holds no probe.
+    """
+    probe = checkpoint.probe if masks is None else probe_for(checkpoint, masks)
+    return with_token_merging(checkpoint.network, checkpoint.tokens, probe).eval()
+
+
+def probe_for(checkpoint: Checkpoint, masks: MaskSource) -> SaliencyProbe | None:
+    """The saliency probe of a model for the masks `self`, None for others. UserError where the model holds none."""
+    if masks.name != "self":
+        return None
+    if checkpoint.probe is None:
+        raise UserError(
+            "holds no saliency probe for --masks self",
+            checkpoint.name,
+            "Fit one: hmrcompress finetune MODEL --stage probe -o DIR",
+        )
+    return checkpoint.probe
+
+
+def open_body(body: Body = "starter") -> BodyModel:
+    """`starter`, or a body file. Raises UserError."""
+    if isinstance(body, BodyModel):
+        return body
+    return starter_body() if str(body) == "starter" else load_body(Path(body))
+
+
+def open_data(
+    data: Data,
+    *,
+    body: BodyModel,
+    split: str = "test",
+    clips: int | None = None,
+    progress: Progress = no_progress,
+) -> CropSet:
+    """`starter[:split]` (`split` if it names none; rendered when first asked for), `crops:PATH`, or a path.
+
+    `clips` renders only the first clips of a starter split. Raises UserError, also for `clips` of other data.
+    """
+    if isinstance(data, CropSet):
+        return data
+    kind, _, rest = str(data).partition(":")
+    if of_starter(data):
+        from hmrcompress.starter.dataset import open_split
+
+        return open_split(rest or split, body, clips=clips, progress=progress)
+    if clips is not None:
+        raise UserError("only starter splits can be cut to their first clips", str(data), "Leave clips out.")
+    return CropSet.open(Path(rest) if kind == "crops" and rest else Path(data))
+
+
+def of_starter(data: Data) -> bool:
+    """Whether data are named as a split of the starter world."""
+    return not isinstance(data, CropSet) and str(data).partition(":")[0] == "starter"
+
+
+def on_device(module: Module, device: torch.device) -> Module:
+    """The module where it lies on `device` already, else a copy there: what a caller handed in stays where it is."""
+    here = next((tensor.device for tensor in module.state_dict().values()), device)
+    return module if here == device else deepcopy(module).to(device)
+
+
+def open_plan(plan: Plan | Path | str) -> Plan:
+    """A plan, or the file of one. Raises UserError."""
+    return plan if isinstance(plan, Plan) else Plan.read(plan)
+
+
+def open_masks(masks: Masks) -> MaskSource:
+    """`data`, `files:DIR`, `self` or `none`. Raises UserError."""
+    return mask_source(masks) if isinstance(masks, str) else masks
+
+
+def open_protocol(protocol: str | Protocol) -> Protocol:
+    """A protocol by its name. Raises UserError naming those there are."""
+    if isinstance(protocol, Protocol):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise UserError(f"got {protocol!r}, expected one of {', '.join(PROTOCOLS)}", "--protocol")
+    return PROTOCOLS[protocol]

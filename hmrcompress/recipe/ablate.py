@@ -1,0 +1,231 @@
+"""Runs the tables of `recipes/ablations.yaml`: every row once, whatever tables it stands in, and never again.
+
+In the results' folder there is a JSON file for each table, and in `work/` what they were made from: the plan and the
+journal of every search, the errors of the baseline, and a file for every row, named by the hash of all it depends on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from hmrcompress import api
+from hmrcompress.errors import UserError
+from hmrcompress.io.atomic import write_json
+from hmrcompress.io.hashes import sha256_json
+from hmrcompress.merging.layers import FITTED
+from hmrcompress.metrics.bootstrap import LEVEL, RESAMPLES
+from hmrcompress.models.load import Checkpoint
+from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.recipe.ablations import Ablations, Setting, TableSpec
+from hmrcompress.recipe.bed import Bed, Case
+from hmrcompress.runtime import Progress, no_progress, record
+from hmrcompress.searching.search import SearchSettings
+
+COMMAND = "ablate"
+WORK = "work"
+RowDone = Callable[[str, str, dict[str, Any], bool], None]
+"""Told after every row: table, row, its figures, and whether an earlier run's were taken over."""
+
+
+class Ablation:
+    """One run over a folder. `only`: these tables. `timed`: measure speed-ups where a row has none yet; `retimed`:
+    measure them all anew."""
+
+    def __init__(
+        self,
+        recipe: Ablations,
+        out: Path | str,
+        *,
+        only: Sequence[str] = (),
+        limit: int | None = None,
+        timed: bool = True,
+        retimed: bool = False,
+        device: str = "auto",
+        progress: Progress = no_progress,
+    ) -> None:
+        self.number = {table.name: number for number, table in enumerate(recipe.tables)}
+        self.recipe = recipe.only(only) if only else recipe
+        self.out, self.timed, self.retimed = Path(out), timed, retimed
+        if self.out.is_file():
+            raise UserError("is a file, expected the name of a folder", self.out)
+        self.bed = Bed(recipe, self.out / WORK, limit=limit, device=device, progress=progress)
+        self._plans: dict[str, Plan] = {}
+
+    def check(self) -> None:
+        """Opens all models and data, so that nothing begins that cannot end. Raises UserError."""
+        for name, options in self.recipe.searches.items():
+            self._search_settings(name, options)
+        for model in {setting.model for _, setting in self.recipe.rows() if setting.model}:
+            self.bed.model(model)
+        for _, setting in self.recipe.rows():
+            masks = api.open_masks(setting.masks)
+            if masks.name == "self":
+                api.probe_for(self.bed.model(setting.model), masks)
+        api.open_protocol(self.recipe.protocol)
+        _ = self.bed.checkpoint, self.bed.frames
+
+    def run(self, row_done: RowDone = lambda table, row, figures, reused: None) -> list[Path]:
+        """Measures what is not measured yet and writes the tables; gives their files."""
+        self.check()
+        written = []
+        for table in self.recipe.tables:
+            rows = []
+            for setting in table.settings:
+                figures, reused = self.row(setting)
+                reference = setting.reference or table.reference
+                compared = {"reference": reference} if reference else {}
+                rows.append({"name": setting.name, **compared, **figures})
+                row_done(table.name, setting.name, figures, reused)
+            written.append(self.out / f"{table.name}.json")
+            write_json(written[-1], self._table(table, rows))
+        return written
+
+    def row(self, setting: Setting) -> tuple[dict[str, Any], bool]:
+        """The figures of a setting, and whether nothing had to be measured for them."""
+        plan = self._plan(setting)
+        key = sha256_json(self._depends_on(setting, plan))
+        file = self.out / WORK / "rows" / f"{key[:24]}.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        untimed = self.timed and (self.retimed or "speedup" not in known)
+        if known and not untimed:
+            return known | _found(plan), True
+        with self._case(setting, plan) as case:
+            if not known:
+                known = self.bed.scored(case)
+            if untimed:
+                known |= self.bed.timed(case)
+        write_json(file, known)
+        return known | _found(plan), False
+
+    def _work(self, *parts: str) -> Path:
+        folder = self.out.joinpath(WORK, *parts)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _search_settings(self, name: str, options: dict[str, Any]) -> SearchSettings:
+        common = {"frames_per_clip": self.recipe.search_frames_per_clip, "limit": self.bed.limit}
+        common |= {"batch_size": self.recipe.batch_size, "seed": self.recipe.seed}
+        if options.get("tokens"):
+            options = options | {"tokens": TokenSettings.paper().changed(**options["tokens"])}
+        try:
+            return SearchSettings(**{**common, **options})
+        except TypeError as error:
+            fault = str(error).rpartition("got an ")[2]
+            raise UserError(fault, f"searches.{name}") from error
+
+    def _searched(self, name: str) -> Plan:
+        """The plan of a named search; searches that measure the same error share a journal and its evaluations."""
+        if name in self._plans:
+            return self._plans[name]
+        work = self._work("searches")
+        settings = self._search_settings(name, self.recipe.searches[name])
+        measured = [settings.merge_rule, settings.frames_per_clip, settings.limit, settings.batch_size, settings.target]
+        measured += [settings.with_tokens and settings.tokens and settings.tokens.model_dump(mode="json")]
+        result = api.search(
+            self.bed.checkpoint,
+            self.bed.calib,
+            journal=work / f"{settings.merge_rule}-{sha256_json(measured)[:8]}.jsonl",
+            settings=settings,
+            masks=self.recipe.masks,
+            protocol=self.recipe.protocol,
+            body=self.bed.body,
+            device=str(self.bed.device),
+            progress=self.bed.progress,
+        )
+        result.plan.write(work / f"{name}.yaml")
+        self._plans[name] = result.plan
+        return result.plan
+
+    def _plan(self, setting: Setting) -> Plan | None:
+        """What is merged, token settings left out; None where nothing is, or a compressed model says it itself."""
+        if setting.groups is None and setting.search is None:
+            return None
+        if setting.search is not None:
+            plan = self._searched(setting.search)
+        else:
+            plan = Plan.from_dict({"checkpoint": self.bed.checkpoint.reference.model_dump(), "groups": setting.groups})
+        rule = setting.merge_rule or plan.merge_rule
+        return plan.model_copy(update={"merge_rule": rule, "tokens": None})
+
+    @contextmanager
+    def _case(self, setting: Setting, plan: Plan | None) -> Iterator[Case]:
+        """A setting's network while the block runs; layers are merged in a folder that is gone afterwards."""
+        model = self.bed.model(setting.model)
+        tokens, masks = _tokens(setting, model), api.open_masks(setting.masks)
+        if plan is None:
+            yield Case(model, tokens, masks)
+            return
+        if model.plan is not None:
+            raise UserError("is compressed already: give neither search nor groups", f"{setting.name}: {model.name}")
+        fitted = plan.merge_rule == FITTED
+        with TemporaryDirectory(prefix="merged-", dir=self._work()) as room:
+            folder = Path(room) / "model"
+            api.merge(
+                model,
+                plan,
+                folder,
+                force=True,
+                data=self.bed.calib if fitted else None,
+                masks=self.recipe.masks if fitted else None,
+                body=self.bed.body,
+                device=str(self.bed.device),
+                progress=self.bed.progress,
+            )
+            yield Case(api.load(folder, verify=False), tokens, masks)
+
+    def _depends_on(self, setting: Setting, plan: Plan | None) -> dict[str, Any]:
+        model = self.bed.model(setting.model)
+        probe = model.probe if setting.masks == "self" else None
+        merged = None if plan is None else [[list(group) for group in plan.groups], plan.merge_rule]
+        tokens = _tokens(setting, model)
+        return self.bed.common() | {
+            "of": model.sha256,
+            "merged": merged,
+            "fitted_on": [self.bed.calib.sha256, self.recipe.masks] if plan and plan.merge_rule == FITTED else None,
+            "tokens": None if tokens is None else tokens.model_dump(mode="json"),
+            "masks": setting.masks if tokens else None,
+            "probe": None if probe is None else probe.sha256,
+        }
+
+    def _table(self, table: TableSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        own = {
+            "name": table.name,
+            "number": self.number[table.name],
+            "title": table.title,
+            "note": table.note,
+            "columns": list(table.columns),
+        }
+        figures = {
+            "table": own,
+            "baseline": {"model": self.bed.checkpoint.name, "mpjpe_mm": float(self.bed.baseline.mean())},
+            "data": {"name": self.bed.test.name, "split": self.bed.test.split, "sha256": self.bed.test.sha256},
+            "protocol": self.recipe.protocol,
+            "interval": {"level": LEVEL, "resamples": RESAMPLES, "over": "clips"},
+            "bench": {"batch_size": self.recipe.bench.batch_size, "rounds": self.recipe.bench.rounds,
+                      "threads": torch.get_num_threads()},
+            "rows": rows,
+        }  # fmt: skip
+        return record(COMMAND, figures, seed=self.recipe.seed, device=self.bed.device)
+
+
+def _tokens(setting: Setting, model: Checkpoint) -> TokenSettings | None:
+    """Those of the setting if it names any (or none at all), else the model's own."""
+    return setting.tokens if "tokens" in setting.model_fields_set else model.tokens
+
+
+def _found(plan: Plan | None) -> dict[str, Any]:
+    """{search: …}, how a plan was found. Not kept with a row: other searches may have found the same groups."""
+    if plan is None or plan.search is None:
+        return {}
+    found = plan.search
+    increase = found.final_mpjpe_mm - found.base_mpjpe_mm
+    return {
+        "search": {"method": found.method, "evaluations": found.evaluations, "calib_increase_mm": increase},
+    }

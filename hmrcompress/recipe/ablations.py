@@ -1,0 +1,138 @@
+"""What `recipes/ablations.yaml` may say: named searches, and tables of settings that are compared with one baseline.
+
+Frozen, and closed to unknown keys; reading one needs neither torch nor the files it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hmrcompress.errors import UserError
+from hmrcompress.plan import MergeRule, TokenSettings
+from hmrcompress.recipe.schema import Bench, Data
+
+Column = Literal["groups", "evaluations", "calib_increase_mm", "forced", "pa_mpjpe_mm"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Setting(_Part):
+    """A row. Layers are those of `search` (by its name) or `groups`; of neither: nothing is merged.
+
+    `model` takes the place of the recipe's model: another checkpoint, or a compressed folder whose layers and tokens
+    are taken as they are.
+    """
+
+    name: str
+    search: str | None = Field(default=None, description="Name of the search whose groups are merged")
+    groups: tuple[tuple[int, ...], ...] | None = Field(default=None, description="Groups written out")
+    merge_rule: MergeRule | None = Field(default=None, description="Another rule than that of the search")
+    model: str | None = Field(default=None, description="Another model: a folder that was healed, or holds a probe")
+    tokens: TokenSettings | None = Field(default=None, description="Token merging; the model's own if not given")
+    masks: str = Field(default="data", description="Person masks: data, files:DIR, self or none")
+    reference: str | None = Field(default=None, description="Row whose increase this one's is given as a share of")
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _as_in_a_plan(cls, value: Any) -> Any:
+        """Token settings are strict about types, in which YAML has no tuples: they are read as JSON."""
+        if not isinstance(value, dict):
+            return value
+        import json
+
+        return TokenSettings.model_validate_json(json.dumps(value))
+
+    @model_validator(mode="after")
+    def _one_source_of_layers(self) -> Setting:
+        if self.search is not None and self.groups is not None:
+            raise ValueError(f"{self.name}: give search or groups, not both")
+        return self
+
+
+class TableSpec(_Part):
+    """A table. `reference` stands for that of all rows that name none."""
+
+    name: str = Field(pattern="^[a-z0-9_]+$", description="Name of its JSON file")
+    title: str
+    note: str = ""
+    reference: str | None = None
+    columns: tuple[Column, ...] = Field(default=(), description="Columns beside those that every table has")
+    settings: tuple[Setting, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rows_have_names_of_their_own(self) -> TableSpec:
+        names = [setting.name for setting in self.settings]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{self.name}: {twice[0]!r} stands in two rows")
+        for reference in (self.reference, *(setting.reference for setting in self.settings)):
+            if reference is not None and reference not in names:
+                raise ValueError(f"{self.name}: the reference {reference!r} is no row of the table")
+        return self
+
+
+class Ablations(_Part):
+    """Searches are options of `hmrcompress search` by name (`tau_mm`, `layers`, `method`, `merge_rule`, …)."""
+
+    model: str = "starter"
+    body: str = "starter"
+    data: Data = Data()
+    masks: str = Field(default="data", description="Person masks of the searches, and of fitting the rule lstsq")
+    protocol: str = "starter24"
+    frames_per_clip: int | None = Field(default=None, gt=0, description="Frames scored of each clip; all if not given")
+    search_frames_per_clip: int = Field(default=80, gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    seed: int = 0
+    bench: Bench = Bench()
+    presets: dict[str, dict[str, Any]] = Field(default={}, description="Token settings for YAML's anchors to point at")
+    searches: dict[str, dict[str, Any]] = {}
+    tables: tuple[TableSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Ablations:
+        names = [table.name for table in self.tables]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"there are two tables {twice[0]!r}")
+        for table in self.tables:
+            for setting in table.settings:
+                if setting.search is not None and setting.search not in self.searches:
+                    raise ValueError(f"{table.name}: {setting.name}: there is no search {setting.search!r}")
+        return self
+
+    def only(self, names: Sequence[str]) -> Ablations:
+        """The same with these tables alone. Raises UserError naming those there are."""
+        known = [table.name for table in self.tables]
+        if odd := [name for name in names if name not in known]:
+            raise UserError(f"got {odd[0]!r}, expected one of {', '.join(known)}", "--only")
+        return self.model_copy(update={"tables": tuple(table for table in self.tables if table.name in names)})
+
+    def rows(self) -> Iterator[tuple[TableSpec, Setting]]:
+        """All rows of all tables, in order."""
+        return ((table, setting) for table in self.tables for setting in table.settings)
+
+
+def read_ablations(source: str | Path) -> Ablations:
+    """Ablations from a YAML file, or by name from those shipped. UserError naming file, field and fault."""
+    path = Path(source)
+    shipped = resources.files("hmrcompress_recipes").joinpath(f"{source}.yaml")
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif path.parent == Path() and not path.suffix and shipped.is_file():
+        text = shipped.read_text(encoding="utf-8")
+    else:
+        raise UserError("no such recipe", path, "Give a YAML file, or the name of a shipped one: ablations.")
+    try:
+        return Ablations.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"not readable as YAML ({' '.join(str(error).split())})", path) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(first["msg"].removeprefix("Value error, "), f"{path}: {field}" if field else path) from error

@@ -1,0 +1,130 @@
+"""The tables of `hmrcompress ablate` as Markdown: nothing in it that is not in their JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hmrcompress.errors import UserError
+
+COMMAND = "ablate"
+INTRODUCTION = """# Results
+
+Measured by `hmrcompress ablate` and written by `hmrcompress report`; every figure stands in a JSON file of the
+results' folder. Errors are in millimetres. **increase** is the mean difference of MPJPE to the untouched network on
+the same frames, **interval** its {level:.0%} interval: a percentile bootstrap over clips ({resamples} resamples of the
+paired differences). **MACs** is how many times fewer multiply-accumulates there are (products of attention included),
+**speed-up** the median ratio of frames per second with its middle half, original and compressed by turns on the same
+crops.
+"""
+
+Row = dict[str, Any]
+Cell = Callable[[Row, dict[str, Any]], str]
+NONE = "–"
+
+
+def read_tables(folder: Path | str) -> list[dict[str, Any]]:
+    """The tables of a folder of results, in the order of the recipe that made them. Raises UserError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("no such folder of results", folder, "`hmrcompress ablate` writes one")
+    tables = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"not readable as JSON ({error})", path) from error
+        if isinstance(found, dict) and found.get("command") == COMMAND and "table" in found:
+            tables.append(found)
+    if not tables:
+        raise UserError("holds no tables", folder, "`hmrcompress ablate` writes them")
+    return sorted(tables, key=lambda table: (table["table"]["number"], table["table"]["name"]))
+
+
+def markdown(tables: Sequence[dict[str, Any]]) -> str:
+    """The whole text, one section a table."""
+    interval = tables[0]["interval"]
+    sections = [INTRODUCTION.format(level=interval["level"], resamples=interval["resamples"])]
+    sections += [section(table) for table in tables]
+    return "\n".join(sections)
+
+
+def section(table: dict[str, Any]) -> str:
+    """Title, note, table, and what it was measured on."""
+    about, rows = table["table"], table["rows"]
+    heads, cells = _columns(table)
+    lines = [f"## {about['title']}", ""]
+    if about["note"]:
+        lines += [about["note"].strip(), ""]
+    lines.append(f"| {' | '.join(heads)} |")
+    lines.append("|---|" + "---:|" * (len(heads) - 1))
+    lines += [f"| {' | '.join(cell(row, table) for cell in cells)} |" for row in rows]
+    return "\n".join([*lines, "", _measured_on(table), ""])
+
+
+def _columns(table: dict[str, Any]) -> tuple[list[str], list[Cell]]:
+    about, rows = table["table"], table["rows"]
+    chosen: list[tuple[str, Cell]] = [
+        ("", lambda row, _: row["name"].replace("|", "\\|")),
+        ("layers", lambda row, _: str(row["layers"])),
+        ("tokens", lambda row, _: str(row["tokens"])),
+        ("MPJPE", lambda row, _: f"{row['mpjpe_mm']:.2f}"),
+        ("increase", lambda row, _: f"{row['increase_mm']:+.2f}"),
+        ("interval", lambda row, _: _range(row.get("increase_ci95_mm"), "+.2f")),
+    ]
+    if references := {row["reference"] for row in rows if "reference" in row}:
+        head = f"share of {min(references)}" if len(references) == 1 else "share of the reference"
+        chosen.append((head, _share))
+    chosen += [MORE[name] for name in about["columns"]]
+    chosen.append(("MACs", lambda row, _: f"{row['macs_ratio']:.2f}x"))
+    if any("speedup" in row for row in rows):
+        chosen += [
+            ("speed-up", lambda row, _: f"{row['speedup']:.2f}x" if "speedup" in row else NONE),
+            ("middle half", lambda row, _: _range(row.get("speedup_quartiles"), ".2f")),
+        ]
+    return [head for head, _ in chosen], [cell for _, cell in chosen]
+
+
+def _range(values: Sequence[float] | None, form: str) -> str:
+    return NONE if values is None else f"{values[0]:{form}} to {values[1]:{form}}"
+
+
+def _share(row: Row, table: dict[str, Any]) -> str:
+    """The row's increase as a share of its reference's; no figure where that one costs nothing."""
+    reference = next((each for each in table["rows"] if each["name"] == row.get("reference")), None)
+    if reference is None or reference["increase_mm"] <= 0:
+        return NONE
+    return f"{row['increase_mm'] / reference['increase_mm']:.0%}"
+
+
+def _groups(row: Row, _: dict[str, Any]) -> str:
+    return ", ".join(f"{group[0]}–{group[-1]}" for group in row["groups"]) or NONE
+
+
+def _of_search(name: str, form: str) -> Cell:
+    return lambda row, _: f"{row['search'][name]:{form}}" if "search" in row else NONE
+
+
+MORE: dict[str, tuple[str, Cell]] = {
+    "groups": ("merged", _groups),
+    "evaluations": ("evaluations", _of_search("evaluations", "d")),
+    "calib_increase_mm": ("increase on calib", _of_search("calib_increase_mm", "+.2f")),
+    "forced": ("forced", lambda row, _: f"{row['forced']:.2f}" if "forced" in row else NONE),
+    "pa_mpjpe_mm": ("PA-MPJPE", lambda row, _: f"{row['pa_mpjpe_mm']:.2f}"),
+}
+
+
+def _measured_on(table: dict[str, Any]) -> str:
+    baseline, data, bench = table["baseline"], table["data"], table["bench"]
+    first = table["rows"][0]
+    text = (
+        f"Baseline {baseline['mpjpe_mm']:.2f} mm (`{baseline['model']}`); N = {first['n_frames']} frames of "
+        f"{first['n_clips']} clips of {data['name']}:{data['split']}, protocol {table['protocol']}"
+    )
+    if any("speedup" in row for row in table["rows"]):
+        threads = f", {bench['threads']} threads" if table["device"] == "cpu" else ""
+        place = table["cpu"] if table["device"] == "cpu" else table["device"]
+        text += f"; speed at batch {bench['batch_size']}, {bench['rounds']} rounds, on {place}{threads}"
+    return text + "."

@@ -1,0 +1,74 @@
+"""What a search is told, and the checks on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hmrcompress.data.crops import CropSet
+from hmrcompress.errors import UserError
+from hmrcompress.plan import TokenSettings
+from hmrcompress.searching.probe import TARGETS, Target
+
+METHODS = ("eclm", "beam", "evolve")
+EVOLVE_EVALUATIONS = 200
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search is told. `tokens` go into the plan; merging of tokens is off while searching unless `with_tokens`.
+
+    `layers` asks for a number of layers instead of an error of `tau_mm`. `evaluations` bounds what beam (None: no
+    bound) and evolve (None: 200) do beyond ECLM's plan, which they start from. `target` teacher measures from the
+    untouched model's vertices instead of the data's poses. `limit` bounds the number of frames after
+    `frames_per_clip`; `as_printed` drops a window still open at the end. `cache`, `cache_gb` (memory; the rest goes
+    to the disk) and `reject_early` save work and change no result.
+    """
+
+    tau_mm: float = 0.1
+    frames_per_clip: int = 80
+    limit: int | None = None
+    method: str = "eclm"
+    merge_rule: str = "eq4"
+    tokens: TokenSettings | None = None
+    with_tokens: bool = False
+    as_printed: bool = False
+    batch_size: int = 32
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    layers: int | None = None
+    beam_width: int = 4
+    evaluations: int | None = None
+    target: Target = "truth"
+    cache: bool = True
+    cache_gb: float | None = None
+    reject_early: bool = True
+
+    def check(self, layers: int, crops: CropSet) -> None:
+        """UserError for what cannot be searched in a network of so many layers on these crops."""
+        if self.method not in METHODS:
+            raise UserError(f"got {self.method!r}, expected one of {', '.join(METHODS)}", "--method")
+        if self.with_tokens and self.tokens is None:
+            raise UserError("there are no token settings to search with", "--with-tokens", "Give --keep-tokens")
+        if not math.isfinite(self.tau_mm):
+            raise UserError(f"got {self.tau_mm}, expected a finite tau", "--tau")
+        if self.layers is not None and not 1 <= self.layers <= layers:
+            raise UserError(f"got {self.layers}, expected 1 … {layers}", "--layers")
+        if self.cache_gb is not None and not 0 <= self.cache_gb < math.inf:
+            raise UserError(f"got {self.cache_gb}, expected gigabytes", "--cache-gb")
+        for name in ("limit", "beam_width", "evaluations"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"got {value}, expected at least 1", f"--{name.replace('_', '-')}")
+        if self.target == "truth" and not crops.has_truth:
+            fault = "these data come without ground truth (poses and betas)"
+            raise UserError(fault, crops.name, "Try --target teacher")
+
+
+def as_target(text: str) -> Target:
+    """`truth` or `teacher`. UserError for anything else."""
+    for target in TARGETS:
+        if text == target:
+            return target
+    raise UserError(f"got {text!r}, expected one of {', '.join(TARGETS)}", "--target")

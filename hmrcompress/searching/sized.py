@@ -1,0 +1,80 @@
+"""ECLM for a number of layers instead of a tau.
+
+The number of layers that ECLM leaves falls with tau, though not strictly, so tau is looked for by growing it until no
+more layers are left than wanted, and then halving its logarithm eight times. Of all plans met on the way that have the
+wanted number of layers, the one with the least error wins. Where none has, neighbouring groups of the smallest plan
+above it are joined, the cheapest pair first. All runs share their evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+
+from hmrcompress.errors import UserError
+from hmrcompress.searching.eclm import Groups, Trace, eclm, grouping
+from hmrcompress.searching.evaluations import Evaluations
+from hmrcompress.searching.methods import Found, best_of, found, joins
+from hmrcompress.searching.probe import never
+
+GROWTH, HALVINGS = 4.0, 8
+SMALLEST_TAU, LARGEST_TAU = 1e-3, 1e4
+
+
+def run_eclm(
+    evaluations: Evaluations, tau_mm: float, *, as_printed: bool = False, ceiling_mm: float = -math.inf
+) -> Trace:
+    """ECLM, with candidates rejected early where that is allowed.
+
+    `ceiling_mm` is a greater tau that will be tried later: candidates are measured far enough for that one too.
+    """
+    layers, base = evaluations.layers, evaluations.base()
+    bound = max(tau_mm, ceiling_mm)
+    evaluations.expect(layers - 1)
+    bounds: list[bool] = []
+
+    def error(groups: Groups) -> float:
+        if len(groups) == layers:
+            return base
+        measured = evaluations(groups, lambda error_mm: not error_mm - base < bound)
+        bounds.append(not measured.exact)
+        return measured.error_mm
+
+    trace = eclm(layers, error, tau_mm, as_printed=as_printed)
+    return trace.with_bounds(bounds)
+
+
+def eclm_with_layers(
+    evaluations: Evaluations, wanted: int, tau_mm: float, *, as_printed: bool = False
+) -> tuple[Found, Trace]:
+    """The plan with the least error at `wanted` layers as the module says, and the trace of the run nearest to it.
+
+    `tau_mm` is where the search for a tau begins. UserError where no plan of that size has a finite error.
+    """
+    tau = min(max(tau_mm, SMALLEST_TAU), LARGEST_TAU)
+    low, traces = SMALLEST_TAU, [run_eclm(evaluations, tau, as_printed=as_printed)]
+    while len(traces[-1].groups) > wanted and tau < LARGEST_TAU:
+        low, tau = tau, tau * GROWTH
+        traces.append(run_eclm(evaluations, tau, as_printed=as_printed))
+    for _ in range(HALVINGS if len(traces[-1].groups) <= wanted else 0):
+        middle = math.sqrt(low * tau)
+        traces.append(run_eclm(evaluations, middle, as_printed=as_printed, ceiling_mm=tau))
+        low, tau = (low, middle) if len(traces[-1].groups) <= wanted else (middle, tau)
+    if fitting := [trace for trace in traces if len(trace.groups) == wanted]:
+        best = min(fitting, key=lambda trace: trace.final_mm)
+        return found(best.final_mm, best.groups), best
+    above = [trace for trace in traces if len(trace.groups) > wanted]
+    nearest = min(above or traces, key=lambda trace: (len(trace.groups), trace.final_mm))
+    if above:
+        return _joined(found(nearest.final_mm, nearest.groups), evaluations, wanted), nearest
+    return _joined(found(evaluations.base(), grouping(evaluations.layers, [])), evaluations, wanted), nearest
+
+
+def _joined(plan: Found, evaluations: Evaluations, wanted: int) -> Found:
+    """Neighbouring groups joined until `wanted` are left, each time the pair that costs least."""
+    while plan.layers > wanted:
+        evaluations.expect(plan.layers - 1)
+        best = best_of(joins(evaluations.layers, plan.groups), evaluations, never)
+        if not best:
+            raise UserError(f"no plan of {plan.layers - 1} layers has a finite error", "--layers", "Ask for more")
+        plan = best[0]
+    return plan

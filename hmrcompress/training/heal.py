@@ -1,0 +1,210 @@
+"""Healing: a compressed network learns to predict again what the network it was made from predicts. No labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import MaskSource
+from hmrcompress.merging.apply import token_counts, with_token_merging
+from hmrcompress.metrics.pose import STARTER24, Protocol, Scores, network_predict, score
+from hmrcompress.models.network import HMR2, from_state
+from hmrcompress.models.probe import READS, SaliencyProbe
+from hmrcompress.plan import TokenSettings
+from hmrcompress.records import BodyParams, FrameBatch
+from hmrcompress.runtime import autocast, dtype_name
+from hmrcompress.training.adapters import adapt, folded_state, layers_beside_cuts
+from hmrcompress.training.heal_losses import output_losses, token_loss, total, traced_encode
+from hmrcompress.training.loop import ParameterGroup
+from hmrcompress.training.streams import Stream
+
+LOW_RANK_RATE = 4.0
+"""The rate of adapters over that of weights as such: the product of two thin matrices moves slowly at first."""
+HEAD = "smpl_head."
+
+
+@dataclass(frozen=True)
+class HealSettings:
+    """What learns. rank: of the adapters; reach: how far from a cut layers are adapted; full: all weights of the
+    backbone instead; with_head: those of the head too. dtype: what networks compute in."""
+
+    rank: int = 16
+    reach: int = 1
+    full: bool = False
+    with_head: bool = False
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The compressed network (the student) and the uncompressed one (the teacher), float32, on one device.
+
+    groups: the teacher's layers that each of the student's came from. tokens: how the student merges tokens; probe: its
+    mask, where it finds the person itself. keep_reads: what a probe reads (`models.probe.READS`) is not to change.
+    """
+
+    student: HMR2
+    teacher: HMR2
+    groups: Sequence[Sequence[int]]
+    tokens: TokenSettings | None = None
+    probe: SaliencyProbe | None = None
+    keep_reads: bool = False
+
+
+class Healing:
+    """The `Task` of the training loop. `network` is the student as it learns: a copy, with adapters and token merging.
+
+    `identity` is to name student, teacher and data by their hashes; the settings are added to it.
+    """
+
+    name = "heal"
+
+    def __init__(
+        self,
+        pair: Pair,
+        stream: Stream,
+        validation: Validation,
+        body: BodyModel,
+        settings: HealSettings,
+        identity: dict[str, Any],
+    ) -> None:
+        self.stream, self.validation, self.body, self.settings = stream, validation, body, settings
+        self.teacher = with_token_merging(pair.teacher, None).eval().requires_grad_(False)
+        state = {name: tensor.detach().clone() for name, tensor in pair.student.state_dict().items()}
+        copied = from_state(pair.student.config, state).requires_grad_(False)
+        self.network = with_token_merging(copied, pair.tokens, pair.probe).requires_grad_(False)
+        self.layers = self._layers(pair)
+        if not settings.full:
+            adapt(self.network, self.layers, settings.rank, settings.seed)
+        self.groups = self._groups(frozen=READS if pair.keep_reads else ())
+        for group in self.groups:
+            for parameter in group.parameters.values():
+                parameter.requires_grad_(True)
+        own = {"rank": settings.rank, "full": settings.full, "with_head": settings.with_head, "layers": self.layers}
+        own |= {"seed": settings.seed, "dtype": dtype_name(settings.dtype), "device": self.device.type}
+        self.identity = {"task": self.name, **identity, **own, "stream": stream.identity}
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return self.network.backbone.pos_embed.device
+
+    @property
+    def trained(self) -> int:
+        """How many numbers learn."""
+        return sum(p.numel() for group in self.groups for p in group.parameters.values())
+
+    def _layers(self, pair: Pair) -> list[int]:
+        rows, columns = pair.student.config.grid
+        merging = range(len(token_counts(pair.tokens, rows * columns)) - 1)
+        reach = len(pair.groups) if self.settings.full else self.settings.reach
+        return layers_beside_cuts(pair.groups, merging, reach)
+
+    def _groups(self, frozen: tuple[str, ...]) -> list[ParameterGroup]:
+        """Adapters; and, at the plain rate, norms and biases of the adapted layers, or all weights asked for."""
+        thin: dict[str, nn.Parameter] = {}
+        plain: dict[str, nn.Parameter] = {}
+        blocks = tuple(f"backbone.blocks.{layer}." for layer in self.layers)
+        for name, parameter in self.network.named_parameters():
+            if name.startswith(frozen):
+                continue
+            if name.startswith(HEAD):
+                if self.settings.with_head:
+                    plain[name] = parameter
+            elif self.settings.full or name.startswith("backbone.last_norm."):
+                plain[name] = parameter
+            elif name.startswith(blocks):
+                if name.endswith((".down", ".up")):
+                    thin[name] = parameter
+                elif parameter.ndim == 1:
+                    plain[name] = parameter
+        groups = [ParameterGroup(thin, rate_factor=LOW_RANK_RATE), ParameterGroup(plain)]
+        return [group for group in groups if group.parameters]
+
+    def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of all terms (see `heal_losses`) on the stream's crops of this step, and the terms."""
+        crops = self.stream.batch(step)
+        images = crops.images.to(self.device)
+        mask = None if crops.person_mask is None else crops.person_mask.to(self.device)
+        with autocast(self.device, self.settings.dtype):
+            with torch.no_grad():
+                wanted, _ = self.teacher.backbone.encode(images)
+                target = self.teacher.smpl_head(wanted)
+            with _attention(self.device):
+                encoded = traced_encode(self.network, images, mask)
+                output = self.network.smpl_head(encoded.tokens, encoded.bias)
+        parts = {"tokens": token_loss(encoded, wanted), **output_losses(output, target, self.body)}
+        return total(parts), parts
+
+    def validate(self) -> dict[str, float]:
+        """The figures of `Validation`."""
+        return self.validation(self.network, self.settings.dtype)
+
+    def state(self) -> dict[str, Tensor]:
+        """The healed network's state dict, adapters folded in, on the CPU."""
+        return {name: tensor.cpu() for name, tensor in folded_state(self.network).items()}
+
+
+class Validation:
+    """Measures a network on held-out frames against its teacher's predictions, and against the truth where there is
+    any. `truth` then holds the teacher's own errors."""
+
+    def __init__(
+        self,
+        crops: CropSet,
+        indices: np.ndarray,
+        masks: MaskSource,
+        teacher: HMR2,
+        body: BodyModel,
+        *,
+        protocol: Protocol = STARTER24,
+        batch_size: int = 32,
+    ) -> None:
+        self.crops, self.indices, self.masks = crops, indices, masks
+        self.body, self.protocol, self.batch_size = body, protocol, batch_size
+        predict = network_predict(with_token_merging(teacher, None).eval())
+        self.truth: list[FrameBatch] = []
+        self.wanted: list[FrameBatch] = []
+        for batch in self._batches():
+            bare = replace(batch, images=batch.images[:, :, :0], person_mask=None)
+            self.truth.append(bare)
+            self.wanted.append(replace(bare, params=predict(batch)))
+        self.teacher: dict[str, float] = {}
+        if crops.has_truth:
+            of_teacher = self._score([batch.params for batch in self.wanted], self.truth)
+            self.teacher = {"teacher_mpjpe_mm": round(of_teacher.mpjpe_mm, 3)}
+
+    def __call__(self, network: HMR2, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+        """{to_teacher_mm, to_teacher_pve_mm[, mpjpe_mm, teacher_mpjpe_mm]}: MPJPE and vertex distance to the teacher's
+        predictions, and MPJPE to the truth."""
+        predict = network_predict(network, dtype=dtype)
+        predicted = [predict(batch).to(torch.float32) for batch in self._batches()]
+        near = self._score(predicted, self.wanted, pve=True)
+        assert near.pve_mm is not None
+        figures = {"to_teacher_mm": round(near.mpjpe_mm, 3), "to_teacher_pve_mm": round(near.pve_mm, 3)}
+        if self.crops.has_truth:
+            figures["mpjpe_mm"] = round(self._score(predicted, self.truth).mpjpe_mm, 3)
+        return figures | self.teacher
+
+    def _batches(self) -> Iterator[FrameBatch]:
+        return self.crops.batches(self.indices, self.batch_size, self.masks, truth=False)
+
+    def _score(self, predicted: list[BodyParams], wanted: list[FrameBatch], pve: bool = False) -> Scores:
+        given = iter(predicted)
+        device = self.body.v_template.device
+        return score(lambda _: next(given), wanted, body=self.body, protocol=self.protocol, device=device, pve=pve)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[Any]:
+    """Unfused attention on the CPU, where training is a quarter faster with it on crops of 192 tokens."""
+    return sdpa_kernel([SDPBackend.MATH]) if device.type == "cpu" else nullcontext()

@@ -1,0 +1,290 @@
+"""The one training loop: seeded, resumable, with warm-up, cosine decay, clipping, a moving average and a log.
+
+What is trained is a `Task`; the loop knows parameters and losses, nothing of networks. Everything that a step depends
+on is its number and the state that is saved, so a run that was killed and goes on ends with the same bytes (on the same
+machine) as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.atomic import atomic_file
+from hmrcompress.runtime import Progress, no_progress
+
+STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
+SCHEMA = 1
+LOG_STEPS = 20
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Named parameters that share a rate (`rate_factor` times the schedule's) and a weight decay."""
+
+    parameters: Mapping[str, nn.Parameter]
+    rate_factor: float = 1.0
+    weight_decay: float = 0.0
+
+
+class Task(Protocol):
+    """What the loop trains. `identity`: plain values that a run which goes on must share with its beginning."""
+
+    name: str
+    identity: dict[str, Any]
+    groups: list[ParameterGroup]
+
+    def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a step and its parts; the same for the same parameters, step by step."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the parameters as they stand."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How to train. `steps` None: until `max_minutes` are over, the schedule going by the clock; else `max_minutes`
+    interrupts the run, and a later one goes on.
+
+    rate: AdamW's highest, after a linear warm-up over the first `warmup` (share of the run); then half a cosine down to
+    `rate_end` times that. clip_norm: of the whole gradient. ema: decay of the moving average, which is what is kept.
+    """
+
+    steps: int | None
+    max_minutes: float | None = None
+    rate: float = 3e-4
+    warmup: float = 0.03
+    rate_end: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    betas: tuple[float, float] = (0.9, 0.99)
+    validations: int = 10
+    save_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run ended: steps in all and in this run; every validation {step, …figures}; False if it was interrupted."""
+
+    steps: int
+    steps_now: int
+    validations: list[dict[str, Any]]
+    finished: bool
+
+
+def train(
+    task: Task,
+    settings: LoopSettings,
+    folder: Path,
+    *,
+    progress: Progress = no_progress,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Trained:
+    """Trains, or goes on training where `folder` holds the state of an interrupted run.
+
+    In the end the task's parameters hold their moving average, or, interrupted, what they were. The folder then has
+    state.pt (all that is needed to go on) and log.jsonl (losses, validations, minutes). `report` gets each validation.
+    Raises UserError for a state of another task or other settings, and where a loss is not finite.
+    """
+    if settings.steps is None and settings.max_minutes is None:
+        raise UserError("got neither a number of steps nor of minutes", "training")
+    return _Loop(task, settings, folder, progress, report).run()
+
+
+def rate_share(fraction: float, warmup: float, rate_end: float) -> float:
+    """Share of the highest rate after `fraction` (0..1) of a run: linear up over `warmup`, then half a cosine."""
+    if fraction < warmup:
+        return fraction / warmup
+    along = min(1.0, (fraction - warmup) / (1 - warmup))
+    return rate_end + (1 - rate_end) * 0.5 * (1 + math.cos(math.pi * along))
+
+
+def steps_done(folder: Path) -> int:
+    """Steps of the unfinished run that `folder` holds the state of; 0 where there is none."""
+    state = folder / STATE_FILE
+    return int(torch.load(state, weights_only=True, mmap=True)["step"]) if state.exists() else 0
+
+
+class _Loop:
+    def __init__(
+        self,
+        task: Task,
+        settings: LoopSettings,
+        folder: Path,
+        progress: Progress,
+        report: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.task, self.settings, self.folder = task, settings, folder
+        self.progress, self.report = progress, report
+        self.parameters = {name: p for group in task.groups for name, p in group.parameters.items()}
+        self.optimiser = torch.optim.AdamW(
+            [{"params": list(group.parameters.values()), "weight_decay": group.weight_decay} for group in task.groups],
+            lr=0.0,
+            betas=settings.betas,
+        )
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.step, self.before = 0, 0.0
+        self.records: list[dict[str, Any]] = []
+        self.started = self.saved = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / STATE_FILE).exists():
+            self._load(folder / STATE_FILE)
+        self.begun_at = self.step
+        log = "".join(json.dumps(record) + "\n" for record in self.records)
+        (folder / LOG_FILE).write_text(log, encoding="utf-8")
+
+    @property
+    def minutes(self) -> float:
+        """Of training so far, in all runs."""
+        return self.before + (time.monotonic() - self.started) / 60
+
+    def fraction(self) -> float:
+        """How much of the run is done, 0..1."""
+        settings = self.settings
+        if settings.steps is not None:
+            return min(1.0, self.step / settings.steps) if settings.steps else 1.0
+        assert settings.max_minutes is not None
+        return min(1.0, self.minutes / settings.max_minutes)
+
+    def run(self) -> Trained:
+        """All steps that are left."""
+        settings = self.settings
+        shown = int(self.fraction() * settings.validations)
+        if self.step == 0:
+            self._validate()
+        while (fraction := self.fraction()) < 1:
+            if settings.steps is not None and self._out_of_time():
+                self._save()
+                return Trained(self.step, self.step - self.begun_at, self._validations(), False)
+            self._step(fraction)
+            if (now := int(self.fraction() * settings.validations)) > shown and self.fraction() < 1:
+                shown = now
+                self._validate()
+            if time.monotonic() - self.saved > settings.save_seconds:
+                self._save()
+        if not any(record["step"] == self.step for record in self._validations()):
+            self._validate()
+        self._save()
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.average[name])
+        return Trained(self.step, self.step - self.begun_at, self._validations(), True)
+
+    def _out_of_time(self) -> bool:
+        limit = self.settings.max_minutes
+        return limit is not None and (time.monotonic() - self.started) / 60 > limit
+
+    def _step(self, fraction: float) -> None:
+        settings = self.settings
+        # The rate at the very beginning of the schedule is zero; the first step is to move something.
+        share = rate_share(max(fraction, 1e-3), settings.warmup, settings.rate_end)
+        for optimised, group in zip(self.optimiser.param_groups, self.task.groups, strict=True):
+            optimised["lr"] = settings.rate * group.rate_factor * share
+        loss, parts = self.task.losses(self.step)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
+        if not bool(torch.isfinite(norm)):
+            fault = f"the loss of step {self.step} or its gradient is not finite"
+            raise UserError(fault, self.task.name, "Try a lower rate, or --dtype float32")
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        decay = min(settings.ema, self.step / (self.step + 9))  # short at first, so that the start is forgotten
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                self.average[name].lerp_(parameter, 1 - decay)
+        if self.step % LOG_STEPS == 0:
+            self._log_losses({"loss": loss, **parts}, settings.rate * share)
+
+    def _log_losses(self, parts: dict[str, Tensor], rate: float) -> None:
+        values = {name: round(float(value.detach()), 6) for name, value in parts.items()}
+        self._record({"step": self.step, "rate": float(f"{rate:.4g}"), "losses": values})
+        if self.settings.steps is not None:
+            done, whole = self.step, self.settings.steps
+        else:
+            done, whole = round(60 * self.minutes), round(60 * (self.settings.max_minutes or 0))
+        self.progress(f"{self.task.name}: loss {values['loss']:.3f}", done, whole)
+
+    def _validate(self) -> None:
+        with self._averaged():
+            figures = self.task.validate()
+        record = {"step": self.step, "val": figures}
+        self._record(record)
+        if self.report is not None:
+            self.report({**record, "fraction": self.fraction(), "minutes": self.minutes})
+
+    def _validations(self) -> list[dict[str, Any]]:
+        return [{"step": record["step"], **record["val"]} for record in self.records if "val" in record]
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**record, "minutes": round(self.minutes, 2)}) + "\n")
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The moving average in the parameters' place while the block runs."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        try:
+            self._put(self.average)
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def _save(self) -> None:
+        state = {
+            "schema": SCHEMA,
+            "identity": self._identity(),
+            "step": self.step,
+            "minutes": self.minutes,
+            "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "records": self.records,
+        }
+        with atomic_file(self.folder / STATE_FILE) as temporary:
+            torch.save(state, temporary)
+        self.saved = time.monotonic()
+
+    def _load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        mine, theirs = self._identity(), dict(state["identity"])
+        if other := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):
+            raise UserError(
+                f"holds an unfinished run with other settings ({', '.join(other)})",
+                path.parent,
+                "Give the settings it began with, remove the folder, or choose another --out",
+            )
+        self._put(state["parameters"])
+        for name, tensor in state["average"].items():
+            self.average[name].copy_(tensor)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.before, self.records = state["step"], state["minutes"], state["records"]
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that the result depends on, as JSON would give it back."""
+        settings = self.settings
+        own = {
+            "steps": settings.steps,
+            "max_minutes": settings.max_minutes if settings.steps is None else None,
+            "rate": [settings.rate, settings.warmup, settings.rate_end, settings.clip_norm, settings.ema],
+            "betas": list(settings.betas),
+            "validations": settings.validations,
+            "torch": torch.__version__,
+        }
+        return json.loads(json.dumps({**self.task.identity, **own}))

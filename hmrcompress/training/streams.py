@@ -1,0 +1,83 @@
+"""Where training crops come from: batches that are told by the number of the step alone, so that runs can go on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmrcompress.data.crops import CropSet, normalise
+from hmrcompress.data.masks import MaskSource
+from hmrcompress.records import IMAGENET_STD
+
+GAIN, OFFSET = 0.12, 0.04
+"""Deviations of the random gain (relative) and offset (of a range of 0..1) of each colour channel."""
+
+
+class Crops(NamedTuple):
+    """A batch without labels: images (B,3,256,192) ImageNet-normalised, person_mask (B,16,12) bool or None."""
+
+    images: Tensor
+    person_mask: Tensor | None
+
+
+class Stream(Protocol):
+    """An endless source of training crops. `name` is that of the data, `identity` all that the crops depend on."""
+
+    name: str
+    identity: dict[str, Any]
+
+    def batch(self, step: int) -> Crops:
+        """The crops of a step, on the CPU: the same at every call, in every run."""
+
+
+class CropStream:
+    """Crops drawn from a data set, mirrored and recoloured at random. UserError where masks are missing."""
+
+    def __init__(
+        self, crops: CropSet, indices: np.ndarray, masks: MaskSource, *, batch_size: int, seed: int = 0
+    ) -> None:
+        masks.check(crops, indices)
+        self.crops, self.indices, self.masks = crops, np.asarray(indices), masks
+        self.batch_size, self.seed = batch_size, seed
+        self.name = f"{crops.name}:{crops.split}" if crops.split else crops.name
+        self.identity = {"data": crops.sha256, "frames": len(indices), "masks": masks.name}
+
+    def batch(self, step: int) -> Crops:
+        """`batch_size` crops, drawn by (seed, step)."""
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, step]))
+        rows = self.indices[rng.integers(len(self.indices), size=self.batch_size)]
+        drawn = Crops(normalise(self.crops.arrays["images"][rows]), self.masks.person(self.crops, rows))
+        return augmented(drawn, rng)
+
+
+def augmented(crops: Crops, rng: np.random.Generator) -> Crops:
+    """Mirrors half of the crops with their masks, and changes gain and offset of every channel."""
+    count = len(crops.images)
+    flip = torch.from_numpy(rng.random(count) < 0.5)
+    gain, offset = (
+        torch.from_numpy(rng.normal(scale=scale, size=(count, 3, 1, 1)).astype(np.float32)) for scale in (GAIN, OFFSET)
+    )
+    images = torch.where(flip[:, None, None, None], crops.images.flip(-1), crops.images)
+    images = images * (1 + gain) + offset / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    mask = crops.person_mask
+    if mask is not None:
+        mask = torch.where(flip[:, None, None], mask.flip(-1), mask)
+    return Crops(images, mask)
+
+
+def held_out(crops: CropSet, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """(indices to train on, indices held out): of several clips the last ones, at least one, else the clip's last part.
+
+    Neighbouring frames look alike, so whole clips are held out where there is more than one. A single frame is both.
+    """
+    clips = crops.clip_ids
+    order = crops.stretches()
+    if len(clips) > 1:
+        kept = clips[: -max(1, round(share * len(clips)))]
+        inside = np.isin(crops.clip[order], kept)
+        return order[inside], order[~inside]
+    cut = max(1, len(order) - max(1, round(share * len(order))))
+    return order[:cut], order[cut:] if cut < len(order) else order

@@ -1,0 +1,237 @@
+"""Tables of settings: what the recipe refuses, rows against figures computed by hand, resuming, and the Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_search import deep_network
+from typer.testing import CliRunner, Result
+
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import DataMasks
+from hmrcompress.errors import UserError
+from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.merging.layers import merge_layers
+from hmrcompress.metrics.bootstrap import clip_interval
+from hmrcompress.metrics.pose import mpjpe
+from hmrcompress.models.folder import write_model_folder
+from hmrcompress.models.network import HMR2, from_state
+from hmrcompress.plan import TokenSettings
+from hmrcompress.recipe import ablate as driver
+from hmrcompress.recipe.ablate import Ablation
+from hmrcompress.recipe.ablations import Ablations, read_ablations
+from hmrcompress.report.results import markdown, read_tables
+from hmrcompress_cli.main import app
+
+GROUPS = [[0], [1, 2], [3], [4, 5, 6]]
+TOKENS = {"keep": 150, "per_layer": 30, "size_weighted": True, "attention_bias": "cross"}
+
+
+def hmr(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "deep"
+    network = deep_network()
+    return write_model_folder(folder, network.state_dict(), network.config).path
+
+
+def settings(model: Path, crops: Path, body: Path) -> dict[str, Any]:
+    return {
+        "model": str(model), "body": str(body), "data": {"search": str(crops), "eval": str(crops)},
+        "frames_per_clip": 4, "search_frames_per_clip": 2, "batch_size": 5, "bench": {"batch_size": 2, "rounds": 1},
+        "searches": {"loose": {"tau_mm": 1000.0, "merge_rule": "mean"}, "five": {"layers": 5, "merge_rule": "lstsq"}},
+        "tables": [
+            {
+                "name": "one", "title": "First", "note": "Made up.", "reference": "groups",
+                "columns": ["groups", "evaluations", "calib_increase_mm", "forced", "pa_mpjpe_mm"],
+                "settings": [
+                    {"name": "nothing"},
+                    {"name": "groups", "groups": GROUPS},
+                    {"name": "groups, mean", "groups": GROUPS, "merge_rule": "mean", "tokens": TOKENS},
+                    {"name": "searched", "search": "loose", "tokens": None},
+                ],
+            },
+            {
+                "name": "two", "title": "Second",
+                "settings": [
+                    {"name": "again", "groups": GROUPS},
+                    {"name": "no mask", "tokens": TOKENS, "masks": "none", "reference": "again"},
+                    {"name": "fitted", "search": "five"},
+                ],
+            },
+        ],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def recipe(model: Path, tiny_crops_file: Path, tiny_body_file: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tables.yaml"
+    path.write_text(yaml.safe_dump(settings(model, tiny_crops_file, tiny_body_file)))
+    return path
+
+
+def errors(network: HMR2, crops: CropSet, body: BodyModel, masks: bool) -> tuple[np.ndarray, np.ndarray]:
+    """MPJPE by frame on four evenly spread frames of each clip, directly; and the clips."""
+    chosen = crops.sample(4)
+    (batch,) = crops.batches(chosen, len(chosen), DataMasks() if masks else None)
+    with torch.no_grad():
+        params = network(batch.images, batch.person_mask).params
+    return mpjpe(body.joints(params), body.joints(batch.params)).numpy(), crops.clip[chosen]
+
+
+def test_rows_are_what_they_say_and_are_measured_once(
+    recipe: Path, tiny_crops: CropSet, tiny_body: BodyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results"
+    done = hmr("ablate", recipe, "-o", out, "--no-bench", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in out.iterdir()) == ["one.json", "two.json", "work"]
+    assert not list((out / "work").glob("merged-*"))
+    tables = {name: json.loads((out / f"{name}.json").read_text()) for name in ("one", "two")}
+    rows = {row["name"]: row for table in tables.values() for row in table["rows"]}
+
+    network = deep_network()
+    base, clip = errors(network, tiny_crops, tiny_body, False)
+    assert tables["one"]["baseline"]["mpjpe_mm"] == pytest.approx(base.mean(), rel=1e-5)
+    assert rows["nothing"]["increase_mm"] == pytest.approx(0, abs=1e-9)
+    for name, rule, tokens in (("groups", "eq4", None), ("groups, mean", "mean", TOKENS)):
+        state = merge_layers(network.state_dict(), GROUPS, rule)
+        merged = from_state(replace(network.config, depth=len(GROUPS)), state)
+        reduced = with_token_merging(merged, TokenSettings(**tokens) if tokens else None)
+        direct, _ = errors(reduced, tiny_crops, tiny_body, True)
+        assert rows[name]["mpjpe_mm"] == pytest.approx(direct.mean(), rel=1e-5)
+        assert rows[name]["increase_mm"] == pytest.approx((direct - base).mean(), abs=1e-3)
+        assert rows[name]["increase_ci95_mm"] == pytest.approx(clip_interval(direct - base, clip), abs=1e-3)
+        assert (rows[name]["layers"], rows[name]["tokens"]) == (4, 150 if tokens else 192)
+        assert (rows[name]["n_frames"], rows[name]["n_clips"]) == (8, 2)
+        assert rows[name]["groups"] == [[1, 2], [4, 5, 6]] and "speedup" not in rows[name]
+    bare, _ = errors(with_token_merging(network, TokenSettings(**TOKENS)), tiny_crops, tiny_body, False)
+    assert rows["no mask"]["mpjpe_mm"] == pytest.approx(bare.mean(), rel=1e-5) and "forced" not in rows["no mask"]
+    assert rows["searched"]["layers"] == 1 and rows["searched"]["search"]["evaluations"] == 6
+    assert rows["fitted"]["layers"] == 5 and rows["fitted"]["merge_rule"] == "lstsq"
+    assert {key: rows["again"][key] for key in rows["groups"] if key not in ("name", "reference")} == {
+        key: value for key, value in rows["groups"].items() if key not in ("name", "reference")
+    }
+
+    scored = []
+    monkeypatch.setattr(driver.Bed, "scored", lambda *args: scored.append(args))
+    again = hmr("ablate", recipe, "-o", out, "--no-bench", "--device", "cpu", "--only", "two")
+    assert again.exit_code == 0 and again.stdout.count("(known)") == 3 and not scored
+    timed = hmr("ablate", recipe, "-o", out, "--device", "cpu", "--only", "one")
+    assert timed.exit_code == 0 and not scored, timed.output
+    after = {row["name"]: row for row in json.loads((out / "one.json").read_text())["rows"]}
+    assert all(row["speedup"] > 0 for row in after.values())
+    assert {key: after["groups"][key] for key in rows["groups"]} == rows["groups"]
+
+    text = tmp_path / "results.md"
+    assert hmr("report", out, "-o", text).exit_code == 0
+    assert text.read_text().index("## First") < text.read_text().index("## Second")
+
+
+def test_what_is_refused(recipe: Path, tmp_path: Path) -> None:
+    good = yaml.safe_load(recipe.read_text())
+
+    def changed(**fields: Any) -> dict[str, Any]:
+        return good | fields
+
+    def row(**fields: Any) -> dict[str, Any]:
+        return changed(tables=[{"name": "t", "title": "T", "settings": [{"name": "r", **fields}]}])
+
+    for values, sentence in (
+        (row(search="none"), "there is no search 'none'"),
+        (row(search="loose", groups=GROUPS), "not both"),
+        (row(reference="x"), "the reference 'x' is no row"),
+        (row(tokens={"keep": 0}), "keep"),
+        (row(colour=1), "colour"),
+        (changed(tables=[]), "tables"),
+        (changed(tables=[good["tables"][0]] * 2), "two tables 'one'"),
+    ):
+        recipe.write_text(yaml.safe_dump(values))
+        with pytest.raises(UserError) as caught:
+            read_ablations(recipe)
+        assert sentence in str(caught.value) and str(recipe) in str(caught.value) and "\n" not in str(caught.value)
+    for values, sentence in (
+        (changed(searches={**good["searches"], "odd": {"speed": 1}}), "unexpected keyword argument 'speed'"),
+        (row(model=str(tmp_path / "nowhere.ckpt")), "no such file"),
+        (row(masks="self", tokens=TOKENS), "finetune"),
+        (row(masks="red"), "--masks"),
+    ):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            Ablation(Ablations.model_validate(values), tmp_path / "out", device="cpu").run()
+    assert not (tmp_path / "out").exists()
+    for arguments, sentence in (
+        (("ablate", tmp_path / "none.yaml", "-o", tmp_path / "out"), "no such recipe"),
+        (("ablate", "ablations", "-o", tmp_path / "out", "--only", "taus"), "expected one of tau, rules"),
+        (("report", tmp_path / "out", "-o", tmp_path / "r.md"), "no such folder of results"),
+        (("report", tmp_path, "-o", tmp_path / "r.md"), "holds no tables"),
+        (("report", tmp_path, "-o", tmp_path / "r.html"), "expected .md"),
+    ):
+        done = hmr(*arguments)
+        assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.output
+
+
+def test_the_shipped_tables_answer_what_the_paper_leaves_open() -> None:
+    shipped = read_ablations("ablations")
+    assert read_ablations(Path(__file__).parents[1] / "recipes" / "ablations.yaml") == shipped
+    assert {table.name for table in shipped.tables} == {
+        "tau", "per_layer", "mask", "mask_sources", "rules", "rules_same_groups", "methods", "token_options",
+        "tokens_kept", "drop_background", "layers_and_tokens", "healing",
+    }  # fmt: skip
+    paper = next(setting for _, setting in shipped.rows() if setting.name == "paper")
+    assert paper.tokens == TokenSettings.paper()
+    needed = {setting.search for _, setting in shipped.rows()}
+    assert needed - {None} == set(shipped.searches)
+
+
+def table(**fields: Any) -> dict[str, Any]:
+    """A table as `ablate` writes it, with figures made up."""
+    row = {"layers": 9, "groups": [[3, 4, 5], [8, 9]], "tokens": 90, "mpjpe_mm": 101.236, "increase_mm": 1.234,
+           "increase_ci95_mm": [0.876, 1.595], "macs_ratio": 2.5177, "n_frames": 720, "n_clips": 24}  # fmt: skip
+    cheap = row | {"name": "b | c", "increase_mm": -0.456, "increase_ci95_mm": None, "reference": "a", "groups": []}
+    return {
+        "command": "ablate",
+        "table": {"name": "t", "number": 1, "title": "A title", "note": "A note.", "columns": ["groups"]},
+        "baseline": {"model": "starter", "mpjpe_mm": 100.002}, "data": {"name": "starter", "split": "test"},
+        "protocol": "starter24", "interval": {"level": 0.95, "resamples": 2000, "over": "clips"},
+        "bench": {"batch_size": 16, "rounds": 7, "threads": 2}, "device": "cpu", "cpu": "A chip, 2 cores",
+        "rows": [
+            row | {"name": "a", "speedup": 1.987, "speedup_quartiles": [1.951, 2.014]},
+            {key: value for key, value in cheap.items() if value is not None},
+        ],
+    } | fields  # fmt: skip
+
+
+def test_markdown_holds_exactly_the_numbers(tmp_path: Path) -> None:
+    for name, number in (("z", 0), ("a", 1)):
+        made = table() | {"table": table()["table"] | {"number": number, "title": name}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(made))
+    (tmp_path / "other.json").write_text('{"command": "eval"}')
+    read = read_tables(tmp_path)
+    assert [each["table"]["title"] for each in read] == ["z", "a"]
+    text = markdown([table()])
+    assert [line for line in text.splitlines() if line.startswith(("|", "#", "A note", "Baseline"))] == [
+        "# Results",
+        "## A title",
+        "A note.",
+        "|  | layers | tokens | MPJPE | increase | interval | share of a | merged | MACs | speed-up | middle half |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| a | 9 | 90 | 101.24 | +1.23 | +0.88 to +1.59 | – | 3–5, 8–9 | 2.52x | 1.99x | 1.95 to 2.01 |",
+        "| b \\| c | 9 | 90 | 101.24 | -0.46 | – | -37% | – | 2.52x | – | – |",
+        "Baseline 100.00 mm (`starter`); N = 720 frames of 24 clips of starter:test, protocol starter24; speed at "
+        "batch 16, 7 rounds, on A chip, 2 cores, 2 threads.",
+    ]
+    assert "its 95% interval" in text and "(2000 resamples" in text
+    slow = table(rows=[table()["rows"][1]])
+    assert "speed-up |" not in markdown([slow]) and "rounds" not in markdown([slow])

@@ -1,0 +1,207 @@
+"""`bench`: who takes turns, what is counted and weighed, and the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from typer.testing import CliRunner, Result
+
+from hmrcompress import api
+from hmrcompress.errors import HMRCompressError, UserError
+from hmrcompress.evaluation import bench as room
+from hmrcompress.evaluation.bench import BenchSettings, bench, parse_sizes
+from hmrcompress.evaluation.contenders import Contender, cut, cut_from_the_top
+from hmrcompress.evaluation.made_up import PERSON_TOKENS, constant_network, ellipse_mask, made_up_batch
+from hmrcompress.evaluation.memory import Memory, measure, peak_memory
+from hmrcompress.models.network import HMR2
+from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress_cli.main import app
+
+TOKENS = TokenSettings(keep=90, per_layer=40)
+QUICK = BenchSettings(batch_sizes=(1, 2), rounds=3, warmup=1, memory=False)
+MIB = 2**20
+
+
+def hmr(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in (*arguments, "--device", "cpu")])
+
+
+def block_macs(tokens_in: int, tokens_out: int) -> int:
+    """One block of the tiny network by hand: norms (two an element), qkv, QK^T and AV, proj, then the MLP."""
+    dim, hidden = tiny.CONFIG.dim, tiny.CONFIG.mlp_dim
+    attention = (
+        2 * tokens_in * dim + tokens_in * dim * 3 * dim + 2 * tokens_in * tokens_in * dim + tokens_in * dim * dim
+    )
+    return attention + 2 * tokens_out * dim + 2 * tokens_out * dim * hidden
+
+
+def test_mac_ratio_of_the_backbone_by_hand(tiny_network: HMR2) -> None:
+    result = bench(Contender(tiny_network), Contender(cut(tiny_network, 3), TOKENS), settings=QUICK)
+    dim, patches = tiny.CONFIG.dim, 192 * tiny.CONFIG.dim * 3 * 16 * 16
+    before = patches + 4 * block_macs(192, 192) + 2 * 192 * dim
+    after = patches + block_macs(192, 152) + block_macs(152, 112) + block_macs(112, 90) + 2 * 90 * dim
+    assert result.costs["backbone"]["before"].macs_with_attention == before
+    assert result.costs["backbone"]["after"].macs_with_attention == after
+    assert result.macs_ratio("backbone") == before / after
+    figures = result.to_json()
+    assert figures["layers"] == {"before": 4, "after": 3}
+    assert figures["tokens"] == {"before": 192, "after": 90, "counts": [192, 152, 112, 90]}
+    assert figures["params"]["before"] == sum(p.numel() for p in tiny_network.parameters())
+    assert (
+        figures["fps"] == figures["bench"]["batch_sizes"]["2"]["network"]["fps"] and "peak_memory_bytes" not in figures
+    )
+
+
+def test_the_ratio_of_the_issue_at_full_size() -> None:
+    from hmrcompress.merging.describe import network_cost
+    from hmrcompress.models.network import NetworkConfig
+
+    before, after = network_cost(NetworkConfig()), network_cost(NetworkConfig(depth=26), TOKENS)
+    assert round(before.macs_with_attention / after.macs_with_attention, 2) == 2.52
+
+
+class Clock:
+    """Stands still but for the forward passes of networks, which take a time by their depth and their head."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.calls = 0.0, []
+        whole, encode = HMR2.forward, type(tiny.network().backbone).forward
+
+        def run_whole(network: HMR2, images: torch.Tensor, mask: torch.Tensor) -> object:
+            self.pass_time(f"network {network.backbone.depth}", len(images) * (network.backbone.depth + 1))
+            return whole(network, images, mask)
+
+        def run_backbone(network: torch.nn.Module, images: torch.Tensor, mask: torch.Tensor) -> object:
+            self.pass_time(f"backbone {network.depth}", len(images) * network.depth)
+            return encode(network, images, mask)
+
+        monkeypatch.setattr(HMR2, "forward", run_whole)
+        monkeypatch.setattr(type(tiny.network().backbone), "forward", run_backbone)
+
+    def pass_time(self, name: str, seconds: float) -> None:
+        self.calls.append(name)
+        self.now += seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_turns_and_figures_with_a_clock_of_our_own(tiny_network: HMR2, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    result = bench(Contender(tiny_network), Contender(cut(tiny_network, 1)), settings=QUICK, clock=clock)
+    turn = ["network 4", "network 1", "backbone 4", "backbone 1"]
+    assert clock.calls[: 2 * 4 * 4] == turn * 4 * 2  # a warm-up and three rounds, at two batch sizes
+    for size in (1, 2):
+        whole, backbone = result.part(size, "network"), result.part(size, "backbone")
+        assert whole["fps"] == pytest.approx({"before": 1 / 5, "after": 1 / 2})
+        assert whole["fps_quartiles"]["before"] == pytest.approx([1 / 5, 1 / 5])
+        assert whole["speedup"] == pytest.approx(2.5) and backbone["speedup"] == pytest.approx(4.0)
+        assert backbone["share_of_macs_ratio"] == pytest.approx(4.0 / result.macs_ratio("backbone"))
+
+
+def test_weights_are_shared_and_converted_once(tiny_network: HMR2) -> None:
+    smaller = cut(tiny_network, 2)
+    for dtype in (torch.float32, torch.float64):
+        contenders = {"before": Contender(tiny_network), "after": Contender(smaller)}
+        made = room._converted(contenders, torch.device("cpu"), dtype)
+        first, last = (made[when].backbone.blocks[0].attn.proj.weight for when in ("before", "after"))
+        assert first.dtype == dtype and first.data_ptr() == last.data_ptr()
+        assert torch.equal(
+            made["after"].backbone.blocks[1].mlp.fc1.bias, made["before"].backbone.blocks[3].mlp.fc1.bias
+        )
+    kept = made["before"].backbone.pos_embed
+    assert kept.data_ptr() != tiny_network.backbone.pos_embed.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_whole_networks_run_in_every_dtype(tiny_network: HMR2, dtype: torch.dtype) -> None:
+    settings = replace(QUICK, batch_sizes=(1,), rounds=1, warmup=0, dtype=dtype)
+    tokens = TOKENS.changed(size_weighted=True, attention_bias=True)
+    found = bench(Contender(tiny_network), Contender(cut(tiny_network, 3), tokens), settings=settings).to_json()
+    assert found["bench"]["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_the_made_up_person() -> None:
+    mask = ellipse_mask((16, 12), PERSON_TOKENS)
+    far = [((i - 7.5) / 16) ** 2 + ((j - 5.5) / 12) ** 2 for i in range(16) for j in range(12)]
+    inside = [distance for distance, person in zip(far, mask.flatten().tolist(), strict=True) if person]
+    outside = [distance for distance, person in zip(far, mask.flatten().tolist(), strict=True) if not person]
+    assert len(inside) == 70 and max(inside) <= min(outside) + 1e-6
+    batch = made_up_batch(tiny.CONFIG, 3)
+    assert batch.images.shape == (3, 3, 256, 192) and batch.person_mask is not None
+    assert batch.person_mask.sum((1, 2)).tolist() == [70] * 3
+
+
+def test_memory_is_that_of_the_child_alone() -> None:
+    """64 MiB more weights show in the child; 400 MiB that the parent holds do not."""
+    ballast = torch.ones(100 * MIB)
+    config = replace(tiny.CONFIG, dim=256, mlp_dim=1024, num_heads=4)
+    large = replace(config, depth=4 + 64 * MIB // (4 * (12 * 256 * 256)))
+    small, more = (peak_memory(each, TOKENS, batch_size=1, threads=1) for each in (config, large))
+    assert ballast.sum() > 0
+    assert small.peak < 400 * MIB + 150 * MIB
+    assert 50 * MIB < more.peak - small.peak < 90 * MIB
+    assert 0 < small.program <= small.peak
+
+
+def test_the_child_does_what_it_is_told() -> None:
+    wanted = {"config": tiny.CONFIG.to_dict(), "tokens": TOKENS.model_dump(mode="json"), "batch_size": 2,
+              "dtype": "float32", "device": "cpu", "threads": None}  # fmt: skip
+    found = measure(wanted)
+    assert isinstance(found, Memory) and found.peak >= found.program > 0
+    network = constant_network(tiny.CONFIG, torch.device("cpu"), torch.float32)
+    assert {p.min().item() for p in network.parameters()} == {p.max().item() for p in network.parameters()}
+    with pytest.raises(HMRCompressError, match="could not be measured: .*tokens.keep"):
+        peak_memory(replace(tiny.CONFIG, depth=1), TOKENS, batch_size=1)
+
+
+def test_cuts() -> None:
+    assert cut_from_the_top(4, 4) == ((0,), (1,), (2,), (3,)) and cut_from_the_top(5, 2) == ((0,), (1, 2, 3, 4))
+    for layers in (0, 5):
+        with pytest.raises(UserError, match="--layers"):
+            cut_from_the_top(4, layers)
+    assert parse_sizes("8, 1,8") == (8, 1)
+    for text in ("", "1,", "0", "1.5", "a"):
+        with pytest.raises(UserError, match="--batch-sizes"):
+            parse_sizes(text)
+
+
+def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
+    base = ("--batch-sizes", "1", "--rounds", 1, "--json", tmp_path / "b.json")
+    done = hmr("bench", "--against", tiny_model, "--layers", 3, "--keep-tokens", 100, *base, "--threads", 1)
+    assert done.exit_code == 0, done.output
+    figures = json.loads((tmp_path / "b.json").read_text())
+    assert figures["command"] == "bench" and figures["tokens"]["counts"] == [192, 152, 112, 100]
+    assert set(figures["peak_memory_bytes"]) == {"before", "after"} and figures["bench"]["threads"] == 1
+    assert figures["speedup"] == figures["bench"]["batch_sizes"]["1"]["network"]["speedup"]
+    assert "4 -> 3 layers, 192 -> 100 tokens" in done.stdout and "of what its MACs promise" in done.stdout
+    assert "tiny, cut against tiny: float32 on cpu, 1 thread\n" in done.stdout
+
+    plan = Plan(checkpoint=api.load(tiny_model).reference, groups=((0,), (1,), (2, 3)), tokens=TOKENS)
+    folder = api.merge(tiny_model, plan, tmp_path / "merged").path
+    for against in ((), ("--against", tiny_model)):
+        done = hmr("bench", folder, *against, *base, "--no-memory", "--dtype", "float16")
+        assert done.exit_code == 0, done.output
+        assert ("random weights" in done.stdout) is not against and "4 -> 3 layers, 192 -> 90" in done.stdout
+    assert "peak_memory_bytes" not in json.loads((tmp_path / "b.json").read_text())
+
+
+def test_what_the_command_refuses(tiny_model: Path, tmp_path: Path) -> None:
+    plan = Plan(checkpoint=api.load(tiny_model).reference, groups=((0,), (1,), (2, 3)))
+    folder = api.merge(tiny_model, plan, tmp_path / "merged").path
+    for arguments, sentence in {
+        (): "there is no model to time",
+        (tiny_model,): "Give --layers or --keep-tokens",
+        (folder, "--layers", 2): "cannot be cut",
+        (tiny_model, "--layers", 9): "--layers: got 9, expected 1 … 4",
+        (tiny_model, "--layers", 1, "--keep-tokens", 90): "tokens.keep",
+        (folder, "--against", "starter"): "their sizes differ",
+        (tiny_model, "--layers", 2, "--batch-sizes", "0"): "--batch-sizes",
+    }.items():
+        done = hmr("bench", *arguments, "--no-memory")
+        assert done.exit_code == 2 and sentence in done.stderr, (arguments, done.output)
