@@ -19,7 +19,7 @@ from hmrcompress.starter.dataset import open_split
 from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, read_log, training_minutes
 from hmrcompress.starter.train import STATE_FILE, averaged_state
 
-DROP_FRAMES_PER_CLIP = 30
+DROP_FRAMES_PER_CLIP = 12
 
 
 def freeze(
