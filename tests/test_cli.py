@@ -26,7 +26,10 @@ from hmrcompress.plan import Plan
 from hmrcompress_cli.common import Printer, cell
 from hmrcompress_cli.main import app
 
-COMMANDS = ("inspect", "search", "cka", "merge", "eval", "export", "convert", "run", "bench", "finetune", "ablate", "report", "starter")
+COMMANDS = (
+    "inspect", "search", "cka", "merge", "eval", "export", "convert", "run", "bench", "finetune", "ablate", "report",
+    "starter",
+)  # fmt: skip
 HEAVY = ("torch", "numpy", "numba", "pydantic", "onnx", "matplotlib")
 
 

@@ -17,6 +17,7 @@ from hmrcompress.starter.breakdown import by_joint, by_kind, by_occlusion, drop_
 from hmrcompress.starter.captured import held_out, load_captured, stretches
 from hmrcompress.starter.card import Figures, network_card
 from hmrcompress.starter.dataset import open_split
+from hmrcompress.starter.freeze import better_on_val
 
 
 def made_up(crops, rng):
@@ -88,11 +89,26 @@ def test_the_card_states_the_figures(tiny_network, tiny_crops):
         {"starter:test": {"mean_pose": row, "baseline": row}}, by_joint(scores), [], [], [0.5, -0.25], 720
     )
     provenance = {"command": "train it", "note": "", "seed": 0, "images": 1000, "minutes": 1.5, "log": "log.jsonl"}
+    provenance["weights"] = "average"
     provenance["environment"] = {"cpu": "a CPU", "device": "cpu"}
     records = [{"seen": 500, "minutes": 1.0, "val": {"mpjpe_mm": 99.5, "pa_mpjpe_mm": 66.5}}]
     card = network_card(tiny_network.config, provenance, figures, records, 5)
     assert "| this network | 123.4 | 77.7 | 150.0 | 9.0 | 12 | starter24 |" in card
     assert "| 0 | +0.50 |\n| 1 | -0.25 |" in card and "on 720 frames" in card and "| 500 | 99.5 | 66.5 |" in card
+
+
+def test_the_weights_that_are_better_on_val_are_kept(tiny_network):
+    class ByNorm:
+        def __call__(self, network, size):
+            return {"mpjpe_mm": float(network.smpl_head.decshape.weight.detach().abs().sum())}
+
+    parameters = [p.detach() for p in tiny_network.parameters()]
+    for factor, expected in ((0.5, "average"), (2.0, "last")):
+        state = {"network": tiny_network.state_dict(), "average": [factor * p for p in parameters]}
+        name, half, network = better_on_val(tiny_network.config, state, ByNorm())
+        wanted = min(factor, 1.0) * tiny_network.smpl_head.decshape.weight
+        assert name == expected and torch.allclose(half["smpl_head.decshape.weight"].float(), wanted, atol=1e-3)
+        assert torch.equal(network.smpl_head.decshape.weight, half["smpl_head.decshape.weight"].float())
 
 
 def still(frames):

@@ -55,6 +55,7 @@ def network_card(
                     "training time",
                     f"{provenance['minutes']} minutes, the last run on {machine['cpu']} ({machine['device']})",
                 ),
+                ("weights", f"{provenance['weights']}, the better on `starter:val`"),
                 ("log", f"`{provenance['log']}`"),
             ),
         ),
