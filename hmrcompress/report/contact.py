@@ -143,7 +143,8 @@ def from_best_to_worst(network: HMR2, crops: CropSet, body: BodyModel) -> list[i
     """Twelve crops of different clips, of rising error; the last four are the worst."""
     frames = crops.sample(1)
     order = frames[np.argsort(frame_errors(network, crops, frames, body))]
-    return [int(i) for i in [*order[:: max(1, len(order) // 8)][:8], *order[-4:]]]
+    rest = order[:-4]
+    return [int(i) for i in [*rest[:: max(1, len(rest) // 8)][:8], *order[-4:]]]
 
 
 @torch.no_grad()
