@@ -129,9 +129,10 @@ def test_losses_vanish_at_the_truth(body, shard):
 def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else():
     vit = build(TINY, seed=1).backbone
     images = torch.randn(8, 3, 128, 96, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(encode_with_layer_drop(vit, images, None, 0.0, torch.Generator()), vit(images))
-    dropped = encode_with_layer_drop(vit, images, None, 0.5, torch.Generator().manual_seed(1))
-    # The rate rises to 0.5 at layer 2: of 8 samples it is 2 at layer 1 and 4 at layer 2, chosen by the generator.
+    none = (0.0,) * vit.depth
+    assert torch.equal(encode_with_layer_drop(vit, images, None, none, torch.Generator()), vit(images))
+    dropped = encode_with_layer_drop(vit, images, None, (0.0, 0.25, 0.5), torch.Generator().manual_seed(1))
+    # Of 8 samples 2 skip layer 1 and 4 skip layer 2, chosen by the generator.
     order = torch.Generator().manual_seed(1)
     kept = {1: torch.randperm(8, generator=order)[:6], 2: torch.randperm(8, generator=order)[:4]}
     tokens = vit.blocks[0](vit.embed(images))
@@ -143,6 +144,12 @@ def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else
             slow.append(one + (vit.blocks[layer](one) - one) * 8 / len(chosen) if stays else one)
         tokens = torch.cat(slow)
     assert torch.allclose(dropped, vit.last_norm(tokens), atol=1e-5)
+
+
+def test_drop_rates_rise_with_depth_and_are_high_on_every_other_upper_layer():
+    rates = Recipe(layer_drop=0.22, spare=(4, 8), spare_drop=0.5).drop_rates
+    assert rates == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.5, 0.1, 0.12, 0.14, 0.5, 0.18, 0.2, 0.22])
+    assert Recipe(layer_drop=1.0, spare=(8,), spare_drop=0.5).drop_rates[8] == pytest.approx(8 / 11)
 
 
 def test_thinned_out_batches_keep_the_person_and_their_targets(shard):
@@ -172,7 +179,9 @@ def test_tokens_of_a_thinned_out_crop_are_those_of_the_network_on_these_patches(
     chosen = torch.tensor([[0, 3, 7], [1, 2, 40], [5, 6, 47], [9, 10, 11]])
     tokens = torch.stack([vit.embed(images)[b, rows] for b, rows in enumerate(chosen.tolist())])
     expected = vit.last_norm(vit.run_blocks(tokens)[0])
-    assert torch.allclose(encode_with_layer_drop(vit, images, chosen, 0.0, torch.Generator()), expected, atol=1e-6)
+    assert torch.allclose(
+        encode_with_layer_drop(vit, images, chosen, (0.0,) * vit.depth, torch.Generator()), expected, atol=1e-6
+    )
 
 
 def test_orthogonalised_matrices_have_the_singular_vectors_of_the_originals_and_values_near_one():
@@ -208,7 +217,8 @@ def test_muon_takes_the_step_of_its_formula():
 def test_every_weight_gets_a_gradient(body, shard):
     network, dense = build(TINY, seed=0), DenseReadout(TINY.dim)
     images, target = to_tensors(shard, np.random.default_rng(0))
-    tokens = encode_with_layer_drop(network.backbone, images, None, 0.2, torch.Generator().manual_seed(0))
+    drops = (0.0, 0.1, 0.2)
+    tokens = encode_with_layer_drop(network.backbone, images, None, drops, torch.Generator().manual_seed(0))
     losses = dense_losses(dense(tokens), target) | body_losses(network.smpl_head(tokens), target, body)
     sum(losses.values()).backward()
     missing = [n for n, p in [*network.named_parameters(), *dense.named_parameters()] if p.grad is None]

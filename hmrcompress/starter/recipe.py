@@ -84,7 +84,11 @@ GO_ON = (
 @dataclass(frozen=True)
 class Recipe:
     """The whole run. `reuse` is how often a crop is seen on average, `window` the number of shards in the pool, `mocap`
-    the share of frames from motion capture, where there is any (splits but `test-mocap` have none)."""
+    the share of frames from motion capture, where there is any (splits but `test-mocap` have none).
+
+    Stochastic depth makes the layers redundant: each is skipped by a share of the samples that rises to `layer_drop` at
+    the last, the `spare` ones by `spare_drop` at least. Every other layer, because Eq. 4 on a pair keeps the upper one.
+    """
 
     stages: tuple[Stage, ...] = (
         Stage(
@@ -116,7 +120,9 @@ class Recipe:
     weight_decay: float = 0.05
     clip_norm: float = 10.0
     warmup_images: int = 3_200
-    layer_drop: float = 0.4
+    layer_drop: float = 0.2
+    spare: tuple[int, ...] = (4, 6, 8, 10)
+    spare_drop: float = 0.5
     ema: float = 0.999
     shard_crops: int = 4096
     reuse: float = 3.0
@@ -128,6 +134,15 @@ class Recipe:
     def images(self) -> int:
         """Crops seen in the whole run."""
         return sum(stage.images for stage in self.stages)
+
+    @property
+    def drop_rates(self) -> tuple[float, ...]:
+        """Share of the samples that skip each layer."""
+        last = max(self.config.depth - 1, 1)
+        return tuple(
+            max(self.layer_drop * layer / last, self.spare_drop if layer in self.spare else 0.0)
+            for layer in range(self.config.depth)
+        )
 
     @classmethod
     def going_on(cls) -> Recipe:

@@ -140,7 +140,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         images, target = images.to(self.device), _moved(target, self.device)
         loss, parts = losses_of(
-            self.network, self.dense, self.body, images, target, stage, recipe.layer_drop, generator
+            self.network, self.dense, self.body, images, target, stage, recipe.drop_rates, generator
         )
         loss.backward()
         share_gradients(self.parameters)
