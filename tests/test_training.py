@@ -141,7 +141,7 @@ def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else
         for sample in range(8):
             one = tokens[sample : sample + 1]
             stays = sample in chosen.tolist()
-            slow.append(one + (vit.blocks[layer](one) - one) * 8 / len(chosen) if stays else one)
+            slow.append(vit.blocks[layer](one) if stays else one)
         tokens = torch.cat(slow)
     assert torch.allclose(dropped, vit.last_norm(tokens), atol=1e-5)
 

@@ -53,13 +53,13 @@ FINE = (
         (256, 192),
         head=True,
         rate=4e-4,
-        rate_end=8e-5,
+        rate_end=6e-5,
         dense_weight=0.3,
         batch=96,
         adam_rate=0.25,
         tokens=80,
     ),
-    Stage("all", 9_600, (256, 192), head=True, rate=8e-5, rate_end=0.0, dense_weight=0.3, batch=96, adam_rate=0.25),
+    Stage("all", 16_800, (256, 192), head=True, rate=6e-5, rate_end=0.0, dense_weight=0.3, batch=96, adam_rate=0.25),
 )
 """The last stages: at full size, at the end with all tokens (trained on 80 alone it was 7 mm worse with 192)."""
 GO_ON = (
@@ -120,9 +120,9 @@ class Recipe:
     weight_decay: float = 0.05
     clip_norm: float = 10.0
     warmup_images: int = 3_200
-    layer_drop: float = 0.2
+    layer_drop: float = 0.1
     spare: tuple[int, ...] = (4, 6, 8, 10)
-    spare_drop: float = 0.5
+    spare_drop: float = 0.35
     ema: float = 0.999
     shard_crops: int = 4096
     reuse: float = 3.0

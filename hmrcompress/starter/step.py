@@ -48,9 +48,9 @@ def encode_with_layer_drop(
 ) -> Tensor:
     """The chosen tokens (B,M') after the last norm, each layer skipped by its share `drops` of the samples.
 
-    A sample skips the whole layer (attention and MLP together), which also saves its arithmetic; the residual of those
-    that stay is scaled up, so that expectations match the full network (stochastic depth, Huang et al. 2016, with a
-    fixed number of survivors).
+    A sample skips the whole layer (attention and MLP together), which also saves its arithmetic. The number of
+    survivors is fixed (stochastic depth, Huang et al. 2016), and nothing is scaled up for those that stay (LayerDrop,
+    Fan et al. 2019): a layer is met as it is in the full network, or not at all, as where it was merged away.
     """
     tokens = vit.embed(images)
     if chosen is not None:
@@ -64,7 +64,7 @@ def encode_with_layer_drop(
             continue
         stay = torch.randperm(batch, generator=generator)[:kept].to(tokens.device)
         entering = tokens[stay]
-        change = (block(entering) - entering) * (batch / kept)
+        change = block(entering) - entering
         tokens = tokens.index_add(0, stay, change.to(tokens.dtype))
     return vit.last_norm(tokens)
 
