@@ -118,8 +118,11 @@ class BodyModel(nn.Module):
 
     def joints(self, params: BodyParams) -> Tensor:
         """Forward kinematics alone: (B,J,3) metres, equal to `forward(params).joints`. Raises ShapeError."""
-        rotations = self._rotations(params)
-        return self._kinematics(rotations, self.rest_joints(params.betas))[1]
+        return self.kinematics(params)[1]
+
+    def kinematics(self, params: BodyParams) -> tuple[Tensor, Tensor]:
+        """Rotations of all joints in the body's frame (B,J,3,3), and `joints(params)`. Raises ShapeError."""
+        return self._kinematics(self._rotations(params), self.rest_joints(params.betas))
 
     def rest(self, betas: Tensor) -> tuple[Tensor, Tensor]:
         """betas (B,S) -> shaped template (B,V,3) and its joints (B,J,3), metres. Raises ShapeError."""

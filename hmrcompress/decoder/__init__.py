@@ -1,0 +1,1 @@
+"""The temporal diffusion decoder: pose numbers, motion VAE, denoiser, sampling, and the classical filters."""
