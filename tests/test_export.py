@@ -68,7 +68,7 @@ def test_the_file_computes_what_the_network_computes(
         given = {"images": images.numpy(), "person_mask": mask.numpy()}
         outputs = dict(
             zip(
-                ("global_orient", "body_pose", "betas", "cam"),
+                ("global_orient", "body_pose", "betas", "cam", "features"),
                 session.run(None, {name: given[name] for name in names}),
                 strict=True,
             )

@@ -22,7 +22,7 @@ from hmrcompress.models.convert import convert_checkpoint
 from hmrcompress.models.folder import write_model_folder
 from hmrcompress.models.load import Checkpoint, load_checkpoint
 from hmrcompress.models.network import HMR2
-from hmrcompress.models.probe import READS
+from hmrcompress.models.probe import SaliencyProbe, reads
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.records import IMAGENET_STD
 from hmrcompress.training import loop as training_loop
@@ -154,9 +154,20 @@ def test_what_learns(world: dict[str, Path], tiny_body: BodyModel, settings: Hea
 
 
 def test_what_a_probe_reads_does_not_change(world: dict[str, Path], tiny_body: BodyModel) -> None:
-    for settings in (HealSettings(full=True), HealSettings(rank=4)):
-        learning = {n for group in task(world, tiny_body, settings, keep_reads=True).groups for n in group.parameters}
-        assert learning and not any(name.startswith(READS) for name in learning)
+    for settings, layer in ((HealSettings(full=True), 0), (HealSettings(full=True), 1), (HealSettings(rank=4), 0)):
+        probe = SaliencyProbe(torch.zeros(32), 0.0, layer=layer)
+        healing = task(world, tiny_body, settings, kept_probe=probe)
+        learning = {name for group in healing.groups for name in group.parameters}
+        frozen = (
+            "backbone.pos_embed",
+            "backbone.patch_embed.",
+            f"backbone.blocks.{layer}.attn.",
+            f"backbone.blocks.{layer}.norm1.",
+        )
+        frozen += ("backbone.blocks.0.",) * layer
+        assert learning and not any(name.startswith(frozen) for name in learning)
+        if settings.full:
+            assert f"backbone.blocks.{layer}.mlp.fc1.weight" in learning
 
 
 def test_a_model_with_a_probe_is_healed_with_its_own_masks(
@@ -170,7 +181,7 @@ def test_a_model_with_a_probe_is_healed_with_its_own_masks(
     assert healed.probe is not None and torch.equal(healed.probe.weight, fit.probe.weight)
     before = load_checkpoint(tmp_path / "probed").state()
     for name, tensor in healed.state().items():
-        assert not name.startswith(READS) or torch.equal(tensor, before[name]), name
+        assert not name.startswith(reads(fit.probe.layer)) or torch.equal(tensor, before[name]), name
 
 
 def test_crops_are_those_of_the_step(world: dict[str, Path]) -> None:
@@ -257,9 +268,8 @@ def test_the_command(world: dict[str, Path], tiny_body_file: Path, tmp_path: Pat
     assert json.loads(record.read_text())["probe"]["macs"] == 192 * tiny.CONFIG.dim
     assert load_checkpoint(probed).source["heal"]["images"] == 8
     for stage, message in {
-        "vae": "vae is not there yet, expected heal or probe",
-        "decoder": "decoder is not there yet",
-        "magic": "magic is not a stage, expected heal or probe",
+        "magic": "magic is not a stage, expected one of heal, probe, vae, decoder, all",
+        "vea": "vea is not a stage",
     }.items():
         done = CliRunner().invoke(app, ["finetune", str(out), "--stage", stage, "-o", str(tmp_path / "x")])
         assert done.exit_code == 2 and message in done.output and not (tmp_path / "x").exists()

@@ -24,7 +24,8 @@ from hmrcompress.models.load import load_checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.models.probe import SaliencyProbe, read_probe, write_probe
 from hmrcompress.plan import Plan, TokenSettings
-from hmrcompress.training.probe_fit import RIDGE, attended_tokens, first_tokens, fit_logistic, fit_probe, quality
+from hmrcompress.training import probe_fit
+from hmrcompress.training.probe_fit import RIDGE, attended_tokens, fit_logistic, fit_probe, quality
 from hmrcompress.training.streams import Crops
 
 
@@ -96,18 +97,31 @@ def test_bright_people_are_found(tiny_network: HMR2, tiny_crops: CropSet, fitted
     assert torch.equal(fit.probe.weight, fitted.weight) and fit.probe.bias == fitted.bias
 
 
+def read_by_hand(network: HMR2, image: torch.Tensor, layer: int) -> torch.Tensor:
+    """(M,D): what enters a layer, plus what its attention adds."""
+    tokens = network.backbone.embed(image[None])
+    for block in network.backbone.blocks[:layer]:
+        tokens = block(tokens)
+    block = network.backbone.blocks[layer]
+    return (tokens + block.attn(block.norm1(tokens))[0])[0]
+
+
+@pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("options", [{}, {"size_weighted": True, "attention_bias": True}, {"metric": "features"}])
 @torch.no_grad()
 def test_self_masks_equal_the_probe_s_mask_handed_in(
-    tiny_network: HMR2, tiny_crops: CropSet, fitted: SaliencyProbe, options: dict[str, object]
+    tiny_network: HMR2, tiny_crops: CropSet, options: dict[str, object], layer: int
 ) -> None:
+    """Merging begins in the layer that the probe reads, as if the schedule had said so."""
+    crops = crops_of(tiny_crops)
+    fitted = fit_probe(tiny_network, crops, crops, frames=12, layer=layer).probe
     settings = TokenSettings.model_validate({"keep": 100, **options})
     images = next(tiny_crops.batches(batch_size=4)).images
-    by_hand = torch.stack([first_tokens(tiny_network, image[None])[0].float() @ fitted.weight for image in images])
+    by_hand = torch.stack([read_by_hand(tiny_network, image, layer) @ fitted.weight for image in images])
     mask = (by_hand + fitted.bias > fitted.threshold).unflatten(1, (16, 12))
     assert mask.any() and not mask.all()
     itself = with_token_merging(tiny_network, settings, fitted)
-    told = with_token_merging(tiny_network, settings)
+    told = with_token_merging(tiny_network, settings.changed(schedule=[0] * layer + [40, 40, 12]))
     assert torch.equal(itself.backbone(images), told.backbone(images, mask))
     assert not torch.equal(itself.backbone(images), told.backbone(images))
     assert torch.equal(itself.backbone(images, ~mask), told.backbone(images, ~mask)), "a mask that is given counts"
@@ -132,11 +146,27 @@ def test_it_costs_next_to_nothing() -> None:
     assert 192 * 1280 < 0.005 * plain.macs
 
 
+def test_the_first_layer_that_knows_the_person_is_read(
+    tiny_network: HMR2, tiny_crops: CropSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops = crops_of(tiny_crops)
+    alone = [fit_probe(tiny_network, crops, crops, frames=12, layer=layer) for layer in range(3)]
+    auc = [fit.figures["auc"] for fit in alone]
+    assert [fit.probe.layer for fit in alone] == [0, 1, 2]
+    for bar, wanted in ((0.5, 0), (1.1, auc.index(max(auc)))):
+        monkeypatch.setattr(probe_fit, "GOOD_AUC", bar)
+        chosen = fit_probe(tiny_network, crops, crops, frames=12)
+        assert chosen.probe.layer == wanted and torch.equal(chosen.probe.weight, alone[wanted].probe.weight)
+    with pytest.raises(UserError, match="got 4, expected 0 … 3"):
+        fit_probe(tiny_network, crops, crops, frames=12, layer=4)
+
+
 def test_files(tmp_path: Path) -> None:
-    probe = SaliencyProbe(torch.randn(8), 0.123456789, -1.5)
+    probe = SaliencyProbe(torch.randn(8), 0.123456789, -1.5, layer=2)
     write_probe(tmp_path / "probe.safetensors", probe)
     read = read_probe(tmp_path / "probe.safetensors", 8)
-    assert torch.equal(read.weight, probe.weight) and (read.bias, read.threshold) == (probe.bias, probe.threshold)
+    assert torch.equal(read.weight, probe.weight)
+    assert (read.bias, read.threshold, read.layer) == (probe.bias, probe.threshold, 2)
     assert read.sha256 == probe.sha256 != replace(probe, bias=0.0).sha256
     with pytest.raises(UserError, match="expected a saliency probe"):
         read_probe(tmp_path / "probe.safetensors", 9)

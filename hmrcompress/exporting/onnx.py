@@ -92,16 +92,7 @@ def export_onnx(
     path = Path(path)
     if dtype not in DTYPES:
         raise UserError(f"got {dtype_name(dtype)}, expected {' or '.join(map(dtype_name, DTYPES))}", "export")
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, "export")
-    if path.suffix != ".onnx":
-        raise UserError("the name has to end in .onnx", path)
-    if path.is_dir():
-        raise UserError("is a folder, expected the name of a file", path)
-    first = next(network.parameters())
-    if first.dtype != torch.float32 or first.is_cuda:
-        raise UserError(f"got a network in {first.dtype} on {first.device}, expected float32 on the CPU", "export")
+    check_export(network, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     network.eval()
     with TemporaryDirectory(prefix=f".{path.stem}-", suffix=".part", dir=path.parent) as folder:
@@ -120,6 +111,20 @@ def export_onnx(
         for file in written:
             os.replace(file, path.parent / file.name)
     return OnnxExport(path, contract, path.with_name(golden.name), size, parity)
+
+
+def check_export(network: nn.Module, path: Path) -> None:
+    """UserError or MissingExtra where a network could not be written to `path`."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "export")
+    if path.suffix != ".onnx":
+        raise UserError("the name has to end in .onnx", path)
+    if path.is_dir():
+        raise UserError("is a folder, expected the name of a file", path)
+    first = next(network.parameters())
+    if first.dtype != torch.float32 or first.is_cuda:
+        raise UserError(f"got a network in {first.dtype} on {first.device}, expected float32 on the CPU", "export")
 
 
 @torch.no_grad()
@@ -143,7 +148,7 @@ def _write_graph(network: HMR2, path: Path, batch: FrameBatch) -> None:
         inputs["person_mask"] = mask_or_nobody(images, mask)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     batch_size = torch.export.Dim("batch", min=1, max=4096)
-    with _quietly():
+    with quietly():
         torch.onnx.export(
             _Exported(network).eval(),
             tuple(inputs.values()),
@@ -164,7 +169,7 @@ def takes_mask(network: HMR2) -> bool:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the exporter's deprecation warnings and its log of every step."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -211,6 +216,11 @@ def _contract(network: HMR2, files: Mapping[str, Any], parity: Parity, body: Bod
             },
             "betas": {"shape": ["B", config.num_betas], "dtype": "float32", "meaning": "shape coefficients"},
             "cam": {"shape": ["B", 3], "dtype": "float32", "meaning": "weak perspective (s, tx, ty) of the crop"},
+            "features": {
+                "shape": ["B", config.head_width],
+                "dtype": "float32",
+                "meaning": "the head's token before the linear read-outs, which a temporal decoder reads",
+            },
         },
         "body": {"name": body.name, "faces_sha256": body.faces_sha256},
         "parity": parity.to_dict() | {"reference": "torch, float32, CPU", "through": "onnxruntime, CPU"},

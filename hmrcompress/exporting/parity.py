@@ -20,7 +20,8 @@ from hmrcompress.errors import HMRCompressError, MissingExtra, UserError
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import BodyParams, FrameBatch
 
-OUTPUTS = ("global_orient", "body_pose", "betas", "cam")
+OUTPUTS = ("global_orient", "body_pose", "betas", "cam", "features")
+"""The last one is what a temporal decoder reads; it has no scale of its own, so its differences count by its size."""
 MAX_ABS = 1e-3
 MAX_JOINTS_MM = 0.1
 HALF_ABS = 1e-2
@@ -109,10 +110,16 @@ def measure(
             part = slice(start, start + size)
             mask = None if batch.person_mask is None else batch.person_mask[part]
             reference, other = network(batch.images[part], mask), exported(batch.images[part], mask)
-            each = [(getattr(reference, name) - other[name]).abs().flatten(1).amax(1) for name in OUTPUTS]
+            each = [_gap(name, getattr(reference, name), other[name]) for name in OUTPUTS]
             moved = body.joints(reference.params) - body.joints(BodyParams(*(other[name] for name in OUTPUTS[:3])))
             gaps.append(torch.stack(each).amax(0))
             distances.append(moved.norm(dim=-1).amax(1) * 1000.0)
     gap, distance = torch.cat(gaps).double(), torch.cat(distances).double()
     median = Difference(gap.median().item(), distance.median().item())
     return Parity(gap.max().item(), distance.max().item(), count, tuple(sizes), median)
+
+
+def _gap(name: str, reference: Tensor, other: Tensor) -> Tensor:
+    """The largest difference of an output for each crop (B,); of features in parts of the largest one, if above 1."""
+    scale = reference.abs().max().clamp(min=1.0) if name == "features" else 1.0
+    return (reference - other).abs().flatten(1).amax(1) / scale

@@ -20,7 +20,7 @@ from hmrcompress.plan import TokenSettings
 
 
 class Unlocated(TokenState):
-    """A state whose `person` is not known yet: the saliency probe finds it in the first layer."""
+    """A state whose `person` is not known yet: the saliency probe finds it in the layer that it reads."""
 
     __slots__ = ()
 
@@ -67,9 +67,9 @@ class TokenMerger:
         """log(size) of each token, (B,1,1,M), if the settings ask for it in the head."""
         return state.sizes.log()[:, None, None] if self.settings.biases_head else None
 
-    def located(self, tokens: Tensor, state: TokenState) -> TokenState:
-        """The state with the person found by the probe in the first layer's attended tokens (B,M,D), if it was not."""
-        if not isinstance(state, Unlocated) or self.probe is None:
+    def located(self, layer: int, tokens: Tensor, state: TokenState) -> TokenState:
+        """The state with the person found by the probe in its layer's attended tokens (B,M,D), if it was not."""
+        if not isinstance(state, Unlocated) or self.probe is None or layer < self.probe.layer:
             return state
         return TokenState(self.probe.person(tokens), state.sizes)
 
@@ -78,7 +78,7 @@ class TokenMerger:
         settings = self.settings
         if settings.drop_background is not None:
             return None
-        state = self.located(tokens, state)
+        state = self.located(layer, tokens, state)
         removed = layer_count(tokens.shape[1], settings.keep, _rate(settings), layer, settings.protect)
         if not removed:
             return None
@@ -87,7 +87,7 @@ class TokenMerger:
 
     def reduce(self, layer: int, tokens: Tensor, keys: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
         """Merges what this layer has to."""
-        state = self.located(tokens, state)
+        state = self.located(layer, tokens, state)
         matching = self.matching(layer, tokens, keys, state)
         if matching is None:
             return tokens, state
@@ -98,23 +98,40 @@ class TokenMerger:
 def with_token_merging(network: HMR2, settings: TokenSettings | None, probe: SaliencyProbe | None = None) -> HMR2:
     """Another network over the same weights that merges tokens (None: that does not); `network` stays as it is.
 
-    probe: fitted on these weights; it finds the person wherever no mask is given. Raises UserError where the network
-    has too few layers to get down to `settings.keep` tokens, or where background is to be dropped before the probe.
+    probe: fitted on these weights; it finds the person wherever no mask is given, and merging begins in the layer that
+    it reads (see `delayed`). Raises UserError where the network has too few layers to get down to `settings.keep`
+    tokens, or where background is to be dropped before the probe.
     """
     other = share(network)
     if settings is None:
         other.backbone.reducer = None
         return other
     rows, columns = network.config.grid
-    check_depth(settings, rows * columns, network.config.depth)
     if probe is not None and settings.drop_background is not None:
         raise UserError(
             "background is dropped before the first layer, where the saliency probe does not see it yet",
             "--masks self with drop_background",
             "Give masks, or merge tokens instead of dropping them",
         )
+    settings = delayed(settings, rows * columns, probe.layer if probe else 0)
+    check_depth(settings, rows * columns, network.config.depth)
     other.backbone.reducer = TokenMerger(settings, probe)
     return other
+
+
+def delayed(settings: TokenSettings, tokens: int, layer: int) -> TokenSettings:
+    """The same settings with nothing merged below `layer`: (90, 40) of 192 from layer 1 on is 0, 40, 40, 22."""
+    if layer == 0 or settings.drop_background is not None:
+        return settings
+    removed = schedule(tokens, settings.keep, _rate(settings), settings.protect)
+    early = next((index for index, gone in enumerate(removed) if gone), layer)
+    return settings.changed(schedule=[0] * max(0, layer - early) + removed)
+
+
+def merging_settings(network: HMR2) -> TokenSettings | None:
+    """How a network merges tokens as it stands; None where it does not."""
+    reducer = network.backbone.reducer
+    return reducer.settings if isinstance(reducer, TokenMerger) else None
 
 
 def check_depth(settings: TokenSettings, tokens: int, depth: int) -> None:

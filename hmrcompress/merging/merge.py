@@ -42,7 +42,8 @@ def merge_checkpoint(
 
     `patches` are what the rule `lstsq` adds; `fitted_on` says on which data, for the provenance. Raises UserError where
     the plan was made for another checkpoint (`force`: only where the numbers of layers differ), cannot be applied, or
-    `out` is a folder of something else. A saliency probe is handed on where the layer that it reads stays as it is.
+    `out` is a folder of something else. A saliency probe is handed on where the layers up to the one that it reads stay
+    as they are; a temporal decoder is not, because it was trained on the features of the network as it was.
     """
     plan.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, plan_name)
     config = replace(checkpoint.config, depth=len(plan.groups))
@@ -58,10 +59,15 @@ def merge_checkpoint(
         plan=plan,
         provenance=provenance,
         body=checkpoint.body,
-        probe=checkpoint.probe if plan.groups[0] == (0,) else None,
+        probe=checkpoint.probe if checkpoint.probe and _untouched(plan, checkpoint.probe.layer) else None,
     )
 
 
 def _ridges(patches: Patches) -> dict[str, float | None]:
     """The ridge of each patch, by the first layer of its group; None where nothing beats leaving the patch away."""
     return {str(layer): patch.ridge if math.isfinite(patch.ridge) else None for layer, patch in patches.items()}
+
+
+def _untouched(plan: Plan, layer: int) -> bool:
+    """Whether the layers up to this one stay as they are."""
+    return plan.groups[: layer + 1] == tuple((index,) for index in range(layer + 1))

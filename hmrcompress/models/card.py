@@ -36,6 +36,9 @@ def model_card(name: str, config: FolderConfig, parameters: int) -> str:
         lines.append(f"| healed | {healed['images']:,} crops of {healed['data']}, without labels |")
     if fitted := config.provenance.get("probe"):
         lines.append(f"| person mask | `--masks self`: a saliency probe, fitted on {fitted['fitted_on']} |")
+    if config.decoder is not None:
+        frames, objective = config.decoder.get("frames"), config.decoder.get("objective")
+        lines.append(f"| temporal decoder | windows of {frames} frames, objective `{objective}` |")
     lines += ["", "Measured figures: `hmrcompress eval` writes them for the data you have.", ""]
     return "\n".join(lines)
 

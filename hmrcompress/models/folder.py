@@ -1,5 +1,6 @@
 """The compressed-model folder: config.json, model.safetensors, plan.yaml (if layers or tokens were merged),
-probe.safetensors (if the network finds the person by itself), README.md.
+decoder.safetensors (if a temporal decoder was trained for it), probe.safetensors (if the network finds the person by
+itself), README.md.
 
 `config.json` holds everything needed to build the network, and size and hash of every other file that matters, so that
 a truncated or changed file is noticed on loading.
@@ -22,13 +23,14 @@ from hmrcompress.io.atomic import atomic_folder, json_text
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.models.card import model_card
+from hmrcompress.models.decoder_part import DecoderPart
 from hmrcompress.models.network import NetworkConfig
 from hmrcompress.models.probe import SaliencyProbe, read_probe, write_probe
 from hmrcompress.plan import CheckpointRef, MergeRule, Plan, TokenSettings, trivial_groups
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, IMAGENET_MEAN, IMAGENET_STD
 
 CONFIG, WEIGHTS, PLAN, CARD = "config.json", "model.safetensors", "plan.yaml", "README.md"
-PROBE = "probe.safetensors"
+PROBE, DECODER = "probe.safetensors", "decoder.safetensors"
 FORMAT = "hmrcompress-model"
 
 
@@ -81,7 +83,8 @@ class FolderConfig(_Frozen):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that was read and checked; `state` are views of the mapped file. `probe` makes person masks."""
+    """A folder that was read and checked; `state` are views of the mapped file, as are the decoder's tensors. `probe`
+    makes person masks, `decoder` poses of whole clips."""
 
     path: Path
     config: FolderConfig
@@ -89,6 +92,7 @@ class Folder:
     state: dict[str, Tensor]
     plan: Plan | None
     probe: SaliencyProbe | None = None
+    decoder: DecoderPart | None = None
 
     @property
     def sha256(self) -> str:
@@ -115,13 +119,15 @@ def write_model_folder(
     body: str | None = None,
     card: str | None = None,
     probe: SaliencyProbe | None = None,
+    decoder: DecoderPart | None = None,
 ) -> Folder:
     """Writes the folder beside its place and renames it; gives what `read_model_folder` would.
 
     state: key -> tensor of the network that `network` describes, in the dtype to store. plan: the plan that made it;
     without one nothing was merged. provenance: where the weights come from, as plain values. body: name of the body.
-    card: text of README.md; without one it is made from the rest. probe: fitted on these weights. An existing folder
-    is replaced only if it is empty or a model of ours; otherwise UserError.
+    card: text of README.md; without one it is made from the rest. probe, decoder: fitted on these weights; the tensors
+    of the latter in the dtype to store. An existing folder is replaced only if it is empty or a model of ours;
+    otherwise UserError.
     """
     path = Path(path)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
@@ -131,6 +137,8 @@ def write_model_folder(
             plan.write(temporary / PLAN)
         if probe is not None:
             write_probe(temporary / PROBE, probe)
+        if decoder is not None:
+            write_safetensors(temporary / DECODER, decoder.tensors)
         config = FolderConfig(
             family=family,
             network=network.to_dict(),
@@ -138,6 +146,7 @@ def write_model_folder(
             groups=trivial_groups(network.depth) if plan is None else plan.groups,
             merge_rule=None if plan is None else plan.merge_rule,
             tokens=None if plan is None else plan.tokens,
+            decoder=None if decoder is None else dict(decoder.config),
             body=BodyConfig(joints=network.num_joints, betas=network.num_betas, name=body),
             provenance=dict(provenance or {}),
             files={file.name: _reference(file) for file in sorted(temporary.iterdir())},
@@ -167,6 +176,8 @@ def read_model_folder(path: Path | str, verify: bool = True) -> Folder:
         raise UserError(what, path / CONFIG) from error
     if WEIGHTS not in config.files:
         raise UserError(f"files: {WEIGHTS} is not listed", path / CONFIG)
+    if (config.decoder is None) != (DECODER not in config.files):
+        raise UserError(f"decoder: its settings and {DECODER} belong together, one is not listed", path / CONFIG)
     for name, reference in config.files.items():
         _check(path / name, reference, verify)
     state, _ = read_safetensors(path / WEIGHTS)
@@ -178,6 +189,7 @@ def read_model_folder(path: Path | str, verify: bool = True) -> Folder:
         state=state,
         plan=Plan.read(path / PLAN) if PLAN in config.files else None,
         probe=read_probe(path / PROBE, network.dim) if PROBE in config.files else None,
+        decoder=None if config.decoder is None else DecoderPart(config.decoder, read_safetensors(path / DECODER)[0]),
     )
 
 

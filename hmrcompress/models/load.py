@@ -15,6 +15,7 @@ from torch import Tensor
 from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import StateFile, open_state_file
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.models.decoder_part import DecoderPart
 from hmrcompress.models.families import check_keys, family, recognise, split_ignored
 from hmrcompress.models.folder import Folder, read_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state, random_sha256
@@ -34,7 +35,8 @@ class Checkpoint:
     weights. stored_dtype: dtype in the file. ignored: keys of the file that inference does not need; unknown: keys
     that nobody knows (only where asked for). plan: the plan that made a compressed model. name: what to call it in
     figures. body: name of the body it predicts, if known. source: provenance that the file itself records. probe: makes
-    person masks inside the network, where the model holds one.
+    person masks inside the network, decoder: poses of whole clips, where the model holds one (`decoder.files`);
+    motion_vae: the decoder, or what there is of it when only its VAE was trained.
     """
 
     network: HMR2
@@ -49,6 +51,8 @@ class Checkpoint:
     source: dict[str, Any] = field(default_factory=dict)
     known_sha256: str | None = None
     probe: SaliencyProbe | None = None
+    decoder: DecoderPart | None = None
+    motion_vae: DecoderPart | None = None
 
     @property
     def config(self) -> NetworkConfig:
@@ -151,6 +155,8 @@ def _from_folder(folder: Folder) -> Checkpoint:
         source=folder.config.provenance,
         known_sha256=folder.sha256,
         probe=folder.probe,
+        decoder=folder.decoder if folder.decoder and folder.decoder.complete else None,
+        motion_vae=folder.decoder,
     )
 
 

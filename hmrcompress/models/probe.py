@@ -1,7 +1,7 @@
-"""The saliency probe: one linear read-out of the first layer's tokens that stands in for a segmenter.
+"""The saliency probe: one linear read-out of an early layer's tokens that stands in for a segmenter.
 
-It reads tokens between attention and MLP of layer 0, which is where token merging begins, so that a network that holds
-one needs no person mask. `training.probe_fit` fits it; a compressed-model folder keeps it in `probe.safetensors`.
+It reads tokens between attention and MLP of its layer, which is where token merging then begins, so that a network that
+holds one needs no person mask. `training.probe_fit` fits it; a compressed-model folder keeps it in `probe.safetensors`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ from torch import Tensor
 from hmrcompress.errors import UserError
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 
-READS = ("backbone.pos_embed", "backbone.patch_embed.", "backbone.blocks.0.norm1.", "backbone.blocks.0.attn.")
-"""Beginnings of the keys of all weights that its tokens depend on: where one changes, it has to be fitted anew."""
+
+def reads(layer: int) -> tuple[str, ...]:
+    """Beginnings of the keys of all weights that the tokens read in `layer` depend on: where one of them changes, the
+    probe has to be fitted anew."""
+    below = (f"backbone.blocks.{index}." for index in range(layer))
+    block = f"backbone.blocks.{layer}"
+    return ("backbone.pos_embed", "backbone.patch_embed.", *below, f"{block}.norm1.", f"{block}.attn.")
 
 
 @dataclass(frozen=True, eq=False)
 class SaliencyProbe:
-    """weight (D,) float32; a token x belongs to the person where `x . weight + bias > threshold` (log-odds).
+    """weight (D,) float32; a token x belongs to the person where `x . weight + bias > threshold` (log-odds). layer: the
+    one whose tokens it reads.
 
     Frozen tensors outside of the network's state dict: they move to where the tokens are when they are used.
     """
@@ -33,12 +39,13 @@ class SaliencyProbe:
     weight: Tensor
     bias: float
     threshold: float = 0.0
+    layer: int = 0
 
     @property
     def sha256(self) -> str:
         """Hash of its numbers."""
         numbers = self.weight.cpu().contiguous().numpy().astype("<f4").tobytes()
-        return hashlib.sha256(numbers + struct.pack("<2d", self.bias, self.threshold)).hexdigest()
+        return hashlib.sha256(numbers + struct.pack("<2dq", self.bias, self.threshold, self.layer)).hexdigest()
 
     def scores(self, tokens: Tensor) -> Tensor:
         """Log-odds that each token belongs to the person: (B,M,D) -> (B,M) float32."""
@@ -50,17 +57,17 @@ class SaliencyProbe:
 
 
 def write_probe(path: Path | str, probe: SaliencyProbe) -> None:
-    """Writes weight (D,), bias (1,) and threshold (1,); the same probe gives the same bytes."""
+    """Writes weight (D,), bias (1,), threshold (1,) and layer (1,); the same probe gives the same bytes."""
     numbers = {"bias": probe.bias, "threshold": probe.threshold}
     exact = {name: torch.tensor([value], dtype=torch.float64) for name, value in numbers.items()}
-    write_safetensors(path, {"weight": probe.weight} | exact)
+    write_safetensors(path, {"weight": probe.weight, "layer": torch.tensor([probe.layer])} | exact)
 
 
 def read_probe(path: Path | str, dim: int) -> SaliencyProbe:
     """Reads what `write_probe` wrote. Raises UserError where it does not fit tokens of `dim` channels."""
     state, _ = read_safetensors(path)
-    _check(state, {"weight": (dim,), "bias": (1,), "threshold": (1,)}, path)
-    return SaliencyProbe(state["weight"].clone(), float(state["bias"]), float(state["threshold"]))
+    _check(state, {"weight": (dim,), "bias": (1,), "threshold": (1,), "layer": (1,)}, path)
+    return SaliencyProbe(state["weight"].clone(), float(state["bias"]), float(state["threshold"]), int(state["layer"]))
 
 
 def _check(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], where: Any) -> None:

@@ -18,7 +18,7 @@ from hmrcompress.data.masks import MaskSource
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.metrics.pose import STARTER24, Protocol, Scores, network_predict, score
 from hmrcompress.models.network import HMR2, from_state
-from hmrcompress.models.probe import READS, SaliencyProbe
+from hmrcompress.models.probe import SaliencyProbe, reads
 from hmrcompress.plan import TokenSettings
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import autocast, dtype_name
@@ -50,7 +50,7 @@ class Pair:
     """The compressed network (the student) and the uncompressed one (the teacher), float32, on one device.
 
     groups: the teacher's layers that each of the student's came from. tokens: how the student merges tokens; probe: its
-    mask, where it finds the person itself. keep_reads: what a probe reads (`models.probe.READS`) is not to change.
+    mask, where it finds the person itself. kept_probe: a probe whose tokens (`models.probe.reads`) are not to change.
     """
 
     student: HMR2
@@ -58,7 +58,7 @@ class Pair:
     groups: Sequence[Sequence[int]]
     tokens: TokenSettings | None = None
     probe: SaliencyProbe | None = None
-    keep_reads: bool = False
+    kept_probe: SaliencyProbe | None = None
 
 
 class Healing:
@@ -86,7 +86,7 @@ class Healing:
         self.layers = self._layers(pair)
         if not settings.full:
             adapt(self.network, self.layers, settings.rank, settings.seed)
-        self.groups = self._groups(frozen=READS if pair.keep_reads else ())
+        self.groups = self._groups(frozen=reads(pair.kept_probe.layer) if pair.kept_probe else ())
         for group in self.groups:
             for parameter in group.parameters.values():
                 parameter.requires_grad_(True)

@@ -62,7 +62,7 @@ def traced_encode(network: HMR2, images: Tensor, person_mask: Tensor | None) -> 
     for layer in range(backbone.depth):
         block = cast(Block, backbone.blocks[layer])
         attended, keys = block.attend(tokens, reducer.attention_bias(state))
-        state = reducer.located(attended, state)
+        state = reducer.located(layer, attended, state)
         with torch.no_grad():
             matching = reducer.matching(layer, attended, keys, state)
             if matching is not None:

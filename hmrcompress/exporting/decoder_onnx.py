@@ -1,0 +1,181 @@
+"""ONNX of the temporal decoder: one window of frames, features in, poses out, with a dynamic batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hmrcompress.decoder.diffusion import sampling_steps
+from hmrcompress.decoder.model import TemporalDecoder
+from hmrcompress.errors import UserError
+from hmrcompress.exporting.onnx import EXAMPLE_BATCH, SCHEMA, OnnxExport, check_export, quietly
+from hmrcompress.exporting.parity import BATCH_SIZES, Parity
+from hmrcompress.io.atomic import write_json
+from hmrcompress.io.hashes import sha256_file
+from hmrcompress.runtime import generator
+
+WINDOWS = 5
+"""Windows that the file is compared with torch on, each with other frames missing."""
+JOINT_NUMBERS = 87
+"""The first numbers of a pose are locations of 29 joints in metres."""
+
+
+class _Exported(nn.Module):
+    """The decoder with all inputs of the graph as arguments; without noise where it has no use for any."""
+
+    def __init__(self, decoder: TemporalDecoder, steps: int) -> None:
+        super().__init__()
+        self.decoder, self.steps = decoder, steps
+        if decoder.config.diffuses:
+            sampling_steps(decoder.config, steps)  # made here, because tracing turns its tensors into symbols
+
+    def forward(self, features: Tensor, known: Tensor, valid: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.decoder(features, known, valid, steps=self.steps, noise=noise)
+
+
+def export_decoder(
+    decoder: TemporalDecoder,
+    path: Path | str,
+    *,
+    frames: int | None = None,
+    steps: int = 1,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    about: Mapping[str, Any] | None = None,
+) -> OnnxExport:
+    """Writes FILE.onnx, the contract of its inputs and outputs, FILE.onnx.json, with `about` (provenance) in it, and
+    FILE.onnx.golden.npz: inputs, and what torch gives for them.
+
+    decoder: float32 on the CPU. frames: of a window (None: as many as the decoder takes). steps: of sampling, unrolled.
+    The file is compared with torch on windows of random features, with frames missing, at every one of `batch_sizes`
+    (at most `WINDOWS`) before anything gets its name. `parity.crops` counts windows. Raises UserError, MissingExtra,
+    and HMRCompressError where the two differ by 1e-3 or 0.1 mm on a joint.
+    """
+    path = Path(path)
+    check_export(decoder, path)
+    frames = decoder.config.frames if frames is None else frames
+    if not 1 <= frames <= decoder.config.frames:
+        raise UserError(f"got {frames}, expected 1 to {decoder.config.frames}", "frames")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exported = _Exported(decoder.eval(), steps).eval()
+    inputs = _windows(decoder, frames)
+    with torch.no_grad():
+        expected = exported(*inputs.values())
+    with TemporaryDirectory(prefix=f".{path.stem}-", suffix=".part", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        _write_graph(exported, made, inputs)
+        parity = _measure(made, inputs, expected, batch_sizes)
+        parity.require(path)
+        size = made.stat().st_size
+        golden = Path(folder) / f"{path.name}.golden.npz"
+        tensors = {name: tensor.numpy() for name, tensor in (inputs | {"pose": expected}).items()}
+        np.savez(golden, **tensors)
+        written = (golden, made)
+        files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in written}
+        contract = path.with_name(f"{path.name}.json")
+        more = {"dtype": "float32", "golden": golden.name, "files": files} | dict(about or {})
+        write_json(contract, _contract(decoder, frames, steps, parity) | more)
+        for file in written:
+            os.replace(file, path.parent / file.name)
+    return OnnxExport(path, contract, path.with_name(golden.name), size, parity)
+
+
+def _windows(decoder: TemporalDecoder, frames: int) -> dict[str, Tensor]:
+    """Inputs of `WINDOWS` windows: features as they are distributed in training; with all frames, every second, every
+    fourth, half of them at random, and as many of a clip that ends early."""
+    config, random = decoder.config, generator(0)
+    features = torch.randn(WINDOWS, frames, config.feature_dim, generator=random)
+    numbers = torch.arange(frames)
+    some = torch.rand(frames, generator=random) < 0.5
+    known = torch.stack([numbers >= 0, numbers % 2 == 0, numbers % 4 == 0, some, some])
+    valid = torch.ones(WINDOWS, frames, dtype=torch.bool)
+    valid[-1] = numbers < (frames + 1) // 2
+    inputs = {"features": features * decoder.feature_std + decoder.feature_mean, "known": known, "valid": valid}
+    if config.diffuses:
+        inputs["noise"] = torch.randn(WINDOWS, config.latents, config.latent_dim, generator=random)
+    return inputs
+
+
+def _write_graph(exported: _Exported, path: Path, inputs: Mapping[str, Tensor]) -> None:
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with quietly():
+        torch.onnx.export(
+            exported,
+            tuple(tensor[:EXAMPLE_BATCH] for tensor in inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=["pose"],
+            dynamic_shapes={name: {0: batch} for name in inputs},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _measure(path: Path, inputs: Mapping[str, Tensor], expected: Tensor, batch_sizes: Sequence[int]) -> Parity:
+    """Runs the file over the windows, once for every batch size."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    gaps: list[float] = []
+    distances: list[float] = []
+    for size in batch_sizes:
+        for start in range(0, WINDOWS, size):
+            part = slice(start, start + size)
+            given = {name: tensor[part].numpy() for name, tensor in inputs.items()}
+            gap = torch.from_numpy(session.run(["pose"], given)[0]) - expected[part]
+            gaps.append(gap.abs().max().item())
+            joints = gap[..., :JOINT_NUMBERS].unflatten(-1, (-1, 3))
+            distances.append(joints.norm(dim=-1).max().item() * 1000.0)
+    # numpy's maximum hands NaN on, Python's may not.
+    return Parity(float(np.max(gaps)), float(np.max(distances)), WINDOWS, tuple(batch_sizes))
+
+
+def _contract(decoder: TemporalDecoder, frames: int, steps: int, parity: Parity) -> dict[str, Any]:
+    """What someone needs who has only the file: names, shapes, units, and how it was checked."""
+    config = decoder.config
+    flags = {"shape": ["B", frames], "dtype": "bool"}
+    inputs: dict[str, Any] = {
+        "features": {
+            "shape": ["B", frames, config.feature_dim],
+            "dtype": "float32",
+            "meaning": "per-frame features of the network, as its head gives them; anything where a frame has none",
+        },
+        "known": flags | {"meaning": "true where a frame has features"},
+        "valid": flags | {"meaning": "true where the frame exists; a clip shorter than a window fills its beginning"},
+    }
+    if config.diffuses:
+        inputs["noise"] = {
+            "shape": ["B", config.latents, config.latent_dim],
+            "dtype": "float32",
+            "meaning": "normal noise to begin with; the same for all windows of a clip",
+        }
+    pose = (
+        "29 joint locations relative to joint 0 (metres, camera frame: x right, y down, z forward; xyz per joint; "
+        "24 SMPL joints, then head top, hands, feet), then (cos, sin) of 23 twists"
+    )
+    return {
+        "schema": SCHEMA,
+        "kind": "hmrcompress decoder onnx",
+        "inputs": inputs,
+        "outputs": {"pose": {"shape": ["B", frames, config.pose_dim], "dtype": "float32", "meaning": pose}},
+        "steps": steps,
+        "decoder": config.to_dict(),
+        "parity": {
+            "max_abs_diff": parity.max_abs_diff,
+            "joints_mm": parity.joints_mm,
+            "windows": parity.crops,
+            "batch_sizes": list(parity.batch_sizes),
+            "reference": "torch, float32, CPU",
+            "through": "onnxruntime, CPU",
+        },
+    }

@@ -1,0 +1,144 @@
+"""A temporal decoder in a model folder: stored, read back, damaged, handed on or left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_decoder_nets import TINY, draw, every
+
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import DataMasks
+from hmrcompress.decoder.files import build_decoder, decoder_part, decoder_tensors
+from hmrcompress.decoder.model import STATISTICS, TemporalDecoder
+from hmrcompress.errors import UserError
+from hmrcompress.io.safetensors_file import read_safetensors
+from hmrcompress.merging.merge import merge_checkpoint
+from hmrcompress.models.decoder_part import DecoderPart
+from hmrcompress.models.folder import DECODER, read_model_folder, write_model_folder
+from hmrcompress.models.load import load_checkpoint
+from hmrcompress.plan import Plan
+from hmrcompress.training.finetune import add_probe
+from hmrcompress.training.streams import Crops
+
+
+@pytest.fixture(scope="module")
+def decoder() -> TemporalDecoder:
+    made = TemporalDecoder(TINY, seed=1).eval()
+    made.set_statistics(pose_mean=draw(133), pose_std=draw(133).abs(), feature_mean=draw(8))
+    return made
+
+
+def write(path: Path, part: DecoderPart) -> Path:
+    return write_model_folder(path, tiny.network().state_dict(), tiny.CONFIG, decoder=part).path
+
+
+def test_stored_and_read_back(tmp_path: Path, decoder: TemporalDecoder) -> None:
+    path = write(tmp_path / "model", decoder_part(decoder))
+    stored, _ = read_safetensors(path / "decoder.safetensors")
+    assert set(stored) == set(decoder.state_dict())
+    assert json.loads((path / "config.json").read_text())["decoder"] == TINY.to_dict()
+    assert "windows of 12 frames, objective `both`" in (path / "README.md").read_text()
+    part = load_checkpoint(path).decoder
+    assert part is not None and part.parameters == sum(t.numel() for t in decoder.state_dict().values())
+    again = build_decoder(part.config, part.tensors, path)
+    assert again.config == TINY and not again.training and not any(p.requires_grad for p in again.parameters())
+    args = draw(2, 12, 8), every(2, 12), every(2, 12)
+    stored = decoder.state_dict()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in again.state_dict().items())
+    # Not equal bit by bit: a mapped file is aligned differently, and products sum in another order then.
+    torch.testing.assert_close(again(*args), decoder(*args), rtol=1e-4, atol=1e-5)
+    twice = write(tmp_path / "twice", decoder_part(decoder))
+    assert (twice / DECODER).read_bytes() == (path / DECODER).read_bytes()
+    assert (
+        load_checkpoint(write_model_folder(tmp_path / "none", tiny.network().state_dict(), tiny.CONFIG).path).decoder
+        is None
+    )
+
+
+def test_half_precision_keeps_statistics_exact(tmp_path: Path, decoder: TemporalDecoder) -> None:
+    part = decoder_part(decoder)
+    path = write(tmp_path / "half", part.half())
+    loaded = read_model_folder(path).decoder
+    assert loaded is not None
+    for name, tensor in decoder.state_dict().items():
+        assert loaded.tensors[name].dtype == (torch.float32 if name in STATISTICS else torch.float16)
+        kept = tensor if name in STATISTICS else tensor.half()
+        assert torch.equal(loaded.tensors[name], kept)
+    again = build_decoder(loaded.config, loaded.tensors)
+    assert {tensor.dtype for tensor in decoder_tensors(again).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in part.tensors.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("truncate", r"decoder\.safetensors: the file was truncated: it has \d+ bytes"),
+        ("flip", r"decoder\.safetensors: the file was changed: its hash"),
+        ("remove", r"decoder\.safetensors: the file is missing"),
+        ("settings", r"config\.json: decoder: its settings and decoder\.safetensors belong together"),
+    ],
+)
+def test_damage_is_noticed(tmp_path: Path, decoder: TemporalDecoder, damage: str, message: str) -> None:
+    path = write(tmp_path / "model", decoder_part(decoder))
+    file, config = path / DECODER, path / "config.json"
+    data = bytearray(file.read_bytes())
+    if damage == "truncate":
+        file.write_bytes(data[:-10])
+    elif damage == "flip":
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif damage == "remove":
+        file.unlink()
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"decoder": None}))
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(path)
+
+
+def test_parts_that_make_no_decoder(decoder: TemporalDecoder) -> None:
+    config, tensors = TINY.to_dict(), decoder_tensors(decoder)
+    fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith("vae.encoder.norm")}
+    wrong = [
+        (config | {"latents": 4}, tensors, r"m: 5 keys of another shape: .*vae\.latent_queries 3x16 instead of 4x16"),
+        (config, fewer, r"m: 2 keys missing: vae\.encoder\.norm\.weight, vae\.encoder\.norm\.bias"),
+        (config, tensors | {"pose_mean": torch.zeros(133, dtype=torch.int64)}, "m: pose_mean is torch.int64"),
+        ({"frames": 3}, tensors, "m: unknown or missing fields"),
+        (config | {"objective": "noise"}, tensors, "m: objective: noise cannot"),
+    ]
+    for settings, state, message in wrong:
+        with pytest.raises(UserError, match=message):
+            build_decoder(settings, state, "m")
+
+
+def test_merging_leaves_the_decoder_behind(tmp_path: Path, decoder: TemporalDecoder) -> None:
+    """It was trained on the features of the network as it was."""
+    checkpoint = load_checkpoint(write(tmp_path / "model", decoder_part(decoder)))
+    plan = Plan(checkpoint=checkpoint.reference, groups=((0,), (1,), (2, 3)))
+    merge_checkpoint(checkpoint, plan, tmp_path / "merged")
+    assert load_checkpoint(tmp_path / "merged").decoder is None
+
+
+def test_a_probe_beside_a_decoder(tmp_path: Path, decoder: TemporalDecoder, tiny_crops: CropSet) -> None:
+    """Fitting a probe changes no weights, so the decoder is handed on, in the precision that it has."""
+    path = write(tmp_path / "model", decoder_part(decoder).half())
+    checkpoint = load_checkpoint(path)
+    batch = next(iter(tiny_crops.batches(batch_size=12, masks=DataMasks())))
+
+    class OneBatch:
+        name, identity = "tiny", {"stream": "tiny"}
+
+        def batch(self, step: int) -> Crops:
+            return Crops(batch.images, batch.person_mask)
+
+    frames = torch.arange(12).numpy()
+    add_probe(
+        checkpoint, checkpoint.network, OneBatch(), (tiny_crops, frames), DataMasks(), tmp_path / "probed",
+        frames=12, batch_size=12,
+    )  # fmt: skip
+    probed = tmp_path / "probed"
+    assert load_checkpoint(probed).probe is not None
+    assert (probed / DECODER).read_bytes() == (path / DECODER).read_bytes()
