@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hmrcompress_cli.common import (
+    BodyOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -33,6 +34,7 @@ from hmrcompress_cli.tokens import (
 )
 
 COLUMNS = ("", "batch", "before fps", "after fps", "speed-up", "middle half", "MAC ratio", "of it reached")
+CLIP_COLUMNS = ("", "frames run", "frames/s", "speed-up", "middle half", "network s", "decoder s", "rotations s")
 
 
 def bench(
@@ -66,6 +68,21 @@ def bench(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of the CPU; torch's choice by default.")
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option("--decoder", help="Time one of random weights: paper, starter.", show_default="the model's own"),
+    ] = None,
+    strides: Annotated[
+        str, typer.Option("--strides", help="With a decoder: networks run on every k-th frame of a clip.")
+    ] = "1,2,4",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps of the decoder.")] = 1,
+    measured_frames: Annotated[
+        int | None,
+        typer.Option(
+            "--measured-frames", min=1, help="Time networks on so many frames of a clip.", show_default="the whole clip"
+        ),
+    ] = None,
+    body: BodyOption = "starter",
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Do not measure memory.")] = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
@@ -74,9 +91,13 @@ def bench(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Time original against compressed by turns on made-up crops, and weigh both: memory, parameters, MACs."""
+    """Time original against compressed by turns on made-up crops, and weigh both: memory, parameters, MACs.
+
+    With a temporal decoder whole clips are timed, too, networks running on every k-th frame.
+    """
     from hmrcompress import api
     from hmrcompress.evaluation.bench import BenchSettings, parse_sizes
+    from hmrcompress.evaluation.pipeline_bench import PipelineSettings
     from hmrcompress.runtime import fast_dtype, pick_device, pick_dtype, progress_bar
 
     given = {
@@ -110,6 +131,9 @@ def bench(
             against=against,
             layers=layers,
             tokens=token_settings(**given) if asked else None,
+            decoder=decoder,
+            clips=PipelineSettings(parse_sizes(strides, "--strides"), measured_frames, steps),
+            body=body,
             settings=settings,
             device=device,
             seed=seed,
@@ -121,9 +145,18 @@ def bench(
 
 
 def _show(printer: Printer, figures: dict[str, Any], device: str) -> None:
-    measured, layers, tokens = figures["bench"], figures["layers"], figures["tokens"]
+    measured = figures["bench"]
     count = measured["threads"]
     threads = f", {count} thread{'s' if count > 1 else ''}" if device == "cpu" else ""
+    place = f"{measured['dtype']} on {device}{threads}"
+    if measured["batch_sizes"]:
+        _show_networks(printer, figures, place)
+    if "pipeline" in figures:
+        _show_pipeline(printer, figures["pipeline"], place)
+
+
+def _show_networks(printer: Printer, figures: dict[str, Any], place: str) -> None:
+    measured, layers, tokens = figures["bench"], figures["layers"], figures["tokens"]
     rows = [
         (
             part,
@@ -131,17 +164,14 @@ def _show(printer: Printer, figures: dict[str, Any], device: str) -> None:
             found[part]["fps"]["before"],
             found[part]["fps"]["after"],
             f"{found[part]['speedup']:.2f}x",
-            "–".join(f"{ratio:.2f}" for ratio in found[part]["speedup_quartiles"]),
+            _range(found[part]["speedup_quartiles"]),
             f"{found[part]['macs_ratio']:.2f}",
             f"{found[part]['share_of_macs_ratio']:.0%}",
         )
         for size, found in measured["batch_sizes"].items()
         for part in ("network", "backbone")
     ]
-    title = (
-        f"{measured['names']['after']} against {measured['names']['before']}: {measured['dtype']} on {device}{threads}"
-    )
-    printer.table(title, COLUMNS, rows)
+    printer.table(f"{measured['names']['after']} against {measured['names']['before']}: {place}", COLUMNS, rows)
     weighed = [
         f"{layers['before']} -> {layers['after']} layers",
         f"{tokens['before']} -> {tokens['after']} tokens",
@@ -157,3 +187,34 @@ def _show(printer: Printer, figures: dict[str, Any], device: str) -> None:
         f"{figures['speedup']:.2f}x the frames/s at batch {last}, the backbone {backbone['speedup']:.2f}x: "
         f"{backbone['share_of_macs_ratio']:.0%} of what its MACs promise"
     )
+
+
+def _show_pipeline(printer: Printer, clips: dict[str, Any], place: str) -> None:
+    """Whole clips by stride, and what the decoder costs."""
+    before, decoder = clips["before"], clips["decoder"]
+    rows = [("uncompressed network", clips["clip_frames"], before["fps"], None, None, before["seconds"], None, None)]
+    for stride, found in clips["strides"].items():
+        spent = found["seconds"]
+        rows.append(
+            (
+                f"stride {stride}",
+                found["network_frames"],
+                found["fps"],
+                f"{found['speedup']:.2f}x",
+                _range(found["speedup_quartiles"]),
+                *(f"{spent[part]:.3f}" for part in ("network", "decoder", "pose")),
+            )
+        )
+    title = f"clips of {clips['clip_frames']} frames, networks at batch {clips['batch_size']}: {place}"
+    printer.table(title, CLIP_COLUMNS, rows)
+    if before["timed_on"] < clips["clip_frames"]:
+        printer.say(f"networks were timed on {before['timed_on']} frames at most, and their times scaled to the clip")
+    printer.say(
+        f"the decoder ({decoder['name']}, {decoder['params'] / 1e6:.1f} M parameters, {decoder['windows']} x "
+        f"{decoder['window_frames']} frames) takes {decoder['seconds']:.3f} s for a clip, "
+        f"{decoder['share_of_backbone']:.3%} of the uncompressed backbone's {decoder['backbone_seconds']:.1f} s"
+    )
+
+
+def _range(quartiles: list[float]) -> str:
+    return "–".join(f"{ratio:.2f}" for ratio in quartiles)

@@ -44,17 +44,48 @@ def evaluate(
         int | None,
         typer.Option("--frames-per-clip", min=1, help="Frames taken evenly from each clip.", show_default=False),
     ] = None,
+    stride: Annotated[
+        str, typer.Option("--stride", help="Decode clips from every k-th frame; several, such as 1,2,4, for a table.")
+    ] = "1",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps of the decoder.")] = 1,
+    lookahead: Annotated[
+        int | None,
+        typer.Option("--lookahead", min=0, help="Decode live, so many frames late.", show_default="whole clips"),
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", help="Measure one-euro or savgol on the network's own poses (repeatable).", show_default=False
+        ),
+    ] = None,
+    median_shape: Annotated[bool, typer.Option("--median-shape", help="One shape a clip, the median.")] = False,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure a network beside the mean pose: MPJPE, PA-MPJPE, PVE and acceleration error, by stage."""
+    """Measure a network beside the mean pose: MPJPE, PA-MPJPE, PVE and acceleration error, by stage.
+
+    A model that holds a temporal decoder is measured with it, too. Strides and filters need none: in between, poses are
+    then interpolated.
+    """
     from hmrcompress import api
+    from hmrcompress.evaluation.bench import parse_sizes
+    from hmrcompress.evaluation.decoded import SequenceSettings
     from hmrcompress.evaluation.evaluate import LEAK_WARNING
     from hmrcompress.evaluation.sizes import sizes
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
 
     checkpoint = api.load(model, seed=seed)
+    if steps > 1:
+        api.decoder_for(checkpoint)
+    sequences = SequenceSettings(
+        strides=parse_sizes(stride, "--stride"),
+        steps=steps,
+        lookahead=lookahead,
+        filters=tuple(filters or ()),
+        median_shape=median_shape,
+        seed=seed,
+    )
     reference = None if against is None else api.load(against, seed=seed)
     if reference and checkpoint.plan and checkpoint.plan.checkpoint.sha256 != reference.sha256:
         complain(f"warning: {against} is not the checkpoint that {model} was made from")
@@ -71,6 +102,8 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             dtype=pick_dtype(dtype),
+            sequences=sequences,
+            seed=seed,
             progress=progress,
         )
     figures = result.to_json(seed) | sizes(checkpoint.config, checkpoint.plan)
@@ -86,6 +119,25 @@ def evaluate(
         for sure in [_intervals(figures["stages"][name])]
     ]
     printer.table(title, COLUMNS, rows)
+    if result.sequence:
+        printer.say(_how(result.sequence, checkpoint.decoder is not None))
+
+
+def _how(sequence: dict[str, Any], decodes: bool) -> str:
+    """How whole clips were looked at, in one line."""
+    parts = [f"clips from every {_ordinals(sequence['strides'])} frame"]
+    if decodes:
+        parts.append(f"{sequence['steps']} denoising step{'s' if sequence['steps'] > 1 else ''}")
+    if sequence["lookahead"] is not None:
+        parts.append(f"{sequence['lookahead']} frames late ({sequence['latency_ms']:.0f} ms)")
+    if sequence["median_shape"]:
+        parts.append("one shape a clip")
+    return ", ".join(parts)
+
+
+def _ordinals(strides: list[int]) -> str:
+    names = {1: "single", 2: "2nd", 3: "3rd"}
+    return ", ".join(names.get(stride, f"{stride}th") for stride in strides)
 
 
 def _intervals(stage: dict[str, Any]) -> tuple[str | None, str | None, str | None]:

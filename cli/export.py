@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -43,13 +43,17 @@ def export(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write a network for other run times: ONNX with a dynamic batch, compared with torch before it gets its name."""
-    from hmrcompress.api import export_onnx
+    """Write a network for other run times: ONNX with a dynamic batch, compared with torch before it gets its name.
+
+    The temporal decoder of a model that holds one goes to NAME.decoder.onnx.
+    """
+    from hmrcompress import api
     from hmrcompress.runtime import pick_dtype, progress_bar
 
+    checkpoint, decoder = api.load(model, seed=seed), None
     with progress_bar(quiet=quiet) as progress:
-        made = export_onnx(
-            model,
+        made = api.export_onnx(
+            checkpoint,
             out,
             data=data,
             masks=masks,
@@ -60,12 +64,20 @@ def export(
             seed=seed,
             progress=progress,
         )
+        if checkpoint.decoder is not None:
+            decoder = api.export_decoder(checkpoint, out.with_name(f"{out.stem}.decoder.onnx"))
     median = made.parity.median
-    figures = {
+    figures: dict[str, Any] = {
         "onnx_max_abs_diff": made.parity.max_abs_diff,
         "onnx_joints_mm": made.parity.joints_mm,
         "onnx_median_joints_mm": None if median is None else median.joints_mm,
     }
+    if decoder is not None:
+        figures["decoder"] = {
+            "onnx_max_abs_diff": decoder.parity.max_abs_diff,
+            "onnx_joints_mm": decoder.parity.joints_mm,
+            "size_bytes": decoder.size_bytes,
+        }
     write_record(json, "export", figures | {"size_bytes": made.size_bytes, "dtype": dtype}, seed=seed)
     sizes = " and ".join(map(str, made.parity.batch_sizes))
     printer = Printer(quiet)
@@ -79,3 +91,8 @@ def export(
         f"{made.path}: {made.size_bytes / 1e6:.1f} MB, described in {made.contract.name}, "
         f"with examples in {made.golden.name}"
     )
+    if decoder is not None:
+        printer.say(
+            f"{decoder.path}: {decoder.size_bytes / 1e6:.1f} MB, described in {decoder.contract.name}; differs from "
+            f"torch by {decoder.parity.max_abs_diff:.1e} at most, joints by {decoder.parity.joints_mm:.1e} mm"
+        )

@@ -23,9 +23,11 @@ from hmrcompress_cli.common import (
     write_record,
 )
 
-STAGES = ("heal", "probe")
-LATER = ("vae", "decoder", "all")
+DECODER_STAGES = ("vae", "decoder", "all")
+STAGES = ("heal", "probe", *DECODER_STAGES)
 IMAGES = 200_000
+RATE = 3e-4
+"""Of healing, where none is given."""
 
 
 def _option(*names: str, help: str, **limits: Any) -> Any:
@@ -35,11 +37,23 @@ def _option(*names: str, help: str, **limits: Any) -> Any:
 def finetune(
     model: Annotated[str, typer.Argument(help="A compressed folder; for the probe, any model.")],
     out: OutOption,
-    stage: Annotated[str, typer.Option("--stage", help="heal or probe.")] = "heal",
+    stage: Annotated[str, typer.Option("--stage", help=f"{', '.join(STAGES[:-1])} or {STAGES[-1]}.")] = "heal",
     data: Annotated[str | None, _option("--data", help="Crops to train on (starter:train).")] = None,
     validation: Annotated[
-        str | None, _option("--validation", help="Crops to validate on: by default starter:val, or a part of --data.")
+        str | None,
+        _option("--validation", "--val", help="Crops to validate on: by default starter:val, or a part of --data."),
     ] = None,
+    motions: Annotated[
+        str, typer.Option("--motions", help="What the motion VAE learns: starter, or amass:DIR beside it.")
+    ] = "starter",
+    clips: Annotated[
+        int | None, _option("--clips", min=1, help="Clips of --data for the decoder (400 of the starter).")
+    ] = None,
+    preset: Annotated[str, typer.Option("--preset", help="Size of the decoder: starter or paper.")] = "starter",
+    objective: Annotated[
+        str, typer.Option("--objective", "--decoder", help="Of the decoder: both, velocity, noise or regress.")
+    ] = "both",
+    steps: Annotated[int | None, _option("--steps", min=1, help="Steps of the VAE and of the decoder (10000).")] = None,
     masks: MasksOption = "data",
     teacher: Annotated[
         str | None, _option("--teacher", help="The network to learn from: by default the one the model was made from.")
@@ -48,15 +62,25 @@ def finetune(
         int | None,
         _option("--images", min=1, help=f"Crops to see ({IMAGES}, for the probe 2048)."),
     ] = None,
+    probe_layer: Annotated[
+        int | None,
+        _option("--probe-layer", min=0, help="Whose tokens the probe reads (the first of three that know the person)."),
+    ] = None,
     max_minutes: Annotated[
         float | None,
-        _option("--max-minutes", min=0.01, help="Train this long; with --images, stop then and go on when run again."),
+        _option(
+            "--max-minutes",
+            min=0.01,
+            help="Train each part this long; with --images or --steps, stop then and go on when run again.",
+        ),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the adapters.")] = 16,
     reach: Annotated[int, typer.Option("--reach", min=0, help="Layers adapted on both sides of a cut.")] = 1,
     full: Annotated[bool, typer.Option("--full", help="Train all weights of the backbone, without adapters.")] = False,
     with_head: Annotated[bool, typer.Option("--with-head", help="Train the head too.")] = False,
-    rate: Annotated[float, typer.Option("--rate", min=0, help="Highest learning rate.")] = 3e-4,
+    rate: Annotated[
+        float | None, _option("--rate", min=0, help="Highest learning rate (0.0003, decoder 0.001).")
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that render starter:train.")] = 1,
     json: JsonOption = None,
     device: DeviceOption = "auto",
@@ -70,10 +94,19 @@ def finetune(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train a compressed model on what the original predicts, or fit the probe that finds the person; no labels."""
+    """Train a compressed model: on what the original predicts (heal), to find the person (probe), or give it a temporal
+    decoder (vae, decoder, all).
+    """
     if stage not in STAGES:
-        fault = "is not there yet" if stage in LATER else "is not a stage"
-        raise UserError(f"{stage} {fault}, expected {' or '.join(STAGES)}", "--stage")
+        raise UserError(f"{stage} is not a stage, expected one of {', '.join(STAGES)}", "--stage")
+    if stage in DECODER_STAGES:
+        from hmrcompress_cli.finetune_decoder import run
+
+        given = {"stage": stage, "motions": motions, "validation": validation, "clips": clips, "masks": masks}
+        given |= {"preset": preset, "objective": objective, "steps": steps, "max_minutes": max_minutes, "rate": rate}
+        given |= {"batch_size": batch_size, "body": body, "device": device, "workers": workers, "seed": seed}
+        run(model, out, data, given, json=json, quiet=quiet)
+        return
     from hmrcompress import api, tuning
     from hmrcompress.runtime import fast_dtype, pick_device, pick_dtype, progress_bar
     from hmrcompress.training.finetune import PROBE_FRAMES, probe_macs
@@ -91,6 +124,7 @@ def finetune(
                 validation=validation,
                 masks=masks,
                 images=images or PROBE_FRAMES,
+                layer=probe_layer,
                 limit=limit,
                 workers=workers,
                 batch_size=batch_size,
@@ -99,11 +133,18 @@ def finetune(
                 seed=seed,
                 progress=progress,
             )
-        about = {"labels": fit.labels, "frames": fit.frames, **fit.figures, "macs": probe_macs(checkpoint.network)}
+        about = {
+            "labels": fit.labels,
+            "frames": fit.frames,
+            "layer": fit.probe.layer,
+            **fit.figures,
+            "macs": probe_macs(checkpoint.network),
+        }
         write_record(json, "finetune", {"probe": about}, device=where, seed=seed)
         printer.say(
-            f"probe fitted on {fit.frames} frames ({fit.labels}): finds {fit.figures['recall']:.1%} of the person's "
-            f"tokens, {fit.figures['precision']:.1%} of what it finds is person, AUC {fit.figures['auc']:.3f}"
+            f"probe of layer {fit.probe.layer} fitted on {fit.frames} frames ({fit.labels}): finds "
+            f"{fit.figures['recall']:.1%} of the person's tokens, {fit.figures['precision']:.1%} of what it finds is "
+            f"person, AUC {fit.figures['auc']:.3f}"
         )
         printer.say(f"{out}")
         return
@@ -130,7 +171,7 @@ def finetune(
                 dtype=fast_dtype(where) if dtype == "auto" else pick_dtype(dtype),
                 seed=seed,
             ),
-            loop=LoopSettings(None, max_minutes=max_minutes, rate=rate),
+            loop=LoopSettings(None, max_minutes=max_minutes, rate=rate or RATE),
             body=body,
             device=device,
             limit=limit,

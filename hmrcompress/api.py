@@ -15,9 +15,12 @@ from hmrcompress.errors import UserError
 from hmrcompress.evaluation.bench import BenchResult, BenchSettings
 from hmrcompress.evaluation.bench import bench as bench_networks
 from hmrcompress.evaluation.contenders import contenders
+from hmrcompress.evaluation.decoded import SequenceSettings
 from hmrcompress.evaluation.evaluate import Evaluation, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
+from hmrcompress.evaluation.pipeline_bench import PipelineSettings
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
+from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
 from hmrcompress.exporting.onnx import OnnxExport
 from hmrcompress.exporting.onnx import export_onnx as export_network
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
@@ -35,6 +38,7 @@ from hmrcompress.opening import (
     Model,
     Module,
     compressed_network,
+    decoder_for,
     load,
     of_starter,
     on_device,
@@ -43,7 +47,9 @@ from hmrcompress.opening import (
     open_masks,
     open_plan,
     open_protocol,
+    pipeline_of,
     probe_for,
+    temporal_decoder,
 )
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import Progress, no_progress, pick_device
@@ -51,9 +57,10 @@ from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
 
 __all__ = [
-    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "compressed_network", "evaluate",
-    "export_onnx", "layer_similarity", "load", "merge", "of_starter", "on_device", "open_body", "open_data",
-    "open_masks", "open_plan", "open_protocol", "person_mask", "probe_for", "search", "unapply",
+    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "compressed_network",
+    "decoder_for", "evaluate", "export_decoder", "export_onnx", "layer_similarity", "load", "merge", "of_starter",
+    "on_device", "open_body", "open_data", "open_masks", "open_plan", "open_protocol", "person_mask", "pipeline_of",
+    "probe_for", "search", "temporal_decoder", "unapply",
 ]  # fmt: skip
 
 
@@ -160,18 +167,22 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
+    sequences: SequenceSettings | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Scores a model beside the mean pose, and beside `against` where given. See `evaluation.evaluate`.
 
     A compressed model is scored with merged layers, and with merged tokens too where its plan merges them. The network
-    as it was before is the stage `baseline`. Raises UserError.
+    as it was before is the stage `baseline`. A model that holds a temporal decoder is scored with it too; `sequences`
+    says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. Raises
+    UserError.
     """
     surface, where, source = open_body(body), pick_device(device), open_masks(masks)
     checkpoint = load(model, seed=seed)
     probe = probe_for(checkpoint, source) if checkpoint.tokens else None
     reference = None if against is None else on_device(load(against, seed=seed).network, where)
+    decoder = temporal_decoder(checkpoint)
     return evaluate_stages(
         stages_of(on_device(checkpoint.network, where), checkpoint.plan, against=reference, dtype=dtype, probe=probe),
         open_data(data, body=surface, progress=progress),
@@ -182,6 +193,8 @@ def evaluate(
         frames_per_clip=frames_per_clip,
         batch_size=batch_size,
         plan=checkpoint.plan,
+        decoder=None if decoder is None else on_device(decoder, where),
+        sequences=sequences,
         progress=progress,
     )
 
@@ -192,6 +205,9 @@ def bench(
     against: Model | None = None,
     layers: int | None = None,
     tokens: TokenSettings | None = None,
+    decoder: str | None = None,
+    clips: PipelineSettings | None = None,
+    body: Body = "starter",
     settings: BenchSettings | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -200,14 +216,20 @@ def bench(
     """Times and weighs a model against its original (`against`, or a network of its size with random weights).
 
     `layers` and `tokens` cut a model that nothing was merged in, for speed only; `model` may then be left out where
-    `against` is given. See `evaluation.bench`. Raises UserError.
+    `against` is given. A model that holds a temporal decoder, or any model with one of random weights (`decoder`: its
+    preset, `paper` or `starter`), is timed over whole clips too, as `clips` says, networks at the last batch size. See
+    `evaluation.bench`, `evaluation.pipeline_bench`. Raises UserError.
     """
     given = model if model is not None else against
     if given is None:
         raise UserError("there is no model to time", "bench", "Give a model, or --against with --layers")
+    checkpoint, where = load(given, seed=seed), pick_device(device)
+    pipeline = pipeline_of(checkpoint, open_body(body), where, decoder=decoder, clips=clips, seed=seed)
     original = None if against is None or against is given else load(against, seed=seed)
-    before, after = contenders(load(given, seed=seed), original, layers=layers, tokens=tokens, seed=seed)
-    return bench_networks(before, after, settings=settings, device=pick_device(device), progress=progress)
+    before, after = contenders(
+        checkpoint, original, layers=layers, tokens=tokens, seed=seed, alone=pipeline is not None
+    )
+    return bench_networks(before, after, settings=settings, pipeline=pipeline, device=where, progress=progress)
 
 
 def layer_similarity(
@@ -264,3 +286,11 @@ def export_onnx(
     }
     sizes = sorted({1, batch_size})
     return export_network(network, out, batch, surface, batch_sizes=sizes, dtype=dtype, about=about)
+
+
+def export_decoder(model: Model, out: Path | str, *, steps: int = 1, seed: int = 0) -> OnnxExport:
+    """Writes the temporal decoder of a model as ONNX of its own, float32: a window of features in, pose numbers out.
+    See `exporting.decoder_onnx`. Raises UserError, also for a model without one."""
+    checkpoint = load(model, seed=seed)
+    about = {"model": checkpoint.name, "checkpoint": checkpoint.reference.model_dump(mode="json")}
+    return export_temporal_decoder(decoder_for(checkpoint), out, steps=steps, about=about)

@@ -1,4 +1,5 @@
 """`hmrcompress.heal` and `hmrcompress.fit_probe`: from names and paths to a healed model, or one that masks by itself.
+(`hmrcompress.extract_features` and `hmrcompress.fit_decoder` are in `decoder_tuning`.)
 
 Strings mean what they mean in `hmrcompress.api`.
 """
@@ -29,6 +30,7 @@ from hmrcompress.api import (
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.decoder_tuning import extract_features, fit_decoder
 from hmrcompress.errors import UserError
 from hmrcompress.models.folder import Folder
 from hmrcompress.models.load import Checkpoint
@@ -48,6 +50,8 @@ from hmrcompress.training.heal import HealSettings
 from hmrcompress.training.loop import LoopSettings, steps_done
 from hmrcompress.training.probe_fit import ProbeFit
 from hmrcompress.training.streams import CropStream, Stream, held_out
+
+__all__ = ["TRAIN", "Healed", "extract_features", "find_teacher", "fit_decoder", "fit_probe", "heal"]
 
 TRAIN = "starter:train"
 
@@ -184,6 +188,7 @@ def fit_probe(
     validation: Data | None = None,
     masks: Masks = "data",
     images: int = PROBE_FRAMES,
+    layer: int | None = None,
     limit: int | None = None,
     batch_size: int = 32,
     body: Body = "starter",
@@ -194,7 +199,8 @@ def fit_probe(
 ) -> tuple[Folder, ProbeFit]:
     """Fits the saliency probe of a model, so that `--masks self` needs no masks, and writes the model with it to `out`.
 
-    Labels are the person masks of the data, or without any (`masks` none) what the head attends to. `images` crops are
+    It reads the tokens of `layer` (None: the first of the lowest three that tells the person well enough). Labels are
+    the person masks of the data, or without any (`masks` none) what the head attends to. `images` crops are
     drawn from `data`, of which at most `limit` frames are used; they should show many people and places, so
     `starter:train` serves better than a few clips. The weights stay. See `training.probe_fit`. Raises UserError.
     """
@@ -224,6 +230,7 @@ def fit_probe(
             source,
             out,
             frames=images,
+            layer=layer,
             batch_size=batch_size,
             progress=progress,
         )

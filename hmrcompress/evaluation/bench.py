@@ -16,17 +16,16 @@ from typing import Any
 import torch
 
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.contenders import BACKBONE, NETWORK, Contender
+from hmrcompress.evaluation.contenders import AFTER, BACKBONE, BEFORE, NETWORK, Contender
 from hmrcompress.evaluation.made_up import PERSON_TOKENS, made_up_batch
 from hmrcompress.evaluation.memory import Memory, peak_memory
+from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineTiming, time_pipeline
 from hmrcompress.evaluation.timing import Timing, time_interleaved
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.metrics.cost import Cost
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, dtype_name, no_progress
-
-BEFORE, AFTER = "before", "after"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,8 @@ class BenchSettings:
 @dataclass(frozen=True)
 class BenchResult:
     """Of two networks, `before` and `after`. `timings` by batch size, of the candidates `network before`, `network
-    after`, `backbone before`, …; `costs` by part and network; `memory` is empty where it was not measured."""
+    after`, `backbone before`, …, empty where both are the same network; `costs` by part and network; `memory` is empty
+    where it was not measured."""
 
     timings: dict[int, Timing]
     costs: dict[str, dict[str, Cost]]
@@ -57,6 +57,7 @@ class BenchResult:
     threads: int
     device: torch.device
     names: dict[str, str]
+    pipeline: PipelineTiming | None = None
 
     def macs_ratio(self, part: str = NETWORK) -> float:
         """MACs before over after, products of attention included."""
@@ -83,7 +84,7 @@ class BenchResult:
 
     def to_json(self) -> dict[str, Any]:
         """The record of the command; `fps` and `speedup` are of the whole network at the last batch size."""
-        last = self.part(list(self.timings)[-1], NETWORK)
+        last = self.part(list(self.timings)[-1], NETWORK) if self.timings else None
         whole = self.costs[NETWORK]
         memory = {when: asdict(found) for when, found in self.memory.items()}
         sizes = {
@@ -100,8 +101,7 @@ class BenchResult:
             "macs": {when: found.macs for when, found in whole.items()},
             "macs_with_attention": {when: found.macs_with_attention for when, found in whole.items()},
             "macs_of_merging": whole[AFTER].other_macs,
-            "fps": last["fps"],
-            "speedup": last["speedup"],
+            **({"fps": last["fps"], "speedup": last["speedup"]} if last else {}),
             **({"peak_memory_bytes": {when: found["peak"] for when, found in memory.items()}} if memory else {}),
             "bench": {
                 "names": self.names,
@@ -112,6 +112,7 @@ class BenchResult:
                 **({"memory": {"batch_size": max(self.timings), **memory}} if memory else {}),
                 "batch_sizes": sizes,
             },
+            **({"pipeline": self.pipeline.to_json()} if self.pipeline else {}),
         }
 
 
@@ -120,6 +121,7 @@ def bench(
     after: Contender,
     *,
     settings: BenchSettings | None = None,
+    pipeline: Pipeline | None = None,
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = no_progress,
@@ -127,16 +129,19 @@ def bench(
     """Weighs and times two networks against each other. Weights that both share stay shared.
 
     Whole networks run in `settings.dtype`, weights included (not under autocast, which would convert the weights anew
-    in every pass). Memory is measured at the largest batch size. Raises UserError for sizes that make no sense.
+    in every pass). Memory is measured at the largest batch size. `pipeline`, on the device already, is timed over both
+    networks too; where it is given both may be one and the same, of which nothing else is then timed or weighed. Raises
+    UserError for sizes that make no sense.
     """
     settings, device = settings or BenchSettings(), torch.device(device)
     if not settings.batch_sizes:
         raise UserError("got none, expected at least one", "--batch-sizes")
+    alone = before is after
     contenders = {BEFORE: before, AFTER: after}
     batches = {size: made_up_batch(before.config, size, settings.dtype) for size in settings.batch_sizes}
     with _threads(settings.threads) as threads:
         memory = {}
-        if settings.memory:
+        if settings.memory and not alone:
             for number, (when, contender) in enumerate(contenders.items()):
                 progress(f"memory {when}", number, len(contenders))
                 memory[when] = peak_memory(
@@ -151,6 +156,8 @@ def bench(
             when: with_token_merging(each, contenders[when].tokens)
             for when, each in _converted(contenders, device, settings.dtype).items()
         }
+        if alone:
+            networks[AFTER] = networks[BEFORE]
         timings = {
             size: time_interleaved(
                 _candidates(networks),
@@ -163,7 +170,22 @@ def bench(
                 what=f"batch {size}",
             )
             for size, batch in batches.items()
+            if not alone
         }
+        clips = None
+        if pipeline is not None:
+            clips = time_pipeline(
+                networks,
+                pipeline,
+                batch_size=settings.batch_sizes[-1],
+                dtype=settings.dtype,
+                device=device,
+                rounds=settings.rounds,
+                warmup=1,
+                max_seconds=settings.max_seconds,
+                clock=clock,
+                progress=progress,
+            )
     counted = {when: contender.costs() for when, contender in contenders.items()}
     grid = before.config.grid[0] * before.config.grid[1]
     return BenchResult(
@@ -176,6 +198,7 @@ def bench(
         threads=threads,
         device=device,
         names={when: contender.name for when, contender in contenders.items()},
+        pipeline=clips,
     )
 
 
@@ -217,9 +240,9 @@ def _threads(count: int | None) -> Iterator[int]:
         torch.set_num_threads(old)
 
 
-def parse_sizes(text: str) -> tuple[int, ...]:
-    """`1,8` -> (1, 8), in that order, each once. Raises UserError."""
+def parse_sizes(text: str, where: str = "--batch-sizes") -> tuple[int, ...]:
+    """`1,8` -> (1, 8), in that order, each once. Raises UserError naming the flag `where`."""
     sizes = [part.strip() for part in text.split(",")]
     if not all(size.isdigit() and int(size) > 0 for size in sizes):
-        raise UserError(f"got {text!r}, expected numbers such as 1,8", "--batch-sizes")
+        raise UserError(f"got {text!r}, expected numbers such as 1,8", where)
     return tuple(dict.fromkeys(map(int, sizes)))

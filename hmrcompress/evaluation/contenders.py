@@ -15,6 +15,7 @@ from hmrcompress.models.network import HMR2, NetworkConfig, build, from_state
 from hmrcompress.plan import TokenSettings
 
 NETWORK, BACKBONE = "network", "backbone"
+BEFORE, AFTER = "before", "after"
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,24 @@ class Contender:
 
 
 def contenders(
-    checkpoint: Checkpoint, against: Checkpoint | None, *, layers: int | None, tokens: TokenSettings | None, seed: int
+    checkpoint: Checkpoint,
+    against: Checkpoint | None,
+    *,
+    layers: int | None,
+    tokens: TokenSettings | None,
+    seed: int,
+    alone: bool = False,
 ) -> tuple[Contender, Contender]:
     """Original and compressed. `layers` and `tokens` cut a model that nothing was merged in, for speed only.
 
     Without `against` the original is the model itself where it was cut, else a network of the original's size with
-    random weights. Raises UserError where there is nothing to compare or the sizes do not fit.
+    random weights. `alone`: a model that nothing is merged in is the one and the other (the same object twice). Raises
+    UserError where there is nothing to compare or the sizes do not fit.
     """
     plan, name = checkpoint.plan, checkpoint.name
+    if alone and plan is None and against is None and layers is None and tokens is None:
+        single = Contender(checkpoint.network, None, name)
+        return single, single
     if plan is None and layers is None and tokens is None:
         raise UserError(
             "nothing is merged in this model", name, "Give --layers or --keep-tokens, or a compressed folder"

@@ -1,4 +1,4 @@
-"""Networks on data under a protocol: the table of stages from the mean pose to merged layers and tokens."""
+"""Networks on data under a protocol: the table of stages from the mean pose over merged layers and tokens to clips."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ import torch
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.decoder.clips import check_lookahead
+from hmrcompress.decoder.model import TemporalDecoder
+from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
+from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
+from hmrcompress.evaluation.sequences import Outputs, interpolated, observe, sequence_predict, spans
 from hmrcompress.geometry.rotations import sixd_to_matrix
-from hmrcompress.merging.apply import forced_merges, token_counts, with_token_merging
+from hmrcompress.merging.apply import forced_merges, merging_settings, token_counts, with_token_merging
 from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import (
     STARTER24,
@@ -22,13 +27,14 @@ from hmrcompress.metrics.pose import (
     Protocol,
     Scores,
     constant_predict,
+    network_outputs,
     network_predict,
     score_all,
 )
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
-from hmrcompress.records import BodyParams, FrameBatch
+from hmrcompress.records import BodyParams, FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 
 MEAN_POSE, BASELINE, MERGED, MERGED_TOKENS = "mean_pose", "baseline", "merged", "merged_tokens"
@@ -50,9 +56,13 @@ class ForcedMerges:
 
 @dataclass(frozen=True)
 class Stages:
-    """Networks to compare on the same frames, by stage, in the order of the table; and what token merging did."""
+    """Networks to compare on the same frames, by stage, in the order of the table; and what token merging did.
+
+    `outputs` is the last of them with its features, which clips are decoded from.
+    """
 
     predictors: Mapping[str, Predict]
+    outputs: Outputs
     token_counts: tuple[int, ...] = ()
     forced: ForcedMerges = field(default_factory=ForcedMerges)
 
@@ -64,12 +74,18 @@ class Evaluation:
     stages: dict[str, Scores]
     leak: bool
     tokens: dict[str, Any]
+    sequence: dict[str, Any] = field(default_factory=dict)
+    """How clips were decoded; empty where none were."""
 
     def intervals(self, name: str, seed: int = 0) -> dict[str, Any]:
         """How sure a stage's MPJPE is, and what it is above the baseline: {mpjpe_ci95_mm: [low, high][,
-        mpjpe_increase_mm, mpjpe_increase_ci95_mm]}. See `metrics.bootstrap`; nothing for a single clip."""
+        mpjpe_increase_mm, mpjpe_increase_ci95_mm][, accel_ci95_mm_per_frame2]}. See `metrics.bootstrap`; nothing for a
+        single clip."""
         scores, base = self.stages[name], self.stages.get(BASELINE)
         found: dict[str, Any] = {"mpjpe_ci95_mm": clip_interval(scores.per_frame, scores.clip, seed=seed)}
+        if self.sequence and len(scores.triple):
+            clip = scores.clip[scores.triple]
+            found["accel_ci95_mm_per_frame2"] = clip_interval(scores.per_triple_accel, clip, seed=seed)
         if base is not None and name not in (MEAN_POSE, BASELINE):
             increase = scores.per_frame - base.per_frame
             found["mpjpe_increase_mm"] = float(increase.mean())
@@ -79,12 +95,15 @@ class Evaluation:
         }
 
     def to_json(self, seed: int = 0) -> dict[str, Any]:
-        """{stages: {name: {mpjpe_mm, mpjpe_ci95_mm, …}}[, tokens][, leak: true]}; `seed` draws the intervals."""
+        """{stages: {name: {mpjpe_mm, mpjpe_ci95_mm, …}}[, tokens][, sequence][, leak: true]}; `seed` draws the
+        intervals."""
         figures: dict[str, Any] = {
             "stages": {name: scores.to_json() | self.intervals(name, seed) for name, scores in self.stages.items()}
         }
         if self.tokens:
             figures["tokens"] = self.tokens
+        if self.sequence:
+            figures["sequence"] = self.sequence
         return figures | {"leak": True} if self.leak else figures
 
 
@@ -109,16 +128,20 @@ def stages_of(
     Networks are float32 and lie on one device; `dtype` is what they compute in. `probe` finds the person where batches
     come without masks.
     """
-    plain = with_token_merging(network, None).eval()
+    plain = network_outputs(with_token_merging(network, None).eval(), dtype=dtype)
     predictors = {MEAN_POSE: mean_pose(network)}
     if plan is None:
-        return Stages(predictors | {BASELINE: network_predict(plain, dtype=dtype)})
+        return Stages(predictors | {BASELINE: _params_of(plain)}, plain)
     if against is not None:
         predictors[BASELINE] = network_predict(with_token_merging(against, None).eval(), dtype=dtype)
-    predictors[MERGED] = network_predict(plain, dtype=dtype)
+    predictors[MERGED] = _params_of(plain)
     if plan.tokens is None:
-        return Stages(predictors)
+        return Stages(predictors, plain)
     return _with_tokens(predictors, network, plan.tokens, dtype, probe)
+
+
+def _params_of(outputs: Outputs) -> Predict:
+    return lambda batch: outputs(batch).params
 
 
 def _with_tokens(
@@ -129,11 +152,11 @@ def _with_tokens(
     probe: SaliencyProbe | None,
 ) -> Stages:
     reduced = with_token_merging(network, tokens, probe).eval()
-    predict = network_predict(reduced, dtype=dtype)
+    outputs = network_outputs(reduced, dtype=dtype)
     device = next(network.parameters()).device
     forced = ForcedMerges()
 
-    def counting(batch: FrameBatch) -> BodyParams:
+    def counting(batch: FrameBatch) -> HMROutput:
         forced.batches += 1
         mask = batch.person_mask
         if (mask is not None or probe is not None) and forced.batches % FORCED_EVERY == 1:
@@ -141,11 +164,11 @@ def _with_tokens(
                 taken = forced_merges(reduced, batch.images.to(device), None if mask is None else mask.to(device))
             forced.tokens += int(taken.sum())
             forced.frames += len(taken)
-        return predict(batch)
+        return outputs(batch)
 
     rows, columns = network.config.grid
-    counts = tuple(token_counts(tokens, rows * columns))
-    return Stages(predictors | {MERGED_TOKENS: counting}, counts, forced)
+    counts = tuple(token_counts(merging_settings(reduced), rows * columns))
+    return Stages(predictors | {MERGED_TOKENS: _params_of(counting)}, counting, counts, forced)
 
 
 def evaluate(
@@ -160,20 +183,38 @@ def evaluate(
     batch_size: int = 32,
     pve: bool = True,
     plan: Plan | None = None,
+    decoder: TemporalDecoder | None = None,
+    sequences: SequenceSettings | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Scores all stages in one pass over the data: all frames, `frames_per_clip` evenly from each clip (between which
     there are no accelerations), or at most `limit` (see `CropSet.stretches`, or `evenly` of those per clip).
 
-    `body` lies where the networks do. Masks are needed only where tokens are merged. Raises UserError for data of
-    another body, for frames without masks, and for a stage that predicts NaN or infinity.
+    `decoder`, or `sequences` that ask for strides or filters, add stages that look at whole clips, from the first to
+    the last of the frames chosen, through the network of the last stage, which runs once on all their frames.
+
+    `body` and `decoder` lie where the networks do. Masks are needed only where tokens are merged. Raises UserError for
+    data of another body, for frames without masks, and for a stage that predicts NaN or infinity.
     """
     crops.check_body(body)
     indices = chosen_frames(crops, limit, frames_per_clip)
     needed = masks if MERGED_TOKENS in stages.predictors else None
+    predictors, sequence = dict(stages.predictors), {}
+    if decoder is not None or (sequences and sequences.wanted):
+        settings = sequences or SequenceSettings()
+        settings.check()
+        codec = None if decoder is None else PoseCodec(body)
+        if decoder is not None and settings.lookahead is not None:
+            check_lookahead(settings.lookahead, decoder.config.frames)
+        options: dict[str, Any] = {"batch_size": batch_size, "masks": needed, "progress": progress}
+        timelines = observe(stages.outputs, crops, spans(crops, indices), **options)
+        # A timeline without holes, as most are, is its own interpolation; frames that are scored have a prediction.
+        predictors[list(predictors)[-1]] = sequence_predict(timelines, [interpolated(each) for each in timelines])
+        predictors |= sequence_stages(timelines, settings, fps=crops.fps, decoder=decoder, codec=codec)
+        sequence = settings.to_json(crops.fps)
     batches = _counted(crops.batches(indices, batch_size, needed), len(indices), progress)
     device = body.v_template.device
-    scores = score_all(stages.predictors, batches, body=body, protocol=protocol, device=device, pve=pve)
+    scores = score_all(predictors, batches, body=body, protocol=protocol, device=device, pve=pve)
     for name, scored in scores.items():
         if place := scored.first_not_finite():
             where = f"{crops.name}, clip {place[0]}, frame {place[1]}"
@@ -184,7 +225,7 @@ def evaluate(
     if stages.forced.frames:
         tokens["forced_person_merges_per_frame"] = stages.forced.tokens / stages.forced.frames
         tokens["forced_counted_on_frames"] = stages.forced.frames
-    return Evaluation(scores, plan is not None and leaks(plan, crops), tokens)
+    return Evaluation(scores, plan is not None and leaks(plan, crops), tokens, sequence)
 
 
 def chosen_frames(crops: CropSet, limit: int | None, frames_per_clip: int | None) -> np.ndarray:

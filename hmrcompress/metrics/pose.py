@@ -14,12 +14,13 @@ from torch import Tensor
 from hmrcompress.errors import ShapeError
 from hmrcompress.metrics import points
 from hmrcompress.metrics.points import PROTOCOLS, STARTER24, Protocol, accel, joint_errors, mpjpe, pa_mpjpe, pve
-from hmrcompress.records import BodyOutput, BodyParams, FrameBatch
+from hmrcompress.records import BodyOutput, BodyParams, FrameBatch, HMROutput
 from hmrcompress.runtime import autocast
 
 __all__ = [
     "PROTOCOLS",
     "STARTER24",
+    "Outputs",
     "Predict",
     "Protocol",
     "Scores",
@@ -27,6 +28,7 @@ __all__ = [
     "constant_predict",
     "joint_errors",
     "mpjpe",
+    "network_outputs",
     "network_predict",
     "pa_mpjpe",
     "pve",
@@ -34,19 +36,26 @@ __all__ = [
     "score_all",
 ]
 
+Outputs = Callable[[FrameBatch], HMROutput]
 Predict = Callable[[FrameBatch], BodyParams]
 
 
-def network_predict(network: torch.nn.Module, *, dtype: torch.dtype = torch.float32) -> Predict:
-    """How a network (images, person_mask) -> HMROutput predicts: where it lies, computing in `dtype`."""
+def network_outputs(network: torch.nn.Module, *, dtype: torch.dtype = torch.float32) -> Outputs:
+    """How a network (images, person_mask) -> HMROutput runs on a batch: where it lies, computing in `dtype`."""
     device = next(network.parameters()).device
 
-    def predict(batch: FrameBatch) -> BodyParams:
+    def outputs(batch: FrameBatch) -> HMROutput:
         mask = None if batch.person_mask is None else batch.person_mask.to(device)
         with torch.no_grad(), autocast(device, dtype):
-            return network(batch.images.to(device), mask).params
+            return network(batch.images.to(device), mask)
 
-    return predict
+    return outputs
+
+
+def network_predict(network: torch.nn.Module, *, dtype: torch.dtype = torch.float32) -> Predict:
+    """The bodies that `network_outputs` gives."""
+    outputs = network_outputs(network, dtype=dtype)
+    return lambda batch: outputs(batch).params
 
 
 def constant_predict(params: BodyParams) -> Predict:

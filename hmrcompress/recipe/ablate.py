@@ -18,9 +18,10 @@ import torch
 from hmrcompress import api
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import write_json
-from hmrcompress.io.hashes import sha256_json
+from hmrcompress.io.hashes import sha256_file, sha256_json
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.bootstrap import LEVEL, RESAMPLES
+from hmrcompress.models.folder import DECODER
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.recipe.ablations import Ablations, Setting, TableSpec
@@ -56,6 +57,8 @@ class Ablation:
         if self.out.is_file():
             raise UserError("is a file, expected the name of a folder", self.out)
         self.bed = Bed(recipe, self.out / WORK, limit=limit, device=device, progress=progress)
+        every = recipe.model_copy(update={"frames_per_clip": None})
+        self.whole = Bed(every, self.out / WORK, limit=limit, device=device, progress=progress)
         self._plans: dict[str, Plan] = {}
 
     def check(self) -> None:
@@ -68,6 +71,8 @@ class Ablation:
             masks = api.open_masks(setting.masks)
             if masks.name == "self":
                 api.probe_for(self.bed.model(setting.model), masks)
+            if setting.decode is not None and setting.decode.by == "decoder":
+                api.decoder_for(self.bed.model(setting.model))
         api.open_protocol(self.recipe.protocol)
         _ = self.bed.checkpoint, self.bed.frames
 
@@ -78,7 +83,7 @@ class Ablation:
         for table in self.recipe.tables:
             rows = []
             for setting in table.settings:
-                figures, reused = self.row(setting)
+                figures, reused = self.row(setting, self._bed(table))
                 reference = setting.reference or table.reference
                 compared = {"reference": reference} if reference else {}
                 rows.append({"name": setting.name, **compared, **figures})
@@ -87,10 +92,13 @@ class Ablation:
             write_json(written[-1], self._table(table, rows))
         return written
 
-    def row(self, setting: Setting) -> tuple[dict[str, Any], bool]:
+    def _bed(self, table: TableSpec) -> Bed:
+        return self.whole if table.whole_clips else self.bed
+
+    def row(self, setting: Setting, bed: Bed) -> tuple[dict[str, Any], bool]:
         """The figures of a setting, and whether nothing had to be measured for them."""
         plan = self._plan(setting)
-        key = sha256_json(self._depends_on(setting, plan))
+        key = sha256_json(bed.common() | self._depends_on(setting, plan))
         file = self.out / WORK / "rows" / f"{key[:24]}.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         untimed = self.timed and (self.retimed or "speedup" not in known)
@@ -98,9 +106,9 @@ class Ablation:
             return known | _found(plan), True
         with self._case(setting, plan) as case:
             if not known:
-                known = self.bed.scored(case)
+                known = bed.scored(case)
             if untimed:
-                known |= self.bed.timed(case)
+                known |= bed.timed(case)
         write_json(file, known)
         return known | _found(plan), False
 
@@ -160,7 +168,7 @@ class Ablation:
         model = self.bed.model(setting.model)
         tokens, masks = _tokens(setting, model), api.open_masks(setting.masks)
         if plan is None:
-            yield Case(model, tokens, masks)
+            yield Case(model, tokens, masks, setting.decode)
             return
         if model.plan is not None:
             raise UserError("is compressed already: give neither search nor groups", f"{setting.name}: {model.name}")
@@ -178,14 +186,18 @@ class Ablation:
                 device=str(self.bed.device),
                 progress=self.bed.progress,
             )
-            yield Case(api.load(folder, verify=False), tokens, masks)
+            yield Case(api.load(folder, verify=False), tokens, masks, setting.decode)
 
     def _depends_on(self, setting: Setting, plan: Plan | None) -> dict[str, Any]:
         model = self.bed.model(setting.model)
         probe = model.probe if setting.masks == "self" else None
         merged = None if plan is None else [[list(group) for group in plan.groups], plan.merge_rule]
         tokens = _tokens(setting, model)
-        return self.bed.common() | {
+        decoded: dict[str, Any] = {} if setting.decode is None else {"decode": setting.decode.model_dump(mode="json")}
+        if setting.decode is not None and setting.decode.by == "decoder":
+            assert model.path is not None
+            decoded["decoder"] = sha256_file(model.path / DECODER)
+        return decoded | {
             "of": model.sha256,
             "merged": merged,
             "fitted_on": [self.bed.calib.sha256, self.recipe.masks] if plan and plan.merge_rule == FITTED else None,
@@ -204,7 +216,7 @@ class Ablation:
         }
         figures = {
             "table": own,
-            "baseline": {"model": self.bed.checkpoint.name, "mpjpe_mm": float(self.bed.baseline.mean())},
+            "baseline": {"model": self.bed.checkpoint.name, "mpjpe_mm": float(self._bed(table).baseline.mean())},
             "data": {"name": self.bed.test.name, "split": self.bed.test.split, "sha256": self.bed.test.sha256},
             "protocol": self.recipe.protocol,
             "interval": {"level": LEVEL, "resamples": RESAMPLES, "over": "clips"},

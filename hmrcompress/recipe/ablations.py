@@ -17,11 +17,28 @@ from hmrcompress.errors import UserError
 from hmrcompress.plan import MergeRule, TokenSettings
 from hmrcompress.recipe.schema import Bench, Data
 
-Column = Literal["groups", "evaluations", "calib_increase_mm", "forced", "pa_mpjpe_mm"]
+Column = Literal["groups", "evaluations", "calib_increase_mm", "forced", "pa_mpjpe_mm", "accel"]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Decode(_Part):
+    """Clips instead of frames: the temporal decoder of the row's model, or in its place a filter on the network's own
+    poses, or nothing but interpolation between every k-th frame."""
+
+    by: Literal["decoder", "one-euro", "savgol", "interpolation"] = "decoder"
+    stride: int = Field(default=1, gt=0, description="The network runs on every k-th frame")
+    steps: int = Field(default=1, gt=0, description="Denoising steps of the decoder")
+    lookahead: int | None = Field(default=None, ge=0, description="Decode live, so many frames late")
+    median_shape: bool = Field(default=False, description="One shape a clip, the median")
+
+    @model_validator(mode="after")
+    def _holds(self) -> Decode:
+        if self.by in ("one-euro", "savgol") and (self.stride > 1 or self.lookahead is not None):
+            raise ValueError("filters are measured on all frames: leave stride and lookahead out")
+        return self
 
 
 class Setting(_Part):
@@ -38,6 +55,7 @@ class Setting(_Part):
     model: str | None = Field(default=None, description="Another model: a folder that was healed, or holds a probe")
     tokens: TokenSettings | None = Field(default=None, description="Token merging; the model's own if not given")
     masks: str = Field(default="data", description="Person masks: data, files:DIR, self or none")
+    decode: Decode | None = Field(default=None, description="Look at whole clips; frame by frame if not given")
     reference: str | None = Field(default=None, description="Row whose increase this one's is given as a share of")
 
     @field_validator("tokens", mode="before")
@@ -58,13 +76,15 @@ class Setting(_Part):
 
 
 class TableSpec(_Part):
-    """A table. `reference` stands for that of all rows that name none."""
+    """A table. `reference` stands for that of all rows that name none; `whole_clips` scores all frames, whatever the
+    recipe's `frames_per_clip`, so that there are accelerations."""
 
     name: str = Field(pattern="^[a-z0-9_]+$", description="Name of its JSON file")
     title: str
     note: str = ""
     reference: str | None = None
     columns: tuple[Column, ...] = Field(default=(), description="Columns beside those that every table has")
+    whole_clips: bool = False
     settings: tuple[Setting, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -16,19 +16,23 @@ from hmrcompress import __version__, api
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
+from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.evaluate import chosen_frames
+from hmrcompress.evaluation.pipeline_bench import PipelineSettings, time_pipeline
+from hmrcompress.evaluation.sequences import interpolated, observe, sequence_predict, spans
 from hmrcompress.evaluation.timing import time_interleaved
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_json
-from hmrcompress.merging.apply import forced_merges, token_counts, with_token_merging
+from hmrcompress.merging.apply import forced_merges, merging_settings, token_counts, with_token_merging
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.metrics.bootstrap import clip_interval
-from hmrcompress.metrics.pose import Scores, network_predict, score
+from hmrcompress.metrics.pose import Predict, Scores, network_outputs, network_predict, score
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
-from hmrcompress.recipe.ablations import Ablations
+from hmrcompress.recipe.ablations import Ablations, Decode
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, pick_device
 
@@ -38,11 +42,12 @@ FORCED_FRAMES = 256
 
 @dataclass(frozen=True)
 class Case:
-    """A setting's network before its tokens are merged, and how they are."""
+    """A setting's network before its tokens are merged, how they are, and how its clips are decoded, if they are."""
 
     checkpoint: Checkpoint
     tokens: TokenSettings | None
     masks: MaskSource
+    decode: Decode | None = None
 
     def network(self) -> HMR2:
         """With token merging, on the CPU."""
@@ -110,16 +115,45 @@ class Bed:
             "versions": [__version__, torch.__version__],
         }
 
-    def _score(self, network: HMR2, masks: MaskSource, what: str) -> Scores:
-        predict = network_predict(api.on_device(network, self.device))
+    def _score(self, network: HMR2, masks: MaskSource, what: str, case: Case | None = None) -> Scores:
+        here = api.on_device(network, self.device)
+        clips = case is not None and case.decode is not None
         return score(
-            predict,
+            self._decoded(here, case, what) if case is not None and clips else network_predict(here),
             self._told(self.test.batches(self.frames, self.recipe.batch_size, masks), what),
             body=api.on_device(self.body, self.device),
             protocol=api.open_protocol(self.recipe.protocol),
             device=self.device,
             pve=False,
         )
+
+    def _decoded(self, network: HMR2, case: Case, what: str) -> Predict:
+        """Predicts what comes of whole clips, from the network's predictions for all of their frames."""
+        given = case.decode
+        assert given is not None
+        body, fps = api.on_device(self.body, self.device), self.test.fps
+        settings = SequenceSettings(
+            (given.stride,),
+            given.steps,
+            given.lookahead,
+            filters=() if given.by in ("decoder", "interpolation") else (given.by,),
+            median_shape=given.median_shape,
+            seed=self.recipe.seed,
+        )
+        decoder = api.on_device(api.decoder_for(case.checkpoint), self.device) if given.by == "decoder" else None
+        codec = None if decoder is None else PoseCodec(body)
+        timelines = observe(
+            network_outputs(network),
+            self.test,
+            spans(self.test, self.frames),
+            batch_size=self.recipe.batch_size,
+            masks=case.masks if case.tokens else None,
+            progress=self.progress,
+        )
+        stages = sequence_stages(timelines, settings, fps=fps, decoder=decoder, codec=codec)
+        if not stages:  # interpolation between all frames: the frames themselves
+            return sequence_predict(timelines, [interpolated(each) for each in timelines])
+        return stages[list(stages)[-1]]
 
     def _told(self, batches: Iterator[FrameBatch], what: str) -> Iterator[FrameBatch]:
         done = 0
@@ -131,7 +165,7 @@ class Bed:
     def scored(self, case: Case) -> dict[str, Any]:
         """Errors, their increase over the baseline with its interval, and costs."""
         network = case.network()
-        scores = self._score(network, case.masks, case.checkpoint.name)
+        scores = self._score(network, case.masks, case.checkpoint.name, case)
         if place := scores.first_not_finite():
             raise UserError("the network predicts NaN or infinity", f"{self.test.name}, clip {place[0]}, {place[1]}")
         increase = scores.per_frame - self.baseline
@@ -147,9 +181,11 @@ class Bed:
             "masks": case.masks.name if case.tokens else None,
             "mpjpe_mm": scores.mpjpe_mm,
             "pa_mpjpe_mm": scores.pa_mpjpe_mm,
+            "accel_mm_per_frame2": scores.accel_mm_per_frame2,
+            "decode": None if case.decode is None else case.decode.model_dump(mode="json"),
             "increase_mm": float(increase.mean()),
             "increase_ci95_mm": clip_interval(increase, scores.clip, seed=self.recipe.seed),
-            "macs_ratio": before / network_cost(network.config, case.tokens).macs_with_attention,
+            "macs_ratio": before / network_cost(network.config, merging_settings(network)).macs_with_attention,
             "n_frames": scores.n_frames,
             "n_clips": scores.n_clips,
             "forced": self._forced(network, case) if case.tokens else None,
@@ -169,8 +205,11 @@ class Bed:
         return taken / len(chosen)
 
     def timed(self, case: Case) -> dict[str, Any]:
-        """{speedup, speedup_quartiles, fps} against the untouched network, by turns on the same crops."""
+        """{speedup, speedup_quartiles, fps} against the untouched network, by turns on the same crops; where clips are
+        decoded, of whole clips (`evaluation.pipeline_bench`). What filters and interpolation take is not counted."""
         given = self.recipe.bench
+        if case.decode is not None and case.decode.by == "decoder":
+            return self._timed_clips(case, case.decode)
         chosen = self.frames[: given.batch_size]
         batch = next(self.test.batches(chosen, given.batch_size, case.masks if case.tokens else None))
         networks = {"before": self.checkpoint.network, "after": case.network()}
@@ -185,6 +224,23 @@ class Bed:
             "speedup_quartiles": timing.speedup_quartiles("after", over="before"),
             "fps": {name: timing.fps(name) for name in networks},
         }
+
+    def _timed_clips(self, case: Case, decode: Decode) -> dict[str, Any]:
+        settings = PipelineSettings((decode.stride,), self.recipe.bench.measured_frames, decode.steps)
+        pipeline = api.pipeline_of(case.checkpoint, self.body, self.device, clips=settings)
+        assert pipeline is not None
+        networks = {"before": self.checkpoint.network, "after": case.network()}
+        timing = time_pipeline(
+            {name: api.on_device(network, self.device) for name, network in networks.items()},
+            pipeline,
+            batch_size=self.recipe.bench.batch_size,
+            device=self.device,
+            rounds=self.recipe.bench.rounds,
+            progress=self.progress,
+        ).to_json()
+        found = timing["strides"][str(decode.stride)]
+        fps = {"before": timing["before"]["fps"], "after": found["fps"]}
+        return {"speedup": found["speedup"], "speedup_quartiles": found["speedup_quartiles"], "fps": fps}
 
     def _data(self, text: str, split: str) -> CropSet:
         clips = self.recipe.data.clips

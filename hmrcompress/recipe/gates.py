@@ -10,6 +10,8 @@ from hmrcompress.errors import GateFailed
 from hmrcompress.recipe.schema import Gate, GateName
 
 INCREASE = "_increase_mm"
+RATIOS = {"mpjpe_ratio": "mpjpe_mm", "accel_ratio": "accel_mm_per_frame2"}
+"""Gates on a figure of a stage over the baseline's."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,17 @@ def figure(name: str, stage: str | None, summary: Mapping[str, Any]) -> float | 
     """The figure that a gate of this name looks at; None where it was not measured.
 
     Errors are those of `stage`, by default of the last stage measured; `*_increase_mm` is how far they lie above the
-    baseline, `mpjpe_below_mean_pose_mm` how far below the mean pose.
+    baseline, `mpjpe_ratio` and `accel_ratio` how many times the baseline's, `mpjpe_below_mean_pose_mm` how far below
+    the mean pose.
     """
     stages = summary.get("stages", {})
     chosen = stages.get(stage or next(reversed(stages), ""), {})
     if name.endswith(INCREASE):
         metric = name.removesuffix(INCREASE) + "_mm"
         return _difference(chosen.get(metric), stages.get("baseline", {}).get(metric))
+    if name in RATIOS:
+        of, base = (found.get(RATIOS[name]) for found in (chosen, stages.get("baseline", {})))
+        return None if of is None or not base else of / base
     if name == "mpjpe_below_mean_pose_mm":
         return _difference(stages.get("mean_pose", {}).get("mpjpe_mm"), chosen.get("mpjpe_mm"))
     if name == "layers_removed":

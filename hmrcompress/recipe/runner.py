@@ -18,7 +18,7 @@ from hmrcompress.io.atomic import write_json, write_text
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.recipe.gates import GateResult, check_gates
 from hmrcompress.recipe.schema import Recipe
-from hmrcompress.recipe.stages import OUTPUTS, Line
+from hmrcompress.recipe.stages import MORE, OUTPUTS, Line
 from hmrcompress.runtime import Progress, environment, no_progress, record
 
 RECIPE, SUMMARY = "recipe.yaml", "summary.json"
@@ -104,8 +104,8 @@ def _prepare(folder: Path, recipe: Recipe, resume: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
         raise UserError("the folder holds something else than a run", folder, "Choose another name with -o.")
     old = [SUMMARY] if resume else [SUMMARY, *(name for made in OUTPUTS.values() for name in made)]
-    old += [] if resume else [f"{stage}.json" for stage in OUTPUTS]
-    for path in (folder / name for name in old):
+    old += [] if resume else [f"{stage}.json" for stage in OUTPUTS] + [*MORE]
+    for path in (found for name in old for found in folder.glob(name)):
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -13,7 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hmrcompress.errors import UserError
 from hmrcompress.plan import MergeRule, TokenSettings
 
-StageName = Literal["mean_pose", "baseline", "merged", "merged_tokens"]
+StageName = Literal[
+    "mean_pose",
+    "baseline",
+    "merged",
+    "merged_tokens",
+    "interpolated",
+    "filtered_one_euro",
+    "filtered_savgol",
+    "decoded",
+]
 GateName = Literal[
     "mpjpe_mm",
     "pa_mpjpe_mm",
@@ -23,6 +32,8 @@ GateName = Literal[
     "pa_mpjpe_increase_mm",
     "pve_increase_mm",
     "mpjpe_below_mean_pose_mm",
+    "mpjpe_ratio",
+    "accel_ratio",
     "layers_removed",
     "macs_ratio",
     "speedup",
@@ -72,11 +83,35 @@ class Merge(_Part):
     plan: str | None = Field(default=None, description="A plan file to apply instead of the one that was searched")
 
 
+class Finetune(_Part):
+    """Training on the frozen merged network: motion VAE and temporal decoder, after healing the layers if wanted."""
+
+    stages: tuple[Literal["heal", "vae", "decoder", "all"], ...] = Field(
+        default=("all",), min_length=1, strict=False, description="In this order; all is vae and decoder"
+    )
+    data: str = Field(default="starter:train", description="Clips whose features are trained on")
+    val: str | None = Field(default=None, description="Clips to validate on; starter:val, or a part of data")
+    motions: str = Field(default="starter", description="Motions of the VAE: starter or amass:DIR")
+    preset: Literal["starter", "paper"] = Field(default="starter", description="Sizes of VAE and decoder")
+    decoder: Literal["both", "velocity", "noise", "regress"] = Field(
+        default="both", description="What the decoder learns; regress is the same network without diffusion"
+    )
+    clips: int | None = Field(default=None, gt=0, description="Only the first clips of the data")
+    steps: int | None = Field(default=None, gt=0, description="Optimiser steps of each stage; those of the preset")
+    images: int = Field(default=200_000, gt=0, description="Crops that healing sees")
+    max_minutes: float | None = Field(default=None, gt=0, description="End each stage after so long")
+
+
 class Eval(_Part):
-    """Figures of the mean pose, the network as it came, with merged layers, and with merged tokens too."""
+    """Figures of the mean pose, the network as it came, with merged layers, with merged tokens too, and decoded."""
 
     protocol: str = Field(default="starter24", description="Named protocol: joints, root and units")
     limit: int | None = Field(default=None, gt=0, description="At most this many frames, in runs from as many clips")
+    stride: int = Field(default=1, gt=0, description="Clips are decoded from every k-th frame")
+    steps: int = Field(default=1, gt=0, description="Denoising steps of the decoder")
+    filters: tuple[Literal["one-euro", "savgol"], ...] = Field(
+        default=(), strict=False, description="Filters on the network's own poses, to compare with"
+    )
 
 
 class Bench(_Part):
@@ -84,6 +119,12 @@ class Bench(_Part):
 
     batch_size: int = Field(default=16, gt=0, description="Crops in a call")
     rounds: int = Field(default=9, gt=0, description="Counted rounds; medians are reported")
+    strides: tuple[int, ...] = Field(
+        default=(1, 2, 4), min_length=1, strict=False, description="With a decoder: networks run on every k-th frame"
+    )
+    measured_frames: int | None = Field(
+        default=None, gt=0, description="Time networks on so many frames of a clip and scale up; all if not given"
+    )
 
 
 class Export(_Part):
@@ -109,7 +150,7 @@ class Gate(_Part):
 
 
 class Recipe(_Part):
-    """The whole line: search, merge, eval, bench, export, gates. A stage that is not named is left out."""
+    """The whole line: search, merge, finetune, eval, bench, export, gates. A stage that is not named is left out."""
 
     model: str = Field(default="starter", description="CKPT: starter, random:FAMILY or a file")
     body: str = Field(default="starter", description="starter, or a body file")
@@ -119,6 +160,7 @@ class Recipe(_Part):
     batch_size: int = Field(default=32, gt=0, description="Crops at a time in search and eval")
     search: Search | None = None
     merge: Merge | None = None
+    finetune: Finetune | None = None
     eval: Eval | None = None
     bench: Bench | None = None
     export: Export | None = None
@@ -128,6 +170,8 @@ class Recipe(_Part):
     def _line_holds(self) -> Recipe:
         if self.merge is not None and (self.merge.plan is None) == (self.search is None):
             raise ValueError("merge applies the plan of the search stage or that of merge.plan: give exactly one")
+        if self.finetune is not None and "heal" in self.finetune.stages and self.merge is None:
+            raise ValueError("healing needs the stage merge: there is nothing to heal in a network as it came")
         needed = {"bench": ("speedup",), "export": ("onnx_max_abs_diff", "onnx_joints_mm")}
         for gate in self.gates:
             stage = next((stage for stage, names in needed.items() if gate in names), "eval")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,36 @@ import torch
 from hmrcompress import api
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
+from hmrcompress.evaluation.contenders import AFTER, BEFORE
+from hmrcompress.evaluation.decoded import DECODED, SequenceSettings
 from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS
+from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings, time_pipeline
 from hmrcompress.evaluation.timing import time_interleaved
 from hmrcompress.merging.apply import token_counts
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.pose import network_predict
 from hmrcompress.models.load import Checkpoint
-from hmrcompress.models.network import HMR2, NetworkConfig
+from hmrcompress.models.network import HMR2, NetworkConfig, share
 from hmrcompress.plan import TokenSettings
+from hmrcompress.recipe.finetuning import train_stages
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.runtime import Progress, dtype_name, pick_device
 from hmrcompress.searching.search import SearchSettings
 
-PLAN, JOURNAL, MODEL, ONNX = "plan.yaml", "search.jsonl", "model", "model.onnx"
+PLAN, JOURNAL, MODEL, FINETUNED, ONNX = "plan.yaml", "search.jsonl", "model", "finetuned", "model.onnx"
+DECODER_ONNX = "model.decoder.onnx"
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "search": (PLAN, JOURNAL),
     "merge": (MODEL,),
+    "finetune": (FINETUNED,),
     "eval": (),
     "bench": (),
     "export": (ONNX, f"{ONNX}.json"),
 }
 """Stages in the order in which they run, and the files or folders that each leaves beside its record."""
+MORE = (f"{FINETUNED}*", f"{DECODER_ONNX}*")
+"""Patterns of what some recipes leave there besides."""
 
 
 class Line:
@@ -67,6 +76,8 @@ class Line:
         if stage == "merge":
             given = recipe.merge.plan if recipe.merge else None
             return common | {"plan": api.open_plan(given or self.folder / PLAN).to_dict()}
+        if stage == "finetune":
+            return common | {"masks": recipe.masks}
         return common | {"data": self.test.sha256, "frames": len(self.test), "masks": recipe.masks}
 
     @cached_property
@@ -90,9 +101,14 @@ class Line:
         return self._data(self.recipe.data.eval, "test")
 
     @cached_property
-    def compressed(self) -> Checkpoint:
+    def merged(self) -> Checkpoint:
         """The merged model, or the checkpoint itself where the recipe merges nothing."""
         return self.checkpoint if self.recipe.merge is None else api.load(self.folder / MODEL)
+
+    @cached_property
+    def compressed(self) -> Checkpoint:
+        """What the recipe makes in the end: the merged model, trained further where the recipe says so."""
+        return self.merged if self.recipe.finetune is None else api.load(self.folder / FINETUNED)
 
     def search(self) -> dict[str, Any]:
         """Writes plan and journal."""
@@ -133,8 +149,8 @@ class Line:
             device=str(self.device),
             progress=self.progress,
         )
-        before, layers = self.checkpoint.config, self.compressed.config
-        tokens = self.compressed.tokens
+        before, layers = self.checkpoint.config, self.merged.config
+        tokens = self.merged.tokens
         costs = {BASELINE: _cost(before, None), MERGED: _cost(layers, None)}
         if tokens is not None:
             costs[MERGED_TOKENS] = _cost(layers, tokens)
@@ -144,8 +160,32 @@ class Line:
             for name in ("layers", "tokens", "params", "macs")
         }
 
+    def finetune(self) -> dict[str, Any]:
+        """Trains on the frozen merged network, and writes it with its decoder; counts what a decoded frame costs."""
+        given = self.recipe.finetune
+        assert given is not None
+        figures = train_stages(
+            self.merged,
+            given,
+            self.folder / FINETUNED,
+            masks=self.recipe.masks,
+            body=self.body,
+            device=str(self.device),
+            batch_size=self.recipe.batch_size,
+            seed=self.recipe.seed,
+            progress=self.progress,
+        )
+        pipeline = api.pipeline_of(self.compressed, self.body, torch.device("cpu"))
+        if pipeline is None:
+            return figures
+        cost, sizes = _cost(self.compressed.config, self.compressed.tokens), pipeline.sizes()
+        cost["params"] += sizes["params"]
+        for name in ("macs", "macs_with_attention"):
+            cost[name] += sizes[name] / pipeline.settings.clip_frames
+        return figures | {"costs": {DECODED: cost}}
+
     def eval(self) -> dict[str, Any]:
-        """Scores mean pose, baseline, merged layers and merged tokens on the same frames."""
+        """Scores mean pose, baseline, merged layers, merged tokens and decoded clips on the same frames."""
         given = self.recipe.eval
         assert given is not None
         result = api.evaluate(
@@ -159,6 +199,7 @@ class Line:
             batch_size=self.recipe.batch_size,
             device=str(self.device),
             dtype=self.dtype,
+            sequences=SequenceSettings((given.stride,), given.steps, filters=given.filters, seed=self.recipe.seed),
             progress=self.progress,
         )
         data = {"name": self.test.name, "split": self.test.split, "sha256": self.test.sha256}
@@ -192,18 +233,44 @@ class Line:
         figures: dict[str, Any] = {"bench": about | {"fps": by_stage, "speedup": ratios}}
         if last != BASELINE:
             figures |= {"fps": {"before": by_stage[BASELINE], "after": by_stage[last]}, "speedup": ratios[last]}
-        return figures
+        pipeline = api.pipeline_of(self.compressed, self.body, self.device)
+        return figures if pipeline is None else figures | self._clips(pipeline, networks[last], figures["bench"])
+
+    def _clips(self, pipeline: Pipeline, network: HMR2, bench: dict[str, Any]) -> dict[str, Any]:
+        """Whole clips through network and decoder; the stride of eval's is what the line as a whole is worth."""
+        given, evaluated = self.recipe.bench, self.recipe.eval
+        assert given is not None
+        stride = evaluated.stride if evaluated else 1
+        strides = tuple(dict.fromkeys((stride, *given.strides)))
+        timing = time_pipeline(
+            {
+                when: api.on_device(each, self.device).to(self.dtype)
+                for when, each in ((BEFORE, share(self.checkpoint.network)), (AFTER, share(network)))
+            },
+            replace(pipeline, settings=PipelineSettings(strides, given.measured_frames)),
+            batch_size=given.batch_size,
+            dtype=self.dtype,
+            device=self.device,
+            rounds=given.rounds,
+            progress=self.progress,
+        ).to_json()
+        found = timing["strides"][str(stride)]
+        for name, value in (("fps", found["fps"]), ("speedup", found["speedup"])):
+            bench[name] = bench[name] | {DECODED: value}
+        fps = {"before": timing["before"]["fps"], "after": found["fps"]}
+        return {"pipeline": timing, "bench": bench, "fps": fps, "speedup": found["speedup"]}
 
     def export(self) -> dict[str, Any]:
-        """Writes ONNX."""
+        """Writes ONNX, of the decoder too where there is one."""
         made = api.export_onnx(
             self.compressed, self.folder / ONNX, data=self.test, masks=self.recipe.masks, body=self.body
         )
-        return {
-            "onnx_max_abs_diff": made.parity.max_abs_diff,
-            "onnx_joints_mm": made.parity.joints_mm,
-            "onnx_bytes": made.size_bytes,
-        }
+        gap, joints, size = made.parity.max_abs_diff, made.parity.joints_mm, made.size_bytes
+        if self.compressed.decoder is not None:
+            decoder = api.export_decoder(self.compressed, self.folder / DECODER_ONNX)
+            gap, joints = max(gap, decoder.parity.max_abs_diff), max(joints, decoder.parity.joints_mm)
+            size += decoder.size_bytes
+        return {"onnx_max_abs_diff": gap, "onnx_joints_mm": joints, "onnx_bytes": size}
 
     def _data(self, text: str, split: str) -> CropSet:
         clips = self.recipe.data.clips

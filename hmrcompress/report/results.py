@@ -112,6 +112,10 @@ MORE: dict[str, tuple[str, Cell]] = {
     "evaluations": ("evaluations", _of_search("evaluations", "d")),
     "calib_increase_mm": ("increase on calib", _of_search("calib_increase_mm", "+.2f")),
     "forced": ("forced", lambda row, _: f"{row['forced']:.2f}" if "forced" in row else NONE),
+    "accel": (
+        "Accel",
+        lambda row, _: f"{row['accel_mm_per_frame2']:.2f}" if "accel_mm_per_frame2" in row else NONE,
+    ),
     "pa_mpjpe_mm": ("PA-MPJPE", lambda row, _: f"{row['pa_mpjpe_mm']:.2f}"),
 }
 

@@ -11,6 +11,10 @@ NAMES = {
     "baseline": "baseline",
     "merged": "merged layers",
     "merged_tokens": "merged layers + tokens",
+    "interpolated": "interpolated",
+    "filtered_one_euro": "One-Euro filter",
+    "filtered_savgol": "Savitzky–Golay filter",
+    "decoded": "temporal decoder",
 }
 COLUMNS = ("", "MPJPE", "PA-MPJPE", "PVE", "Accel", "layers", "tokens", "GMACs", "frames/s")
 GIGA = 1e9
@@ -63,6 +67,9 @@ def caption(summary: Mapping[str, Any]) -> str:
     named = ":".join(filter(None, (data.get("name"), data.get("split"))))
     text = f"{scored['n_frames']} frames of {scored['n_clips']} clips{f' of {named}' if named else ''}"
     text += f", protocol {scored['protocol']}, errors in mm"
+    stride = summary.get("sequence", {}).get("strides", [1])[0]
+    if stride > 1:
+        text += f", clips decoded from every {stride}{ {2: 'nd', 3: 'rd'}.get(stride, 'th') } frame"
     timing = summary.get("bench")
     if timing:
         place = summary.get("device", "cpu")

@@ -118,7 +118,7 @@ def heal(
     student, taught = networks
     measure = Validation(crops, indices, masks, taught, body)
     task = Healing(
-        Pair(student, taught, plan.groups, plan.tokens, probe, keep_reads=checkpoint.probe is not None),
+        Pair(student, taught, plan.groups, plan.tokens, probe, kept_probe=checkpoint.probe),
         stream,
         measure,
         body,
@@ -151,6 +151,7 @@ def heal(
         provenance={**checkpoint.source, "command": "finetune", "heal": about},
         body=checkpoint.body,
         probe=checkpoint.probe,
+        decoder=None,  # a temporal decoder was trained on the features of the network before it was healed
     )
     shutil.rmtree(work)
     return replace(healed, folder=folder)
@@ -165,13 +166,15 @@ def add_probe(
     out: Path,
     *,
     frames: int = PROBE_FRAMES,
+    layer: int | None = None,
     batch_size: int = 32,
     progress: Progress = no_progress,
 ) -> tuple[Folder, ProbeFit]:
     """Fits a saliency probe for a model and writes the model with it to `out`; the weights stay as they are.
 
-    network: that of `checkpoint`, where the computing is to happen. frames: crops of the stream to fit on. validation:
-    crops and the frames of them to judge it on. Raises UserError (see `fit_probe`, `check_out`).
+    network: that of `checkpoint`, where the computing is to happen. frames: crops of the stream to fit on. layer: see
+    `fit_probe`. validation: crops and the frames of them to judge it on. Raises UserError (see `fit_probe`,
+    `check_out`).
     """
     check_out(out)
     crops, indices = validation
@@ -181,6 +184,7 @@ def add_probe(
         (stream.batch(step) for step in range(-(-frames // batch_size))),
         (Crops(batch.images, batch.person_mask) for batch in judged),
         frames=frames,
+        layer=layer,
         progress=progress,
     )
     about = {
@@ -188,19 +192,21 @@ def add_probe(
         "stream": stream.identity,
         "frames": fit.frames,
         "labels": fit.labels,
+        "layer": fit.probe.layer,
         "validation": f"{crops.name}:{crops.split}".rstrip(":"),
         **fit.figures,
     }
     source = checkpoint.source or checkpoint_record(checkpoint.reference, name=checkpoint.name, command="finetune")
     folder = write_model_folder(
         out,
-        _stored_state(checkpoint),
+        stored_state(checkpoint),
         checkpoint.config,
         family=checkpoint.family,
         plan=checkpoint.plan,
         provenance={**source, "probe": about},
         body=checkpoint.body,
         probe=fit.probe,
+        decoder=checkpoint.decoder,
     )
     shutil.rmtree(work_folder(out), ignore_errors=True)
     return folder, fit
@@ -212,7 +218,7 @@ def probe_macs(network: HMR2) -> int:
     return rows * columns * network.config.dim
 
 
-def _stored_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def stored_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """The weights in the dtype in which a model folder stores them, so that its hash stays the same."""
     if checkpoint.path is not None and checkpoint.path.is_dir():
         return read_model_folder(checkpoint.path, verify=False).state

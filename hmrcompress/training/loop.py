@@ -2,7 +2,7 @@
 
 What is trained is a `Task`; the loop knows parameters and losses, nothing of networks. Everything that a step depends
 on is its number and the state that is saved, so a run that was killed and goes on ends with the same bytes (on the same
-machine) as one that was not.
+machine) as one that was not. Several processes (`training.distributed`) take the same steps together.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import atomic_file
 from hmrcompress.runtime import Progress, no_progress
+from hmrcompress.training.distributed import Team
 
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
 SCHEMA = 1
@@ -45,7 +46,7 @@ class Task(Protocol):
     groups: list[ParameterGroup]
 
     def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a step and its parts; the same for the same parameters, step by step."""
+        """Loss of a step and its parts, told by parameters and step; of several processes, that of `own_rows` each."""
 
     def validate(self) -> dict[str, float]:
         """Figures of the parameters as they stand."""
@@ -133,6 +134,7 @@ class _Loop:
             betas=settings.betas,
         )
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.team = Team(next(iter(self.parameters.values())).device)
         self.step, self.before = 0, 0.0
         self.records: list[dict[str, Any]] = []
         self.started = self.saved = time.monotonic()
@@ -140,8 +142,9 @@ class _Loop:
         if (folder / STATE_FILE).exists():
             self._load(folder / STATE_FILE)
         self.begun_at = self.step
-        log = "".join(json.dumps(record) + "\n" for record in self.records)
-        (folder / LOG_FILE).write_text(log, encoding="utf-8")
+        if self.team.leads:
+            (folder / LOG_FILE).write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        self.team.wait()
 
     @property
     def minutes(self) -> float:
@@ -154,7 +157,7 @@ class _Loop:
         if settings.steps is not None:
             return min(1.0, self.step / settings.steps) if settings.steps else 1.0
         assert settings.max_minutes is not None
-        return min(1.0, self.minutes / settings.max_minutes)
+        return self.team.agreed(min(1.0, self.minutes / settings.max_minutes))
 
     def run(self) -> Trained:
         """All steps that are left."""
@@ -182,7 +185,7 @@ class _Loop:
 
     def _out_of_time(self) -> bool:
         limit = self.settings.max_minutes
-        return limit is not None and (time.monotonic() - self.started) / 60 > limit
+        return limit is not None and self.team.agreed((time.monotonic() - self.started) / 60) > limit
 
     def _step(self, fraction: float) -> None:
         settings = self.settings
@@ -192,6 +195,7 @@ class _Loop:
             optimised["lr"] = settings.rate * group.rate_factor * share
         loss, parts = self.task.losses(self.step)
         loss.backward()
+        self.team.average_gradients(self.parameters.values())
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
         if not bool(torch.isfinite(norm)):
             fault = f"the loss of step {self.step} or its gradient is not finite"
@@ -207,7 +211,7 @@ class _Loop:
             self._log_losses({"loss": loss, **parts}, settings.rate * share)
 
     def _log_losses(self, parts: dict[str, Tensor], rate: float) -> None:
-        values = {name: round(float(value.detach()), 6) for name, value in parts.items()}
+        values = {name: round(mean, 6) for name, mean in zip(parts, self.team.means([*parts.values()]), strict=True)}
         self._record({"step": self.step, "rate": float(f"{rate:.4g}"), "losses": values})
         if self.settings.steps is not None:
             done, whole = self.step, self.settings.steps
@@ -220,14 +224,17 @@ class _Loop:
             figures = self.task.validate()
         record = {"step": self.step, "val": figures}
         self._record(record)
+        fraction = self.fraction()
         if self.report is not None:
-            self.report({**record, "fraction": self.fraction(), "minutes": self.minutes})
+            self.report({**record, "fraction": fraction, "minutes": self.minutes})
 
     def _validations(self) -> list[dict[str, Any]]:
         return [{"step": record["step"], **record["val"]} for record in self.records if "val" in record]
 
     def _record(self, record: dict[str, Any]) -> None:
         self.records.append(record)
+        if not self.team.leads:
+            return
         with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**record, "minutes": round(self.minutes, 2)}) + "\n")
 
@@ -247,6 +254,9 @@ class _Loop:
             parameter.copy_(values[name])
 
     def _save(self) -> None:
+        self.saved = time.monotonic()
+        if not self.team.leads:
+            return
         state = {
             "schema": SCHEMA,
             "identity": self._identity(),
@@ -259,7 +269,6 @@ class _Loop:
         }
         with atomic_file(self.folder / STATE_FILE) as temporary:
             torch.save(state, temporary)
-        self.saved = time.monotonic()
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True, map_location="cpu")

@@ -1,0 +1,296 @@
+"""`hmrcompress.extract_features` and `.fit_decoder`: from names and paths to a model with a temporal decoder.
+
+Strings mean what they mean in `hmrcompress.api`. Launched by `accelerate launch` or `torchrun`, several processes share
+the work (see `training.distributed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmrcompress.api import (
+    Body,
+    Data,
+    Masks,
+    Model,
+    compressed_network,
+    load,
+    of_starter,
+    on_device,
+    open_body,
+    open_data,
+    open_masks,
+    probe_for,
+)
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import MaskSource
+from hmrcompress.decoder.config import PRESETS, DecoderConfig
+from hmrcompress.decoder.model import TemporalDecoder
+from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.errors import UserError
+from hmrcompress.models.load import Checkpoint
+from hmrcompress.records import BodyParams
+from hmrcompress.runtime import Progress, no_progress, pick_device
+from hmrcompress.starter.captured import HELD_OUT
+from hmrcompress.starter.clip_stream import StarterClips
+from hmrcompress.starter.dataset import cache_home
+from hmrcompress.starter.world import SPLITS, make_clip, split_named
+from hmrcompress.training.decoder_fit import DecoderSettings
+from hmrcompress.training.distributed import Team, own_device, process_of
+from hmrcompress.training.features import ClipFeatures, ClipSource, CropClips, FeatureSet, model_identity
+from hmrcompress.training.features import extract_features as extract_from_clips
+from hmrcompress.training.finetune import check_out
+from hmrcompress.training.finetune_decoder import (
+    DECODER,
+    STAGES,
+    VAE,
+    Fitted,
+    decoder_over_vae,
+    fit_denoiser,
+    fit_vae,
+    write_decoder,
+)
+from hmrcompress.training.loop import LoopSettings
+from hmrcompress.training.motions import MotionBank, MotionSettings, motion_files
+from hmrcompress.training.vae_fit import VAESettings
+
+TRAIN, VAL = "starter:train", "starter:val"
+CLIPS = 400
+"""Clips of `starter:train` that a decoder is trained on where nothing else is said."""
+STEPS, RATE = 10_000, 1e-3
+"""Of the training of each part."""
+HELD_SHARE = 0.1
+
+
+def extract_features(
+    model: Model,
+    data: Data = TRAIN,
+    *,
+    clips: int | None = None,
+    masks: Masks = "data",
+    batch_size: int = 32,
+    body: Body = "starter",
+    device: str = "auto",
+    workers: int = 1,
+    home: Path | None = None,
+    progress: Progress = no_progress,
+) -> FeatureSet:
+    """Features of a model, layers and tokens merged, on the first `clips` clips of `data` (without a number, all).
+
+    They are kept in `home`/features (`home`: by default the cache, where rendered splits are); what is there already is
+    not computed again. `starter:train` is rendered by `workers` processes on the way. See `training.features`. Raises
+    UserError.
+    """
+    checkpoint, source = load(model), open_masks(masks)
+    found = _clips_of(data, source, open_body(body), workers, progress)
+    return _extract(
+        checkpoint,
+        source,
+        found,
+        list(found.clip_ids)[:clips],
+        device=pick_device(own_device(device)),
+        batch_size=batch_size,
+        home=home or cache_home(),
+        progress=progress,
+    )
+
+
+def fit_decoder(
+    model: Model,
+    out: Path | str,
+    data: Data = TRAIN,
+    *,
+    stage: str = "all",
+    motions: str = "starter",
+    validation: Data | None = None,
+    clips: int | None = None,
+    masks: Masks = "data",
+    preset: str = "starter",
+    objective: str = "both",
+    config: DecoderConfig | None = None,
+    steps: int | None = None,
+    max_minutes: float | None = None,
+    rate: float | None = None,
+    vae_settings: VAESettings | None = None,
+    settings: DecoderSettings | None = None,
+    batch_size: int = 32,
+    body: Body = "starter",
+    device: str = "auto",
+    workers: int = 1,
+    seed: int = 0,
+    home: Path | None = None,
+    progress: Progress = no_progress,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Fitted:
+    """Trains a temporal decoder for a model and writes the model with it to `out`.
+
+    stage: `vae` (the motion VAE, on `motions`: `starter` or `amass:DIR`, the latter beside the former), `decoder` (the
+    denoiser over the VAE that the model holds, on features of the first `clips` clips of `data`), or `all`. Validation
+    is on `validation`, by default `starter:val`, or a part of `data` that is then not trained on. Sizes are those of
+    `preset`, or `config`; objective: see `DecoderConfig`. steps and max_minutes (of each part), rate: see
+    `loop.LoopSettings`; without either, STEPS steps. Features and motions are kept below `home`, by default the cache.
+    An interrupted run goes on when it is called again. Raises UserError.
+    """
+    out, checkpoint, source = Path(out), load(model, seed=seed), open_masks(masks)
+    if stage not in STAGES:
+        raise UserError(f"got {stage!r}, expected one of {', '.join(STAGES)}", "--stage")
+    if preset not in PRESETS:
+        raise UserError(f"got {preset!r}, expected one of {', '.join(PRESETS)}", "--preset")
+    check_out(out)
+    where, surface = pick_device(own_device(device)), open_body(body)
+    codec = PoseCodec(on_device(surface, where)).to(where)
+    changes: dict[str, Any] = {"objective": objective, "zero_snr": objective != "noise"}
+    changes["feature_dim"] = checkpoint.config.head_width
+    home = home or cache_home()
+    steps = STEPS if steps is None and max_minutes is None else steps
+    loop = LoopSettings(steps, max_minutes, rate=RATE if rate is None else rate)
+    about: dict[str, Any] = {}
+    if VAE in STAGES[stage]:
+        decoder = TemporalDecoder(replace(config or PRESETS[preset], **changes), seed=seed).to(where)
+    else:
+        decoder = decoder_over_vae(checkpoint, changes, seed=seed).to(where)
+    fitted = Fitted(None)
+    if VAE in STAGES[stage]:
+        held_motions = _held_motions(data, validation, surface, progress)
+        wanted, makers = MotionSettings(frames=round(1.5 * decoder.config.frames)), workers * (process_of()[0] == 0)
+        with MotionBank(
+            home / "motions", wanted, motion_files(motions, leave_out=HELD_OUT), seed=seed, workers=makers
+        ) as bank:
+            run = fit_vae(
+                decoder,
+                codec,
+                bank,
+                held_motions,
+                out,
+                settings=replace(vae_settings or VAESettings(), batch_size=batch_size, seed=seed),
+                loop=loop,
+                progress=progress,
+                report=_named(VAE, report),
+            )
+            about[VAE] = {"motions": motions, "validation": _said(data, validation), "bank": bank.identity}
+        fitted = replace(fitted, runs={VAE: run})
+        if not run.finished:
+            return fitted
+    if DECODER in STAGES[stage]:
+        found = _clips_of(data, source, surface, workers, progress)
+        extract = partial(
+            _extract, checkpoint, source, device=where, batch_size=batch_size, home=home, progress=progress
+        )
+        trained, held = _features(extract, found, source, data, validation, clips, surface, progress)
+        about[DECODER] = {"data": found.name, "clips": len(trained), "masks": source.name, "objective": objective}
+        about[DECODER] |= {"fps": found.fps, "validation": _said(data, validation)}
+        run = fit_denoiser(
+            decoder,
+            codec,
+            trained,
+            held,
+            out,
+            identity={"model": checkpoint.sha256, "source": found.identity, "body": surface.faces_sha256},
+            settings=replace(settings or DecoderSettings(), batch_size=batch_size, seed=seed),
+            loop=loop,
+            progress=progress,
+            report=_named(DECODER, report),
+        )
+        fitted = replace(fitted, runs={**fitted.runs, DECODER: run})
+        if not run.finished:
+            return fitted
+    return write_decoder(checkpoint, decoder, out, fitted, about)
+
+
+def _features(
+    extract: Callable[[ClipSource, Sequence[int]], FeatureSet],
+    found: ClipSource,
+    masks: MaskSource,
+    data: Data,
+    validation: Data | None,
+    clips: int | None,
+    body: BodyModel,
+    progress: Progress,
+) -> tuple[list[ClipFeatures], list[ClipFeatures]]:
+    """Features to train on and to validate on."""
+    wanted = list(found.clip_ids)[: CLIPS if clips is None and isinstance(found, StarterClips) else clips]
+    given = _validation(data, validation)
+    if given is not None:
+        held: ClipSource = CropClips(open_data(given, body=body, split="val", progress=progress), masks)
+        rest = list(held.clip_ids)
+    else:
+        held = found
+        wanted, rest = _split(wanted)
+    kept, judged = extract(found, wanted), extract(held, rest)
+    return list(kept.clips(wanted)), list(judged.clips(rest))
+
+
+def _validation(data: Data, validation: Data | None) -> Data | None:
+    """What to validate on; None: on a part of the data."""
+    return VAL if validation is None and of_starter(data) else validation
+
+
+def _said(data: Data, validation: Data | None) -> str:
+    """The same for the record."""
+    given = _validation(data, validation)
+    if given is None:
+        return "a part of the data"
+    return f"{given.name}:{given.split}".rstrip(":") if isinstance(given, CropSet) else str(given)
+
+
+def _extract(
+    checkpoint: Checkpoint,
+    masks: MaskSource,
+    source: ClipSource,
+    wanted: Sequence[int],
+    *,
+    device: torch.device,
+    batch_size: int,
+    home: Path,
+    progress: Progress,
+) -> FeatureSet:
+    network = on_device(compressed_network(checkpoint, masks if checkpoint.tokens else None), device)
+    probe = probe_for(checkpoint, masks) if checkpoint.tokens else None
+    found = extract_from_clips(
+        network,
+        source,
+        home / "features",
+        model=model_identity(checkpoint.sha256, checkpoint.tokens, probe),
+        clips=wanted,
+        batch_size=batch_size,
+        process=process_of(),
+        progress=progress,
+    )
+    Team(device).wait()
+    return found
+
+
+def _clips_of(data: Data, masks: MaskSource, body: BodyModel, workers: int, progress: Progress) -> ClipSource:
+    if not isinstance(data, CropSet) and str(data) in (TRAIN, "starter"):
+        return StarterClips("train", masks, workers=workers)
+    return CropClips(open_data(data, body=body, split="train", progress=progress), masks)
+
+
+def _split(clips: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Clips to train on and, the last ones, to hold out; a single clip is both."""
+    held = max(1, round(HELD_SHARE * len(clips)))
+    return (list(clips[:-held]), list(clips[-held:])) if len(clips) > 1 else (list(clips), list(clips))
+
+
+def _held_motions(data: Data, validation: Data | None, body: BodyModel, progress: Progress) -> list[BodyParams]:
+    """True motions of the clips to validate on. Those of a starter split come from seeds: nothing is rendered."""
+    given = _validation(data, validation)
+    name = "" if given is None or isinstance(given, CropSet) else str(given).partition(":")[2] or "val"
+    if given is not None and of_starter(given) and name in SPLITS:
+        split = split_named(name)
+        return [make_clip(split, index, body).params for index in range(split.clips)]
+    crops = open_data(data if given is None else given, body=body, split="val", progress=progress)
+    clips = crops.clip_ids if given is not None else _split(crops.clip_ids)[1]
+    found = (next(crops.batches(crops.frames_of(clip), len(crops.frames_of(clip)))) for clip in clips)
+    return [batch.params for batch in found]
+
+
+def _named(part: str, report: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[str, Any]], None] | None:
+    return None if report is None else lambda record: report({**record, "part": part})

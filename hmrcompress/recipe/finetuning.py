@@ -1,0 +1,79 @@
+"""The stage `finetune` of a recipe: one training after the other, each on what the one before wrote."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hmrcompress import decoder_tuning, tuning
+from hmrcompress.body.model import BodyModel
+from hmrcompress.errors import UserError
+from hmrcompress.models.load import Checkpoint
+from hmrcompress.recipe.schema import Finetune
+from hmrcompress.runtime import Progress
+from hmrcompress.training.loop import LoopSettings
+
+
+def train_stages(
+    checkpoint: Checkpoint,
+    settings: Finetune,
+    out: Path,
+    *,
+    masks: str,
+    body: BodyModel,
+    device: str,
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Trains a model as `settings` say and writes the last result to `out`; those in between lie beside it meanwhile.
+
+    Gives the figures of the trainings by stage: {finetune: {stage: …}}. Raises UserError, also where
+    `max_minutes` ended one, which the same call then goes on with.
+    """
+    model: Checkpoint | Path = checkpoint
+    figures: dict[str, Any] = {}
+    between: list[Path] = []
+    common: dict[str, Any] = {
+        "validation": settings.val,
+        "masks": masks,
+        "body": body,
+        "device": device,
+        "progress": progress,
+    }
+    for number, stage in enumerate(settings.stages, start=1):
+        target = out if number == len(settings.stages) else out.with_name(f"{out.name}-{stage}")
+        if stage == "heal":
+            done: Any = tuning.heal(
+                model,
+                target,
+                settings.data,
+                images=settings.images,
+                batch_size=batch_size,
+                loop=LoopSettings(None, max_minutes=settings.max_minutes),
+                **common,
+            )
+        else:
+            done = decoder_tuning.fit_decoder(
+                model,
+                target,
+                settings.data,
+                stage=stage,
+                motions=settings.motions,
+                preset=settings.preset,
+                objective=settings.decoder,
+                clips=settings.clips,
+                steps=settings.steps,
+                max_minutes=settings.max_minutes,
+                seed=seed,
+                **common,
+            )
+        if done.folder is None:
+            raise UserError(f"{stage}: the time was over before the training was", "finetune", "Run with --resume")
+        figures[stage] = done.to_json()
+        between += [] if target == out else [target]
+        model = target
+    for folder in between:
+        shutil.rmtree(folder)
+    return {"finetune": figures}

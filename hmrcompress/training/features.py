@@ -1,0 +1,263 @@
+"""Per-frame features of a frozen network over clips, computed once and kept on disk clip by clip.
+
+A temporal decoder reads nothing of a crop but these features, so its training never runs the backbone. A clip is one
+.npz, written whole or not at all: extraction that was killed goes on with the first clip that is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmrcompress.data.crops import CropSet, normalise
+from hmrcompress.data.masks import MaskSource
+from hmrcompress.errors import UserError
+from hmrcompress.geometry.rotations import axis_angle_to_matrix, matrix_to_sixd, sixd_to_matrix
+from hmrcompress.io.atomic import atomic_file, write_json
+from hmrcompress.io.hashes import sha256_json
+from hmrcompress.models.network import HMR2
+from hmrcompress.models.probe import SaliencyProbe
+from hmrcompress.plan import TokenSettings
+from hmrcompress.records import BodyParams
+from hmrcompress.runtime import Progress, autocast, no_progress
+
+SCHEMA = 1
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class ClipCrops:
+    """One clip with ground truth: images (T,256,192,3) RGB, uint8 or floats in 0..1; person (T,16,12) bool or None;
+    params of T frames; frame (T,) int64, ascending."""
+
+    clip: int
+    images: np.ndarray
+    person: Tensor | None
+    params: BodyParams
+    frame: np.ndarray
+
+
+class ClipSource(Protocol):
+    """Clips with ground truth, read one after the other. `identity` is all that a clip's crops depend on, `fps` their
+    frame rate, `clip_ids` the clips there are."""
+
+    name: str
+    identity: dict[str, Any]
+    fps: float
+    clip_ids: Sequence[int]
+
+    def clips(self, wanted: Sequence[int]) -> Iterator[ClipCrops]:
+        """These clips, in this order; one or a few of them in memory at a time."""
+
+
+class CropClips:
+    """The clips of a data set as a `ClipSource`. Raises UserError where ground truth or masks are missing."""
+
+    def __init__(self, crops: CropSet, masks: MaskSource) -> None:
+        if not crops.has_truth:
+            raise UserError("these data come without ground truth (poses and betas)", crops.name, "Training needs it")
+        masks.check(crops, crops.stretches())
+        self.crops, self.masks = crops, masks
+        self.name = f"{crops.name}:{crops.split}" if crops.split else crops.name
+        self.identity: dict[str, Any] = {"data": crops.sha256, "masks": masks.name}
+        self.fps = crops.fps
+        self.clip_ids: Sequence[int] = crops.clip_ids
+
+    def clips(self, wanted: Sequence[int]) -> Iterator[ClipCrops]:
+        """These clips, in this order."""
+        for clip in wanted:
+            rows = self.crops.frames_of(clip)
+            poses, betas = (self.crops.arrays[name][rows].astype(np.float32) for name in ("poses", "betas"))
+            rotations = axis_angle_to_matrix(torch.from_numpy(poses))
+            params = BodyParams(rotations[:, :1], rotations[:, 1:], torch.from_numpy(betas))
+            images = np.asarray(self.crops.arrays["images"][rows])
+            yield ClipCrops(clip, images, self.masks.person(self.crops, rows), params, self.crops.frame[rows])
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """What is kept of a clip of T frames.
+
+    frame (T,) int64, ascending; features (T,D) float16, as the head reads them out. True and predicted pose as the
+    first two columns of every rotation (layout `columns`): rotations, predicted (T,J,6) float32, camera frame; true and
+    predicted shape betas, predicted_betas (T,10) float32; predicted camera cam (T,3) float32.
+    """
+
+    clip: int
+    frame: np.ndarray
+    features: np.ndarray
+    rotations: np.ndarray
+    betas: np.ndarray
+    predicted: np.ndarray
+    predicted_betas: np.ndarray
+    cam: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def truth(self) -> BodyParams:
+        """The true pose and shape, float32."""
+        return to_params(self.rotations, self.betas)
+
+    @property
+    def prediction(self) -> BodyParams:
+        """What the network's linear read-outs say, float32."""
+        return to_params(self.predicted, self.predicted_betas)
+
+    def runs(self) -> list[slice]:
+        """The longest slices of frames that follow each other without a gap."""
+        edges = [0, *(np.flatnonzero(np.diff(self.frame) != 1) + 1).tolist(), len(self.frame)]
+        return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+
+
+def to_params(sixd: np.ndarray, betas: np.ndarray) -> BodyParams:
+    """sixd (T,J,6) in the layout `columns`, betas (T,10) -> BodyParams."""
+    rotations = sixd_to_matrix(torch.from_numpy(sixd))
+    return BodyParams(rotations[:, :1], rotations[:, 1:], torch.from_numpy(betas))
+
+
+_ARRAYS = tuple(field.name for field in fields(ClipFeatures) if field.name != "clip")
+
+
+class FeatureSet:
+    """A folder of clips: `meta.json` and one .npz a clip. `meta` says name and fps of the data, and the identity."""
+
+    def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
+        self.folder, self.meta = folder, dict(meta)
+        self.name, self.fps = str(self.meta["name"]), float(self.meta["fps"])
+
+    @classmethod
+    def open(cls, folder: Path, identity: Mapping[str, Any], *, name: str, fps: float) -> Self:
+        """The set in `folder`, which is made where it is not there. UserError where it holds features of other data or
+        of another network (identity: plain values that name both)."""
+        meta = {"schema": SCHEMA, "name": name, "fps": fps, "identity": dict(identity)}
+        meta = json.loads(json.dumps(meta))
+        path = folder / META
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found != meta:
+                raise UserError("holds features of another network or of other data", folder, "Remove the folder")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, meta)
+        return cls(folder, meta)
+
+    @property
+    def clip_ids(self) -> list[int]:
+        """Numbers of the clips that are there, ascending."""
+        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.npz"))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the features are of: network, token merging, masks and data."""
+        return sha256_json(self.meta["identity"])
+
+    def has(self, clip: int) -> bool:
+        """Whether a clip is there."""
+        return self._path(clip).is_file()
+
+    def append(self, found: ClipFeatures) -> None:
+        """Adds a clip, or replaces it."""
+        with atomic_file(self._path(found.clip)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{name: getattr(found, name) for name in _ARRAYS})
+
+    def read(self, clip: int) -> ClipFeatures:
+        """One clip. UserError where its file is not there or damaged."""
+        path = self._path(clip)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return ClipFeatures(clip, **{name: file[name] for name in _ARRAYS})
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(
+                "no readable features of a clip", path, "Remove the file, so that it is made anew"
+            ) from error
+
+    def clips(self, wanted: Sequence[int] | None = None) -> Iterator[ClipFeatures]:
+        """These clips, without `wanted` all, one at a time."""
+        return (self.read(clip) for clip in (self.clip_ids if wanted is None else wanted))
+
+    def _path(self, clip: int) -> Path:
+        return self.folder / f"{clip:05d}.npz"
+
+
+def model_identity(sha256: str, tokens: TokenSettings | None, probe: SaliencyProbe | None = None) -> dict[str, Any]:
+    """What features depend on of a network: the hash of its weights, how it merges tokens, and the probe that masks."""
+    found: dict[str, Any] = {"sha256": sha256, "tokens": None if tokens is None else tokens.model_dump(mode="json")}
+    if probe is not None:
+        found["probe"] = probe.sha256
+    return found
+
+
+def feature_identity(model: Mapping[str, Any], source: ClipSource, dtype: torch.dtype) -> dict[str, Any]:
+    """All that features depend on, as plain values; model: see `model_identity`."""
+    return {"model": dict(model), "source": dict(source.identity), "dtype": str(dtype).removeprefix("torch.")}
+
+
+def extract_features(
+    network: HMR2,
+    source: ClipSource,
+    home: Path,
+    *,
+    model: Mapping[str, Any],
+    clips: Sequence[int] | None = None,
+    batch_size: int = 32,
+    dtype: torch.dtype = torch.float32,
+    process: tuple[int, int] = (0, 1),
+    progress: Progress = no_progress,
+) -> FeatureSet:
+    """Runs a network over clips, where their features are not kept below `home` already, and gives the set.
+
+    network: in evaluation mode, with the token merging it is used with, on the device to compute on. model: see
+    `model_identity`. The folder is named after all that the features depend on. clips: those wanted, by default all of
+    the source. process: (rank, count) where several processes share the work; each makes its part. Raises UserError.
+    """
+    identity = feature_identity(model, source, dtype)
+    folder = home / sha256_json(identity)[:16]
+    kept = FeatureSet.open(folder, identity, name=source.name, fps=source.fps)
+    rank, count = process
+    wanted = list(source.clip_ids if clips is None else clips)[rank::count]
+    missing = [clip for clip in wanted if not kept.has(clip)]
+    done = len(wanted) - len(missing)
+    progress(f"features of {source.name}", done, len(wanted))
+    for clip in source.clips(missing) if missing else ():
+        kept.append(clip_features(network, clip, batch_size=batch_size, dtype=dtype))
+        done += 1
+        progress(f"features of {source.name}", done, len(wanted))
+    return kept
+
+
+@torch.inference_mode()
+def clip_features(
+    network: HMR2, clip: ClipCrops, *, batch_size: int = 32, dtype: torch.dtype = torch.float32
+) -> ClipFeatures:
+    """What a network, computing in `dtype`, makes of a clip."""
+    device = next(network.parameters()).device
+    features, rotations, betas, cam = [], [], [], []
+    for start in range(0, len(clip.frame), batch_size):
+        part = slice(start, start + batch_size)
+        person = None if clip.person is None else clip.person[part].to(device)
+        with autocast(device, dtype):
+            output = network(normalise(clip.images[part]).to(device), person)
+        features.append(output.features.half().cpu())
+        rotations.append(output.params.rotations.float().cpu())
+        betas.append(output.betas.float().cpu())
+        cam.append(output.cam.float().cpu())
+    return ClipFeatures(
+        clip=clip.clip,
+        frame=np.asarray(clip.frame, np.int64),
+        features=torch.cat(features).numpy(),
+        rotations=matrix_to_sixd(clip.params.rotations.float()).numpy(),
+        betas=clip.params.betas.float().numpy(),
+        predicted=matrix_to_sixd(torch.cat(rotations)).numpy(),
+        predicted_betas=torch.cat(betas).numpy(),
+        cam=torch.cat(cam).numpy(),
+    )

@@ -1,0 +1,139 @@
+"""Features of whole clips: what is kept, that it is kept once, and that the starter's clips are those of its splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import roma
+import tiny
+import torch
+
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet, normalise
+from hmrcompress.data.masks import DataMasks, FileMasks, NoMasks, coverage_grid
+from hmrcompress.errors import UserError
+from hmrcompress.models.network import HMR2
+from hmrcompress.plan import TokenSettings
+from hmrcompress.runtime import no_progress
+from hmrcompress.starter import dataset
+from hmrcompress.starter.clip_stream import StarterClips, rendered
+from hmrcompress.starter.world import make_clip, split_named
+from hmrcompress.training.features import ClipCrops, CropClips, FeatureSet, extract_features, model_identity
+
+MODEL = model_identity("0" * 64, None)
+
+
+class Counted(CropClips):
+    """Crops that tell which clips were read."""
+
+    def clips(self, wanted: Sequence[int]) -> Iterator[ClipCrops]:
+        for clip in super().clips(wanted):
+            self.read = [*getattr(self, "read", []), clip.clip]
+            yield clip
+
+
+def test_features_are_those_of_single_crops(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
+    source = CropClips(tiny_crops, DataMasks())
+    kept = extract_features(tiny_network, source, tmp_path, model=MODEL, batch_size=4)
+    assert kept.clip_ids == tiny_crops.clip_ids and kept.fps == 30.0
+    for found in kept.clips():
+        rows = tiny_crops.frames_of(found.clip)
+        assert found.frame.tolist() == tiny_crops.frame[rows].tolist() and found.features.dtype == np.float16
+        masks = coverage_grid(torch.from_numpy(tiny_crops.pixel_masks(rows))) >= 0.1
+        for place, row in enumerate(rows):
+            with torch.no_grad():
+                one = tiny_network(normalise(tiny_crops.arrays["images"][row : row + 1]), masks[place : place + 1])
+            assert np.abs(found.features[place] - one.features[0].numpy()).max() < 2e-3 * one.features.abs().max()
+            assert torch.allclose(found.prediction.rotations[place], one.params.rotations[0], atol=1e-5)
+            assert np.allclose(found.predicted_betas[place], one.betas[0], atol=1e-5)
+            assert np.allclose(found.cam[place], one.cam[0], atol=1e-5)
+        true = roma.rotvec_to_rotmat(torch.from_numpy(tiny_crops.arrays["poses"][rows]).double())
+        assert torch.allclose(found.truth.rotations.double(), true, atol=1e-5)
+        assert np.array_equal(found.truth.betas.numpy(), tiny_crops.arrays["betas"][rows])
+
+
+def test_what_is_there_is_not_computed_again(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
+    first = Counted(tiny_crops, NoMasks())
+    kept = extract_features(tiny_network, first, tmp_path, model=MODEL, clips=[0])
+    whole = (kept.folder / "00000.npz").read_bytes()
+    again = Counted(tiny_crops, NoMasks())
+    kept = extract_features(tiny_network, again, tmp_path, model=MODEL)
+    assert first.read == [0] and again.read == [1] and kept.clip_ids == [0, 1]
+    (kept.folder / "00000.npz").unlink()
+    extract_features(tiny_network, Counted(tiny_crops, NoMasks()), tmp_path, model=MODEL)
+    assert (kept.folder / "00000.npz").read_bytes() == whole, "the same clip, the same bytes"
+
+
+def test_processes_share_the_clips(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
+    for rank in (0, 1):
+        source = Counted(tiny_crops, NoMasks())
+        extract_features(tiny_network, source, tmp_path, model=MODEL, process=(rank, 2))
+        assert source.read == [rank]
+
+
+def test_other_networks_and_masks_have_folders_of_their_own(
+    tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path
+) -> None:
+    tokens = model_identity("0" * 64, TokenSettings(keep=150, per_layer=40))
+    folders = {
+        extract_features(tiny_network, CropClips(tiny_crops, masks), tmp_path, model=model, clips=[]).folder
+        for masks, model in ((NoMasks(), MODEL), (DataMasks(), MODEL), (NoMasks(), tokens))
+    }
+    assert len(folders) == 3
+    with pytest.raises(UserError, match="features of another network"):
+        FeatureSet.open(folders.pop(), {"model": 1}, name="tiny", fps=30.0)
+
+
+def test_faults(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
+    kept = extract_features(tiny_network, CropClips(tiny_crops, NoMasks()), tmp_path, model=MODEL)
+    path = kept.folder / "00001.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="no readable features"):
+        kept.read(1)
+    arrays = {name: values for name, values in tiny.crop_arrays().items() if name not in ("poses", "betas")}
+    with pytest.raises(UserError, match="without ground truth"):
+        CropClips(CropSet(arrays, tiny.crop_meta()), NoMasks())
+    with pytest.raises(UserError, match="expected data, self or none"):
+        StarterClips("train", FileMasks(tmp_path))
+
+
+def test_gaps_end_a_run(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
+    kept = extract_features(tiny_network, CropClips(tiny_crops, NoMasks()), tmp_path, model=MODEL, clips=[0])
+    found = kept.read(0)
+    assert found.runs() == [slice(0, 6)]
+    found.frame[3:] += 2
+    assert found.runs() == [slice(0, 3), slice(3, 6)]
+
+
+@pytest.fixture
+def rendered_split(tiny_body: BodyModel, tmp_path: Path) -> CropSet:
+    """Clips 0 and 1 of `val`, two frames each, as the splits are rendered."""
+    clips = [make_clip(split_named("val"), index, tiny_body, 2) for index in (0, 1)]
+    dataset._render_split("val", clips, tiny_body, tmp_path / "val", no_progress)
+    return CropSet.open(tmp_path / "val")
+
+
+def test_a_streamed_clip_is_that_of_the_split(rendered_split: CropSet, tiny_body: BodyModel) -> None:
+    for wanted in CropClips(rendered_split, DataMasks()).clips([0, 1]):
+        clip = rendered("val", wanted.clip, tiny_body, frames=2)
+        assert np.array_equal(clip.images, wanted.images)
+        assert clip.person is not None and wanted.person is not None and torch.equal(clip.person, wanted.person)
+        assert torch.allclose(clip.params.rotations, wanted.params.rotations, atol=1e-5)
+        assert torch.equal(clip.params.betas, wanted.params.betas) and clip.frame.tolist() == [0, 1]
+
+
+@pytest.mark.slow
+def test_clips_come_from_another_process_in_order() -> None:
+    from hmrcompress.body.files import starter_body
+
+    source = StarterClips("val", DataMasks(), frames=2, workers=2)
+    body = starter_body()
+    for index, clip in zip((3, 1, 2), source.clips([3, 1, 2]), strict=True):
+        here = rendered("val", index, body, frames=2)
+        assert clip.clip == index and np.array_equal(clip.images, here.images)
+        assert torch.equal(clip.params.rotations, here.params.rotations)
+    with pytest.raises(UserError, match="got index 8"):
+        next(source.clips([8]))
