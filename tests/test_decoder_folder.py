@@ -103,7 +103,7 @@ def test_parts_that_make_no_decoder(decoder: TemporalDecoder) -> None:
     config, tensors = TINY.to_dict(), decoder_tensors(decoder)
     fewer = {name: tensor for name, tensor in tensors.items() if not name.startswith("vae.encoder.norm")}
     wrong = [
-        (config | {"latents": 4}, tensors, r"m: 5 keys of another shape: .*vae\.latent_queries 3x16 instead of 4x16"),
+        (config | {"latents": 4}, tensors, r"m: 6 keys of another shape: .*vae\.latent_queries 3x16 instead of 4x16"),
         (config, fewer, r"m: 2 keys missing: vae\.encoder\.norm\.weight, vae\.encoder\.norm\.bias"),
         (config, tensors | {"pose_mean": torch.zeros(133, dtype=torch.int64)}, "m: pose_mean is torch.int64"),
         ({"frames": 3}, tensors, "m: unknown or missing fields"),
