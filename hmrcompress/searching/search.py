@@ -17,6 +17,7 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.merging.fit import fitted_and_measured
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.pose import STARTER24, Protocol
 from hmrcompress.models.network import HMR2
@@ -110,7 +111,8 @@ def search(
     Network (float32, in evaluation mode) and body lie on the same device. Every evaluation is written to `journal` at
     once; those that it holds already are not repeated, and the plan is the same, byte for byte. `masks` are used with
     `settings.with_tokens` and by the rule `lstsq`. `source` is what the crops were opened from, for the plan.
-    `mask_probe` finds the person where tokens are merged without masks.
+    `mask_probe` finds the person where tokens are merged without masks. The rule `lstsq` fits on every second clip and
+    measures on the others; the plan's number of frames counts both.
     Raises UserError for settings that do not fit, data without usable masks or, for the target truth, without ground
     truth, and a network that predicts NaN.
     """
@@ -121,8 +123,12 @@ def search(
     indices = crops.sample(settings.frames_per_clip)
     if settings.limit is not None:
         indices = evenly(indices, settings.limit)
+    chosen = len(indices)
+    fitted_on = indices
+    if settings.merge_rule == FITTED:
+        fitted_on, indices = fitted_and_measured(crops, indices)
     folder = journal.absolute().parent
-    fitter, probe = _probe(network, crops, indices, body, protocol, masks, settings, folder, mask_probe)
+    fitter, probe = _probe(network, crops, indices, fitted_on, body, protocol, masks, settings, folder, mask_probe)
     depends = _depends_on(checkpoint, crops, indices, body, protocol, masks, settings, probe.device)
     if mask_probe is not None:
         depends["mask_probe"] = mask_probe.sha256
@@ -143,7 +149,7 @@ def search(
     record = {
         "method": settings.method,
         "tau_mm": settings.tau_mm if settings.layers is None else best.error_mm - base,
-        "frames": len(indices),
+        "frames": chosen,
         "base_mpjpe_mm": base,
         "final_mpjpe_mm": best.error_mm,
         "evaluations": len(evaluations.asked),
@@ -198,6 +204,7 @@ def _probe(
     network: HMR2,
     crops: CropSet,
     indices: np.ndarray,
+    fitted_on: np.ndarray,
     body: BodyModel,
     protocol: Protocol,
     masks: MaskSource | None,
@@ -211,7 +218,9 @@ def _probe(
     fitter = None
     if settings.merge_rule == FITTED:
         memory //= 2
-        fitter = CandidateFitter(network, crops, indices, masks, dtype=settings.dtype, cache_bytes=memory, spill=spill)
+        fitter = CandidateFitter(
+            network, crops, fitted_on, masks, dtype=settings.dtype, cache_bytes=memory, spill=spill
+        )
     probe = ErrorProbe(
         with_token_merging(network, settings.tokens if settings.with_tokens else None, mask_probe),
         crops,
