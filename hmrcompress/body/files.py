@@ -8,7 +8,6 @@ dense, J_regressor (J,V), or as triplets J_regressor_row, J_regressor_col, J_reg
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from hmrcompress.body.joints import LEAF_NAMES
 from hmrcompress.body.model import BodyModel
 from hmrcompress.body.topology import hash_faces
 from hmrcompress.errors import UserError
+from hmrcompress.io.npz import UNREADABLE
 
 STARTER_BODY = Path(__file__).parent.parent / "assets" / "starter_body.npz"
 SMPL_VERTICES = 6890
@@ -104,7 +104,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with archive:
             wanted = ("v_template", "f", "shapedirs", "weights", "kintree_table", "J_regressor", *TRIPLETS, *OPTIONAL)
             return {key: archive[key] for key in wanted if key in archive}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except UNREADABLE as error:
         if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
             raise UserError("holds pickled objects, which are never executed", path, REMEDY) from error
         raise UserError(f"not a readable npz, perhaps truncated ({type(error).__name__})", path, REMEDY) from error

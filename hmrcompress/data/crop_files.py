@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import atomic_file, atomic_folder
+from hmrcompress.io.npz import UNREADABLE
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 SCHEMA = 1
@@ -36,7 +35,6 @@ REQUIRED = ("images", "clip", "frame")
 TRUTH = ("poses", "betas")
 """The ground truth, which is there in full or not at all."""
 WHOLE_NUMBERS = ("clip", "frame", "kind", "masks")
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 Arrays = dict[str, np.ndarray]
 
 

@@ -6,13 +6,12 @@ joints stay at rest. Format: https://github.com/nghorbani/amass.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from hmrcompress.errors import UserError
+from hmrcompress.io.npz import UNREADABLE
 from hmrcompress.motion import rotvec
 from hmrcompress.motion.arrays import Array
 from hmrcompress.motion.clip import NUM_JOINTS, Motion
@@ -72,7 +71,7 @@ def _read(path: Path) -> dict[str, Array]:
         with archive:
             wanted = ("poses", "trans", "valid", *RATE_KEYS)
             return {name: archive[name] for name in wanted if name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise UserError(f"not a readable npz, perhaps truncated ({type(error).__name__})", path, REMEDY) from error
 
 
