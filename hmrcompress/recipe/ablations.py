@@ -6,7 +6,6 @@ Frozen, and closed to unknown keys; reading one needs neither torch nor the file
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hmrcompress.errors import UserError
 from hmrcompress.plan import MergeRule, TokenSettings
-from hmrcompress.recipe.schema import Bench, Data
+from hmrcompress.recipe.schema import Bench, Data, recipe_text
 
 Column = Literal["groups", "evaluations", "calib_increase_mm", "forced", "pa_mpjpe_mm", "accel"]
 
@@ -140,14 +139,7 @@ class Ablations(_Part):
 
 def read_ablations(source: str | Path) -> Ablations:
     """Ablations from a YAML file, or by name from those shipped. UserError naming file, field and fault."""
-    path = Path(source)
-    shipped = resources.files("hmrcompress_recipes").joinpath(f"{source}.yaml")
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif path.parent == Path() and not path.suffix and shipped.is_file():
-        text = shipped.read_text(encoding="utf-8")
-    else:
-        raise UserError("no such recipe", path, "Give a YAML file, or the name of a shipped one: ablations.")
+    path, text = Path(source), recipe_text(source, "ablations")
     try:
         return Ablations.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from hmrcompress import __version__, api
-from hmrcompress.body.model import BodyModel
-from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
@@ -33,6 +31,7 @@ from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.ablations import Ablations, Decode
+from hmrcompress.recipe.opened import Opened
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, pick_device
 
@@ -56,32 +55,13 @@ class Case:
         ).eval()
 
 
-class Bed:
+class Bed(Opened):
     """Model, body and data of a recipe, opened when first asked for. `work` keeps the errors of the baseline."""
 
     def __init__(self, recipe: Ablations, work: Path, *, limit: int | None, device: str, progress: Progress) -> None:
-        self.recipe, self.work, self.limit, self.progress = recipe, work, limit, progress
+        super().__init__(recipe, progress)
+        self.recipe, self.work, self.limit = recipe, work, limit
         self.device = pick_device(device)
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The network that everything is compared with."""
-        return api.load(self.recipe.model, seed=self.recipe.seed)
-
-    @cached_property
-    def body(self) -> BodyModel:
-        """On the CPU."""
-        return api.open_body(self.recipe.body)
-
-    @cached_property
-    def calib(self) -> CropSet:
-        """What is searched and fitted on."""
-        return self._data(self.recipe.data.search, "calib")
-
-    @cached_property
-    def test(self) -> CropSet:
-        """What is scored."""
-        return self._data(self.recipe.data.eval, "test")
 
     @cached_property
     def frames(self) -> np.ndarray:
@@ -241,7 +221,3 @@ class Bed:
         found = timing["strides"][str(decode.stride)]
         fps = {"before": timing["before"]["fps"], "after": found["fps"]}
         return {"speedup": found["speedup"], "speedup_quartiles": found["speedup_quartiles"], "fps": fps}
-
-    def _data(self, text: str, split: str) -> CropSet:
-        clips = self.recipe.data.clips
-        return api.open_data(text, body=self.body, split=split, clips=clips, progress=self.progress)

@@ -46,6 +46,8 @@ UNKNOWN = "no such key in a recipe"
 
 
 class _Part(BaseModel):
+    """Strict: "4" is not 4. Fields that hold several values say strict=False: YAML has lists where we want tuples."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -195,14 +197,7 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     import yaml
 
-    path = Path(source)
-    shipped = resources.files("hmrcompress_recipes").joinpath(f"{source}.yaml")
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif path.parent == Path() and not path.suffix and shipped.is_file():
-        text = shipped.read_text(encoding="utf-8")
-    else:
-        raise UserError("no such recipe", path, "Give a YAML file, or the name of a shipped recipe: starter or ci.")
+    path, text = Path(source), recipe_text(source, "starter or ci")
     try:
         values = yaml.safe_load(text)
         for override in overrides:
@@ -210,6 +205,17 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except yaml.YAMLError as error:
         raise UserError(f"not readable as YAML ({' '.join(str(error).split())})", path) from error
     return parse_recipe(values, path)
+
+
+def recipe_text(source: str | Path, shipped: str) -> str:
+    """The text of a recipe file, or of a shipped one by its name. UserError naming those (`shipped`) otherwise."""
+    path = Path(source)
+    inside = resources.files("hmrcompress_recipes").joinpath(f"{source}.yaml")
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if path.parent == Path() and not path.suffix and inside.is_file():
+        return inside.read_text(encoding="utf-8")
+    raise UserError("no such recipe", path, f"Give a YAML file, or the name of a shipped recipe: {shipped}.")
 
 
 def parse_recipe(values: Any, where: object = "recipe") -> Recipe:

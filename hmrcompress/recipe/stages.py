@@ -10,8 +10,6 @@ from typing import Any
 import torch
 
 from hmrcompress import api
-from hmrcompress.body.model import BodyModel
-from hmrcompress.data.crops import CropSet
 from hmrcompress.evaluation.contenders import AFTER, BEFORE
 from hmrcompress.evaluation.decoded import DECODED, SequenceSettings
 from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS
@@ -25,6 +23,7 @@ from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig, share
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.finetuning import train_stages
+from hmrcompress.recipe.opened import Opened
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.runtime import Progress, dtype_name, pick_device
 from hmrcompress.searching.search import SearchSettings
@@ -44,12 +43,13 @@ MORE = (f"{FINETUNED}*", f"{DECODER_ONNX}*")
 """Patterns of what some recipes leave there besides."""
 
 
-class Line:
+class Line(Opened):
     """A recipe's stages over one folder. Every stage returns figures under the keys of `summary.json`."""
 
     def __init__(self, recipe: Recipe, folder: Path, *, device: str, dtype: torch.dtype, progress: Progress) -> None:
+        super().__init__(recipe, progress)
         self.recipe, self.folder = recipe, folder
-        self.device, self.dtype, self.progress = pick_device(device), dtype, progress
+        self.device, self.dtype = pick_device(device), dtype
 
     def check(self) -> None:
         """Opens everything that the recipe names, so that nothing begins that cannot end. Raises UserError."""
@@ -79,26 +79,6 @@ class Line:
         if stage == "finetune":
             return common | {"masks": recipe.masks}
         return common | {"data": self.test.sha256, "frames": len(self.test), "masks": recipe.masks}
-
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The network that the recipe starts from."""
-        return api.load(self.recipe.model, seed=self.recipe.seed)
-
-    @cached_property
-    def body(self) -> BodyModel:
-        """The body that errors are measured on."""
-        return api.open_body(self.recipe.body)
-
-    @cached_property
-    def calib(self) -> CropSet:
-        """What the search measures on."""
-        return self._data(self.recipe.data.search, "calib")
-
-    @cached_property
-    def test(self) -> CropSet:
-        """What the figures come from."""
-        return self._data(self.recipe.data.eval, "test")
 
     @cached_property
     def merged(self) -> Checkpoint:
@@ -271,10 +251,6 @@ class Line:
             gap, joints = max(gap, decoder.parity.max_abs_diff), max(joints, decoder.parity.joints_mm)
             size += decoder.size_bytes
         return {"onnx_max_abs_diff": gap, "onnx_joints_mm": joints, "onnx_bytes": size}
-
-    def _data(self, text: str, split: str) -> CropSet:
-        clips = self.recipe.data.clips
-        return api.open_data(text, body=self.body, split=split, clips=clips, progress=self.progress)
 
 
 def _cost(config: NetworkConfig, tokens: TokenSettings | None) -> dict[str, Any]:
