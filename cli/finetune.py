@@ -133,13 +133,7 @@ def finetune(
                 seed=seed,
                 progress=progress,
             )
-        about = {
-            "labels": fit.labels,
-            "frames": fit.frames,
-            "layer": fit.probe.layer,
-            **fit.figures,
-            "macs": probe_macs(checkpoint.network),
-        }
+        about = fit.to_json() | {"macs": probe_macs(checkpoint.network)}
         write_record(json, "finetune", {"probe": about}, device=where, seed=seed)
         printer.say(
             f"probe of layer {fit.probe.layer} fitted on {fit.frames} frames ({fit.labels}): finds "

@@ -36,6 +36,7 @@ def inspect(
     from hmrcompress.models.load import load_checkpoint
 
     if Path(model).is_file():
+        # Not strict: keys that nobody knows are to be told, not refused.
         checkpoint = load_checkpoint(model, num_heads=num_heads, head_heads=head_heads, strict=False)
     else:
         checkpoint = load(model, num_heads=num_heads, head_heads=head_heads, seed=seed)

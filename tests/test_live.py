@@ -183,6 +183,7 @@ def test_copies_are_independent(theirs: TheirNetwork) -> None:
     stream = io.BytesIO()
     torch.save(theirs, stream)
     stream.seek(0)
+    # A whole module, pickled by this very test: nothing untrusted is read.
     for other in (copy.deepcopy(theirs), torch.load(stream, weights_only=False)):
         with hc.person_mask(theirs, mask):
             with_mask, without = theirs(images)[0], other(images)[0]

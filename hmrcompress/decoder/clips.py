@@ -6,6 +6,7 @@ Every window of a clip begins with the same noise, so that what differs between 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -197,7 +198,7 @@ def _fades(starts: Sequence[int], frames: int) -> Tensor:
     """Weights (W, frames) of each window's frames: linear up over what it shares with the window before it, linear down
     over what it shares with the next. Two windows' weights add up to one; three may meet at the end of a clip."""
     weights = torch.ones(len(starts), frames)
-    for window, (before, start) in enumerate(zip(starts, starts[1:], strict=False), start=1):
+    for window, (before, start) in enumerate(pairwise(starts), start=1):
         shared = before + frames - start
         rising = torch.arange(1, shared + 1) / (shared + 1)
         weights[window, :shared] = rising

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from hmrcompress.searching.eclm import Groups
 from hmrcompress.searching.evaluations import Evaluations
@@ -33,7 +34,7 @@ def cuts(groups: Groups) -> frozenset[int]:
 def from_cuts(num_layers: int, starts: Iterable[int]) -> Groups:
     """The inverse of `cuts`."""
     edges = [0, *sorted(starts), num_layers]
-    return tuple(tuple(range(low, high)) for low, high in zip(edges, edges[1:], strict=False))
+    return tuple(tuple(range(low, high)) for low, high in pairwise(edges))
 
 
 def joins(num_layers: int, groups: Groups) -> Iterator[Groups]:

@@ -130,6 +130,8 @@ def search(
     folder = journal.absolute().parent
     fitter, probe = _probe(network, crops, indices, fitted_on, body, protocol, masks, settings, folder, mask_probe)
     depends = _depends_on(checkpoint, crops, indices, body, protocol, masks, settings, probe.device)
+    if fitter is not None:
+        depends["fitted_on"] = _sha256_of_frames(fitted_on)
     if mask_probe is not None:
         depends["mask_probe"] = mask_probe.sha256
     book = Journal(journal, depends)
@@ -258,7 +260,7 @@ def _depends_on(
     return {
         "checkpoint": checkpoint.model_dump(),
         "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
-        "frames": hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest(),
+        "frames": _sha256_of_frames(indices),
         "body": _sha256_of(body),
         "protocol": protocol.name,
         "target": settings.target,
@@ -270,6 +272,10 @@ def _depends_on(
         "device": device.type,
         "versions": {"hmrcompress": __version__, "torch": torch.__version__},
     }
+
+
+def _sha256_of_frames(indices: np.ndarray) -> str:
+    return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
 
 
 def _sha256_of(module: nn.Module) -> str:

@@ -190,11 +190,8 @@ def add_probe(
     about = {
         "fitted_on": stream.name,
         "stream": stream.identity,
-        "frames": fit.frames,
-        "labels": fit.labels,
-        "layer": fit.probe.layer,
         "validation": f"{crops.name}:{crops.split}".rstrip(":"),
-        **fit.figures,
+        **fit.to_json(),
     }
     source = checkpoint.source or checkpoint_record(checkpoint.reference, name=checkpoint.name, command="finetune")
     folder = write_model_folder(

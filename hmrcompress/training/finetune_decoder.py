@@ -70,6 +70,7 @@ def decoder_over_vae(checkpoint: Checkpoint, changes: Mapping[str, Any], *, seed
     config = DecoderConfig.from_dict({**part.config, **changes}, checkpoint.name)
     decoder = TemporalDecoder(config, seed=seed)
     known = {name: tensor.float() for name, tensor in part.tensors.items() if _of_vae(name)}
+    # Not strict: the denoiser and its statistics are new. That the VAE is whole is checked below.
     missing, odd = decoder.load_state_dict(known, strict=False)
     if odd or any(_of_vae(name) for name in missing):
         raise UserError("the motion VAE in it does not fit its settings", checkpoint.name)

@@ -38,6 +38,10 @@ class ProbeFit:
     frames: int
     figures: dict[str, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """{labels, frames, layer, recall, precision, balanced_accuracy, auc}."""
+        return {"labels": self.labels, "frames": self.frames, "layer": self.probe.layer, **self.figures}
+
 
 def fit_logistic(tokens: Tensor, person: Tensor) -> tuple[Tensor, float]:
     """Class-balanced logistic regression. tokens (N,D), person (N,) bool -> weight (D,) float64 and bias.
