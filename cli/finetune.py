@@ -53,6 +53,11 @@ def finetune(
     objective: Annotated[
         str, typer.Option("--objective", "--decoder", help="Of the decoder: both, velocity, noise or regress.")
     ] = "both",
+    readout: Annotated[
+        bool | None,
+        _option("--readout/--no-readout", help="The decoder starts from the network's own read-out (as the preset)."),
+    ] = None,
+    vae: Annotated[str | None, _option("--vae", help="--stage decoder: the model whose motion VAE to take.")] = None,
     steps: Annotated[int | None, _option("--steps", min=1, help="Steps of the VAE and of the decoder (10000).")] = None,
     masks: MasksOption = "data",
     teacher: Annotated[
@@ -103,6 +108,7 @@ def finetune(
         from hmrcompress_cli.finetune_decoder import run
 
         given = {"stage": stage, "motions": motions, "validation": validation, "clips": clips, "masks": masks}
+        given |= {"readout": readout, "vae": vae}
         given |= {"preset": preset, "objective": objective, "steps": steps, "max_minutes": max_minutes, "rate": rate}
         given |= {"batch_size": batch_size, "body": body, "device": device, "workers": workers, "seed": seed}
         run(model, out, data, given, json=json, quiet=quiet)

@@ -114,6 +114,8 @@ def fit_decoder(
     masks: Masks = "data",
     preset: str = "starter",
     objective: str = "both",
+    readout: bool | None = None,
+    vae: Model | None = None,
     config: DecoderConfig | None = None,
     steps: int | None = None,
     max_minutes: float | None = None,
@@ -132,9 +134,10 @@ def fit_decoder(
     """Trains a temporal decoder for a model and writes the model with it to `out`.
 
     stage: `vae` (the motion VAE, on `motions`: `starter` or `amass:DIR`, the latter beside the former), `decoder` (the
-    denoiser over the VAE that the model holds, on features of the first `clips` clips of `data`), or `all`. Validation
-    is on `validation`, by default `starter:val`, or a part of `data` that is then not trained on. Sizes are those of
-    `preset`, or `config`; objective: see `DecoderConfig`. steps and max_minutes (of each part), rate: see
+    denoiser over the VAE that the model holds, or that of the model `vae`, on features of the first `clips` clips of
+    `data`), or `all`. Validation is on `validation`, by default `starter:val`, or a part of `data` that is then not trained on. Sizes are those of
+    `preset`, or `config`, those of a VAE that is there as they are; objective and readout (None: as those sizes say): see
+    `DecoderConfig`. steps and max_minutes (of each part), rate: see
     `loop.LoopSettings`; without either, STEPS steps. Features and motions are kept below `home`, by default the cache.
     An interrupted run goes on when it is called again. Raises UserError.
     """
@@ -143,11 +146,14 @@ def fit_decoder(
         raise UserError(f"got {stage!r}, expected one of {', '.join(STAGES)}", "--stage")
     if preset not in PRESETS:
         raise UserError(f"got {preset!r}, expected one of {', '.join(PRESETS)}", "--preset")
+    if vae is not None and VAE in STAGES[stage]:
+        raise UserError(f"the stage {stage} trains one of its own", "--vae", "Give --stage decoder, or leave --vae out")
     check_out(out)
     where, surface = pick_device(own_device(device)), open_body(body)
     codec = PoseCodec(on_device(surface, where)).to(where)
     changes: dict[str, Any] = {"objective": objective, "zero_snr": objective != "noise"}
     changes["feature_dim"] = checkpoint.config.head_width
+    changes |= {} if readout is None else {"readout": readout}
     home = home or cache_home()
     steps = STEPS if steps is None and max_minutes is None else steps
     loop = LoopSettings(steps, max_minutes, rate=RATE if rate is None else rate)
@@ -155,7 +161,7 @@ def fit_decoder(
     if VAE in STAGES[stage]:
         decoder = TemporalDecoder(replace(config or PRESETS[preset], **changes), seed=seed).to(where)
     else:
-        decoder = decoder_over_vae(checkpoint, changes, seed=seed).to(where)
+        decoder = decoder_over_vae(checkpoint if vae is None else load(vae), changes, seed=seed).to(where)
     fitted = Fitted(None)
     if VAE in STAGES[stage]:
         held_motions = _held_motions(data, validation, surface, progress)
