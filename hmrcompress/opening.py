@@ -1,8 +1,8 @@
 """The one place where strings become objects.
 
-A model is `starter`, `starter-fast`, `random:FAMILY`, a checkpoint file or a compressed folder; data are `starter[:split]`,
-`crops:PATH` or a path; a body is `starter` or a file; masks are `data`, `files:DIR`, `self` or `none`. Whoever has the
-objects already may hand them in instead.
+A model is `starter`, `starter-fast`, `random:FAMILY`, a checkpoint file or a compressed folder; data are
+`starter[:split]`, `crops:PATH` or a path; a body is `starter` or a file; masks are `data`, `files:DIR`, `self` or
+`none`. Whoever has the objects already may hand them in instead.
 """
 
 from __future__ import annotations

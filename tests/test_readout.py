@@ -14,7 +14,7 @@ from hmrcompress.decoder.clips import decode_clip
 from hmrcompress.decoder.diffusion import clean, noise_schedule, noisy, velocity
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
-from hmrcompress.decoder.readout import decoder_inputs, filled
+from hmrcompress.decoder.readout import Blend, decoder_inputs, filled
 from hmrcompress.geometry.rotations import sixd_to_matrix
 from hmrcompress.records import BodyParams
 
@@ -23,10 +23,13 @@ WHOLE = replace(TINY, latents=12, latent_dim=133, readout=True)
 
 
 def transparent(**changes: object) -> TemporalDecoder:
-    """An untrained decoder whose VAE is an orthonormal map of each frame's pose, with statistics of all kinds."""
+    """An untrained decoder that averages over no time and whose VAE is an orthonormal map of each frame's pose, with
+    statistics of all kinds."""
     decoder = TemporalDecoder(replace(WHOLE, **changes), seed=2).eval()  # type: ignore[arg-type]
     turn = torch.linalg.qr(draw(133, 133, seed=4))[0]
     decoder.vae.begin_linear(turn, logvar=-8.0)
+    with torch.no_grad():
+        decoder.denoiser.blend.log_spans.fill_(-5.0)
     decoder.set_statistics(
         pose_mean=draw(133, seed=5), pose_std=torch.tensor(0.3), feature_mean=draw(8), latent_std=torch.tensor(2.0)
     )
@@ -118,6 +121,8 @@ def test_the_true_velocity_gives_the_true_pose_at_any_noise(t: int) -> None:
 def test_unknown_frames_are_never_read_and_the_read_out_matters() -> None:
     decoder = TemporalDecoder(replace(TINY, readout=True), seed=1).eval()
     decoder.denoiser.latent_out.reset_parameters()
+    with torch.no_grad():
+        decoder.vae.pieces.copy_(draw(*decoder.vae.pieces.shape, seed=3))
     given, known, valid = inputs(2), every(2, 12), every(2, 12)
     known[:, 3:6], valid[:, 10:] = False, False
     noise = draw(3, 8)
@@ -131,3 +136,40 @@ def test_unknown_frames_are_never_read_and_the_read_out_matters() -> None:
     moved = given.clone()
     moved[:, 0, 8:] += 1.0
     assert (decoder(moved, known, valid, noise=noise) - pose).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_the_average_over_time_by_a_loop() -> None:
+    blend, random = Blend(8, 5).double(), torch.Generator().manual_seed(1)
+    for parameter in blend.parameters():
+        parameter.add_(0.5 * torch.randn(parameter.shape, generator=random, dtype=torch.float64))
+    pose, features = draw(2, 9, 5).double(), draw(2, 9, 8, seed=1).double()
+    read, valid = torch.rand(2, 9, generator=random) < 0.6, every(2, 9)
+    read[:, 0] = read[:, 8] = True
+    valid[1, 6:] = False
+    found = blend(pose, features.masked_fill(~(read & valid)[..., None], float("nan")), read & valid, valid)
+    spans, mixture = blend.log_spans.exp().numpy(), blend.mixture.exp().numpy()
+    for row in range(2):
+        frames = [t for t in range(9) if valid[row, t]]
+        at = [t for t in frames if read[row, t]]
+        sure = features[row, at].numpy() @ blend.confidence.weight.numpy().T + blend.confidence.bias.numpy()
+        for t in frames:
+            for number in range(5):
+                total = 0.0
+                for kernel, span in enumerate(spans):
+                    logit = [np.interp(s, at, sure[:, kernel]) - 0.5 * ((t - s) / span) ** 2 for s in frames]
+                    weights = np.exp(logit) / np.exp(logit).sum()
+                    share = mixture[kernel, number] / mixture[:, number].sum()
+                    total += share * (weights @ pose[row, frames, number].numpy())
+                assert found[row, t, number] == pytest.approx(total, abs=1e-9)
+
+
+def test_the_average_learns_from_its_own_loss_alone() -> None:
+    """The denoiser is measured from the latents that the average projects to; none of its losses gets there."""
+    decoder = TemporalDecoder(replace(TINY, readout=True), seed=1)
+    decoder.vae.requires_grad_(False)
+    given = decoder.condition(inputs(2), every(2, 12), every(2, 12))
+    assert given.start is not None and given.blended is not None and not given.start.requires_grad
+    given.blended.square().sum().backward()
+    grads = [p.grad for p in decoder.denoiser.blend.parameters()]
+    assert all(grad is not None and grad.abs().max() > 0 for grad in grads)

@@ -117,8 +117,8 @@ class StreamingDecoder:
         return 1000.0 * self.lookahead / fps
 
     def push(self, feature: Tensor | None) -> list[Tensor]:
-        """Takes the next frame's features (config.input_dim,), None where the network was not run on it. Gives the poses (P,) that are
-        finished now, in order: one, or none during the first `lookahead` frames."""
+        """Takes the next frame's features (config.input_dim,), None where the network was not run on it. Gives the
+        poses (P,) that are finished now, in order: one, or none during the first `lookahead` frames."""
         self.seen = [*self.seen, feature][-self.decoder.config.frames :]
         self.arrived += 1
         return self._finish(self.arrived - self.lookahead)

@@ -23,10 +23,10 @@ class DecoderConfig:
     without noise and timestep. zero_snr: the noise schedule (`train_steps` scaled-linear betas from beta_start to
     beta_end) is rescaled so that nothing of the signal is left at its end. dropout is the VAE's.
 
-    readout (ours, not the paper's): a frame's pose as the network's own linear head reads it out follows its features,
-    `pose_dim` numbers; the VAE's linear map takes a window of them to latents, and what is found, by whatever objective,
-    is the difference between the true latents and these. A network that is untrained then decodes the read-out,
-    projected on what motion looks like.
+    readout (ours, not the paper's): a frame's pose as the network's own linear head reads it out, `pose_dim` numbers,
+    follows its features. Averaged over time, a window of them is taken to latents by the VAE's linear map; what is
+    found, by whatever objective, is the difference between the true latents and these. A decoder that is untrained
+    then gives the read-out, smoothed and projected on what motion looks like.
 
     The defaults are the paper's sizes. Raises UserError for values that make no network, and for `noise` at zero
     signal-to-noise ratio, where the latents cannot be recovered from the noise (a division by zero).

@@ -146,7 +146,8 @@ class TemporalDecoder(nn.Module):
 
         features (B,T,config.input_dim) float32: those of the network as it gives them and, with `config.readout`, the
         pose numbers of its own read-out (`readout.decoder_inputs`); known (B,T) bool: the frame has them; valid (B,T)
-        bool: the frame exists. Poses of frames that are not valid mean nothing. steps, generator, noise: see `diffusion.sample`. Raises ShapeError.
+        bool: the frame exists. Poses of frames that are not valid mean nothing. steps, generator, noise: see
+        `diffusion.sample`. Raises ShapeError.
         """
         z = self.latents(features, known, valid, steps=steps, generator=generator, noise=noise)
         return self.denormalise_pose(self.vae.decode(z, features.shape[1]))

@@ -16,7 +16,6 @@ from hmrcompress.decoder.layers import hide
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.records import BodyParams
 
-
 SPANS = (1.0, 2.5, 5.0, 10.0)
 """Deviations, in frames, of the kernels that read-outs are averaged with before any training."""
 
@@ -74,7 +73,7 @@ def filled(values: Tensor, known: Tensor) -> Tensor:
     after = torch.where(known[:, None] & earlier.mT, time, total).amin(-1)
     first = torch.where(before < 0, after, before).clamp(max=total - 1)
     last = torch.where(after >= total, before, after).clamp(min=0)
-    share = (time - first) / (last - first).clamp(min=1)
+    share = (time - first).to(values.dtype) / (last - first).clamp(min=1)
     rows = hide(values, known)
     low, high = (rows.gather(1, place[..., None].expand_as(rows)) for place in (first, last))
-    return torch.lerp(low, high, share.to(values.dtype)[..., None])
+    return torch.lerp(low, high, share[..., None])

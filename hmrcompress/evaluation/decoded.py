@@ -86,7 +86,8 @@ def decode(
     median_shape: bool = False,
     seed: int = 0,
 ) -> BodyParams:
-    """Bodies of all T frames from what the network gives for the K known ones; noise is drawn by `seed` and the clip's number.
+    """Bodies of all T frames from what the network gives for the K known ones; noise is drawn by `seed` and the clip's
+    number.
 
     Decoder and codec lie where the timeline does, float32.
     """
