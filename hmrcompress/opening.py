@@ -56,6 +56,8 @@ def load(
     if isinstance(model, Checkpoint):
         return model
     text = str(model)
+    if text == "starter-fast" and not STARTER_FAST.is_dir():
+        raise UserError("is not part of this installation", text, "Take starter, and compress it")
     if text in ("starter", "starter-fast"):
         return load_checkpoint(STARTER_MODEL if text == "starter" else STARTER_FAST, verify=verify)
     if text.startswith("random:"):

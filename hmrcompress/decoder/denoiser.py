@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.layers import SkipStack, attention_mask, hide, learned, seeded
-from hmrcompress.decoder.readout import Blend, Readout
+from hmrcompress.decoder.readout import Blend
 
 LONGEST_PERIOD = 10_000.0
 
@@ -29,8 +29,8 @@ class Denoiser(nn.Module):
     """A post-norm transformer with long skips over [latents, timestep, frames]; only the latents' outputs are kept.
 
     Frames whose features are missing carry a learned token in their place. With `config.readout` every frame carries
-    the read-out's pose too, every latent what the read-out projects to, and the output is zero before any training;
-    `blend` averages the read-out over time for the projection (`TemporalDecoder.condition`).
+    the read-out's pose too, and the output is zero before any training; `blend` averages the read-out over time for the
+    latents to start from (`TemporalDecoder.condition`).
     Weights depend on `seed` alone.
     """
 
@@ -50,7 +50,6 @@ class Denoiser(nn.Module):
             self.latent_out = nn.Linear(width, config.latent_dim)
             if config.readout:
                 self.pose_in = nn.Linear(config.pose_dim, width)
-                self.start_in = nn.Linear(config.latent_dim, width)
                 self.blend = Blend(config.feature_dim, config.pose_dim)
                 nn.init.zeros_(self.latent_out.weight)
                 nn.init.zeros_(self.latent_out.bias)
@@ -62,10 +61,11 @@ class Denoiser(nn.Module):
         features: Tensor,
         known: Tensor,
         valid: Tensor,
-        readout: Readout | None = None,
+        readout: Tensor | None = None,
     ) -> Tensor:
         """z (B,Nz,Dz), t (B,) timesteps (None: no token for them, as the regressor), features (B,T,D) normalised,
-        known (B,T) bool, valid (B,T) bool, readout with `config.readout` -> (B,Nz,Dz). T is at most `config.frames`.
+        known (B,T) bool, valid (B,T) bool, with `config.readout` readout (B,T,P), see `model.Condition` -> (B,Nz,Dz). T
+        is at most `config.frames`.
 
         Features of frames that are not known and valid are never read.
         """
@@ -73,8 +73,7 @@ class Denoiser(nn.Module):
         frames = torch.where(read[..., None], self.feature_in(hide(features, read)), self.missing)
         tokens = [self.latent_in(z) + self.latent_positions]
         if readout is not None:
-            frames = frames + self.pose_in(readout.pose)
-            tokens[0] = tokens[0] + self.start_in(readout.start)
+            frames = frames + self.pose_in(readout)
         if t is not None:
             tokens.append(self.time_in(time_waves(t, self.config.width).to(z.dtype))[:, None])
         before = self.config.latents + len(tokens) - 1

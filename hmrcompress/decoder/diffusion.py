@@ -26,7 +26,6 @@ from torch import Tensor
 
 from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.denoiser import Denoiser
-from hmrcompress.decoder.readout import Readout
 from hmrcompress.errors import UserError
 from hmrcompress.runtime import generator as seeded_generator
 
@@ -110,7 +109,7 @@ def training_loss(
     *,
     config: DecoderConfig,
     generator: torch.Generator,
-    readout: Readout | None = None,
+    readout: Tensor | None = None,
 ) -> Tensor:
     """The loss of `config.objective`, a mean over all numbers of the batch -> scalar.
 
@@ -136,7 +135,7 @@ def compared(
     valid: Tensor,
     *,
     config: DecoderConfig,
-    readout: Readout | None = None,
+    readout: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`training_loss` at given timesteps t (B,) with given noise (B,Nz,Dz), and the z0^ (B,Nz,Dz) that was predicted.
 
@@ -165,7 +164,7 @@ def sample(
     steps: int = 1,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
-    readout: Readout | None = None,
+    readout: Tensor | None = None,
 ) -> Tensor:
     """Latents (B,Nz,Dz), normalised, by deterministic DDIM (Song et al. 2021, eta = 0) from noise.
 

@@ -11,7 +11,7 @@ from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.denoiser import Denoiser
 from hmrcompress.decoder.diffusion import sample
 from hmrcompress.decoder.layers import hide
-from hmrcompress.decoder.readout import Readout, filled
+from hmrcompress.decoder.readout import filled
 from hmrcompress.decoder.vae import MotionVAE
 from hmrcompress.errors import ShapeError
 from hmrcompress.metrics.cost import Cost, cost
@@ -22,11 +22,16 @@ SMALLEST_STD = 1e-4
 
 class Condition(NamedTuple):
     """What is known of a window before anything is decoded: features (B,T,D) normalised, and with `config.readout` the
-    read-out, its average over time `blended` (B,T,P), and the latents (B,Nz,Dz) that this projects to, in the VAE's
-    units, to which z0 is added; no gradient goes from those to the average, which has a loss of its own."""
+    read-out's average over time `blended` (B,T,P), how far every frame's read-out is from it (B,T,P), normalised, and
+    the latents `start` (B,Nz,Dz) that the average projects to, in the VAE's units, to which z0 is added; no gradient
+    goes from there to the average, which has a loss of its own.
+
+    The denoiser then sees features and read-outs as they differ from their means: who is seen, where, and in which
+    posture is what it would learn by heart from a few hundred clips, and what helps on no other.
+    """
 
     features: Tensor
-    readout: Readout | None = None
+    readout: Tensor | None = None
     start: Tensor | None = None
     blended: Tensor | None = None
 
@@ -89,10 +94,13 @@ class TemporalDecoder(nn.Module):
         if not self.config.readout:
             return Condition(features)
         read = known & valid
+        present = hide(features, read)
+        mean = present.sum(1, keepdim=True) / read.sum(1).clamp(min=1)[:, None, None]
         pose = hide(filled(self.normalise_pose(inputs[..., self.config.feature_dim :]), read), valid)
         blended = self.denoiser.blend(pose, features, read, valid)
-        start = self.vae.project(blended.detach(), valid)
-        return Condition(features, Readout(pose, start / self.latent_std), start, self.denormalise_pose(blended))
+        average = blended.detach()
+        start = self.vae.project(average, valid)
+        return Condition(features - mean, hide(pose - average, valid), start, self.denormalise_pose(blended))
 
     def normalise_latents(self, z: Tensor, start: Tensor | None = None) -> Tensor:
         """Latents (...,Nz,Dz) of the VAE -> z0 of the diffusion; start: see `Condition`."""

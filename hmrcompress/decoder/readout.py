@@ -6,8 +6,6 @@ follow the features of a frame (`DecoderConfig.readout`): the decoder then looks
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -18,14 +16,6 @@ from hmrcompress.records import BodyParams
 
 SPANS = (1.0, 2.5, 5.0, 10.0)
 """Deviations, in frames, of the kernels that read-outs are averaged with before any training."""
-
-
-class Readout(NamedTuple):
-    """pose (B,T,P), normalised, of every frame, zeros where the frame does not exist; start (B,Nz,Dz), the latents that
-    the VAE's linear map makes of its average over time, normalised for the denoiser to read."""
-
-    pose: Tensor
-    start: Tensor
 
 
 class Blend(nn.Module):
