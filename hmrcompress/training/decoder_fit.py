@@ -46,8 +46,8 @@ class DecoderSettings:
     """
 
     batch_size: int = 32
-    reconstruction: float = 1.0
-    last_step: float = 0.25
+    reconstruction: float = 3.0
+    last_step: float = 0.5
     weight_decay: float = 0.0
     time: TimeSettings = field(default_factory=TimeSettings)
     seed: int = 0
