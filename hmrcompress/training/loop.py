@@ -88,9 +88,8 @@ class Trained:
 
     @property
     def kept(self) -> dict[str, Any]:
-        if self.keep is None:
-            return self.validations[-1]
-        return min(self.validations, key=lambda record: record[self.keep])
+        figure = self.keep
+        return self.validations[-1] if figure is None else min(self.validations, key=lambda record: record[figure])
 
 
 def train(
