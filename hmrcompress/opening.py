@@ -43,12 +43,19 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def load(
-    model: Model, *, num_heads: int | None = None, head_heads: int | None = None, seed: int = 0, verify: bool = True
+    model: Model,
+    *,
+    num_heads: int | None = None,
+    head_heads: int | None = None,
+    tokenizer: Path | str | None = None,
+    seed: int = 0,
+    verify: bool = True,
 ) -> Checkpoint:
     """Opens a model: `starter`, `random:FAMILY` (with `seed`), a checkpoint file or a compressed folder, on the CPU.
 
     `.network` has the layers of the model and does not merge tokens; `compressed_network` gives it as the plan wants
-    it. The numbers of heads are asked for only where a file does not tell. Raises UserError.
+    it. The numbers of heads are asked for only where a file does not tell, `tokenizer` (TokenHMR's) only where it does
+    not lie beside the checkpoint. Raises UserError.
     """
     if isinstance(model, Checkpoint):
         return model
@@ -57,7 +64,7 @@ def load(
         return load_checkpoint(STARTER_MODEL, verify=verify)
     if text.startswith("random:"):
         return random_checkpoint(text.removeprefix("random:"), seed)
-    return load_checkpoint(Path(model), num_heads=num_heads, head_heads=head_heads, verify=verify)
+    return load_checkpoint(Path(model), num_heads=num_heads, head_heads=head_heads, part=tokenizer, verify=verify)
 
 
 def compressed_network(checkpoint: Checkpoint, masks: MaskSource | None = None) -> HMR2:

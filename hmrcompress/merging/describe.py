@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hmrcompress.data.conditions import CONDITION
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.metrics.cost import Cost, cost
 from hmrcompress.models.load import Checkpoint
@@ -19,7 +20,8 @@ def network_cost(config: NetworkConfig, tokens: TokenSettings | None = None) -> 
     network = with_token_merging(build(config, "meta").eval(), tokens)
     height, width = (config.patch * side for side in config.grid)
     mask = torch.empty(1, *config.grid, dtype=torch.bool, device="meta")
-    return cost(network, torch.empty(1, 3, height, width, device="meta"), mask)
+    condition = torch.empty(1, CONDITION, device="meta") if network.conditioned else None
+    return cost(network, torch.empty(1, 3, height, width, device="meta"), mask, condition)
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
