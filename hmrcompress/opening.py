@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hmrcompress.body.files import load_body, starter_body
+from hmrcompress.body.hand import HAND_PARENTS, stick_hand
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource, mask_source
@@ -26,6 +27,7 @@ from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings
 from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.metrics.hands import HAND16
 from hmrcompress.metrics.pose import PROTOCOLS, Protocol
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2
@@ -151,6 +153,34 @@ def open_body(body: Body = "starter") -> BodyModel:
     return starter_body() if str(body) == "starter" else load_body(Path(body))
 
 
+def body_for(checkpoint: Checkpoint, body: Body = "starter") -> BodyModel:
+    """The body that a model's predictions are posed on: as of `open_body`; for hands, where none is given, a hand of
+    sticks (`body.hand`). Raises UserError for a body with another number of joints than the model predicts."""
+    joints = checkpoint.config.num_joints
+    if joints == len(HAND_PARENTS) and not isinstance(body, BodyModel) and str(body) == "starter":
+        return stick_hand()
+    found = open_body(body)
+    if found.num_joints != joints:
+        raise UserError(f"has {found.num_joints} joints, {checkpoint.name} predicts {joints}", found.name, "Try --body")
+    return found
+
+
+def protocol_for(checkpoint: Checkpoint, protocol: str | Protocol) -> Protocol:
+    """The protocol of that name, as of `open_protocol`; for hands always the one there is (`body.hand`)."""
+    found = open_protocol(protocol)
+    return HAND16 if checkpoint.config.num_joints == len(HAND_PARENTS) else found
+
+
+def require_truth(checkpoint: Checkpoint) -> None:
+    """UserError where no data set is read that could score a model: that is so for hands."""
+    if checkpoint.config.num_joints == len(HAND_PARENTS):
+        raise UserError(
+            "predicts hands, and no data set of hands is read that could score it",
+            checkpoint.name,
+            "Search with --target teacher; merge, bench and export need no ground truth",
+        )
+
+
 def open_data(
     data: Data,
     *,
@@ -161,7 +191,8 @@ def open_data(
 ) -> CropSet:
     """`starter[:split]` (`split` if it names none; rendered when first asked for), `crops:PATH`, or a path.
 
-    `clips` renders only the first clips of a starter split. Raises UserError, also for `clips` of other data.
+    `clips` renders only the first clips of a starter split; its people have the starter body where `body` is a hand.
+    Raises UserError, also for `clips` of other data.
     """
     if isinstance(data, CropSet):
         return data
@@ -169,7 +200,8 @@ def open_data(
     if of_starter(data):
         from hmrcompress.starter.dataset import open_split
 
-        return open_split(rest or split, body, clips=clips, progress=progress)
+        person = starter_body() if body.num_joints == len(HAND_PARENTS) else body
+        return open_split(rest or split, person, clips=clips, progress=progress)
     if clips is not None:
         raise UserError("only starter splits can be cut to their first clips", str(data), "Leave clips out.")
     return CropSet.open(Path(rest) if kind == "crops" and rest else Path(data))

@@ -38,8 +38,8 @@ class Contender:
         height, width = (self.config.patch * side for side in self.config.grid)
         images = torch.empty(1, 3, height, width, device="meta")
         mask = torch.empty(1, *self.config.grid, dtype=torch.bool, device="meta")
-        condition = torch.empty(1, CONDITION, device="meta") if made.conditioned else None
-        return {NETWORK: cost(made, images, mask, condition), BACKBONE: cost(made.backbone, images, mask)}
+        more = [torch.empty(1, CONDITION, device="meta")] if made.conditioned else []
+        return {NETWORK: cost(made, images, mask, *more), BACKBONE: cost(made.backbone, images, mask)}
 
 
 def contenders(

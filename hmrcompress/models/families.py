@@ -109,11 +109,9 @@ FAMILIES = {
     )
 }
 
+FIELD_OF_VIEW = ("backbone.downsample_stage_1.0.weight", "fc3.weight")
 HELPERS = {
-    "CameraHMR's field-of-view network, which gives focal lengths": (
-        "backbone.downsample_stage_1.0.weight",
-        "fc3.weight",
-    ),
+    "CameraHMR's field-of-view network, which gives focal lengths": FIELD_OF_VIEW,
     "TokenHMR's tokenizer, which belongs beside a TokenHMR checkpoint": TOKENIZER.marks,
 }
 """Files that belong to a family and are no model by themselves: what they are, and the keys by which they are told."""
@@ -135,9 +133,8 @@ def network_class(name: str) -> type[HMR2]:
 def recognise(keys: Collection[str], where: object = "checkpoint") -> Family:
     """The family that these keys belong to. Raises UserError: for a file that only belongs to a family, saying what it
     is; else naming the nearest family and a key it misses."""
-    for what, marks in HELPERS.items():
-        if all(key in keys for key in marks):
-            raise UserError(f"this is {what}, expected a checkpoint of one of {', '.join(FAMILIES)}", where)
+    if (what := helper_of(keys)) is not None:
+        raise UserError(f"this is {what}, expected a checkpoint of one of {', '.join(FAMILIES)}", where)
     nearest, missing = None, None
     for candidate in FAMILIES.values():
         absent = [key for key in candidate.has if key not in keys]
@@ -148,6 +145,11 @@ def recognise(keys: Collection[str], where: object = "checkpoint") -> Family:
     first = f"; {nearest.title} has {missing[0]}" if nearest and missing else ""
     examples = ", ".join(sorted(keys)[:5]) or "none"
     raise UserError(f"the keys belong to no known family{first}. The file's {len(keys)} keys begin {examples}", where)
+
+
+def helper_of(keys: Collection[str]) -> str | None:
+    """What a file with these keys is, if it is one of `HELPERS`."""
+    return next((what for what, marks in HELPERS.items() if all(key in keys for key in marks)), None)
 
 
 def split_ignored(kind: Family, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmrcompress.data.conditions import missing_condition
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.merging.fit import Patches
@@ -86,7 +87,10 @@ class ErrorProbe:
         spill: Path | None = None,
         patches: Callable[[Groups], Patches] | None = None,
     ) -> None:
-        """UserError where the data lack usable masks or, for the target truth, ground truth."""
+        """UserError where the data lack usable masks, what the network is conditioned on, or, for the target truth,
+        ground truth."""
+        if network.conditioned and crops.conditions is None:
+            raise missing_condition(crops.name)
         self.network, self.crops, self.body, self.protocol = network, crops, body, protocol
         self.merge_rule, self.masks, self.dtype, self.target = merge_rule, masks, dtype, target
         self.device = next(network.parameters()).device
