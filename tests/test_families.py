@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import slow_families
 import torch
 from slow_hmr2 import Arrays
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
 from hmrcompress.models.camerahmr import CameraHMRConfig
 from hmrcompress.models.families import FAMILIES, network_class, recognise
 from hmrcompress.models.hamer import HaMeRConfig
+from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.load import load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state
 from hmrcompress.models.tokenhmr import TokenHMRConfig, places_between
@@ -174,6 +179,29 @@ def test_head_settings_come_from_the_family_s_section(tmp_path: Path) -> None:
     (tmp_path / "model_config.yaml").write_text("MODEL: {MANO_HEAD: {TRANSFORMER_DECODER: {heads: 2}}}\n")
     checkpoint = load_checkpoint(path, num_heads=3)
     assert checkpoint.config == HAND and checkpoint.ignored == ("mano.faces",)
+
+
+def test_the_guide_s_family_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/families.md, registered as it says."""
+    text = (Path(__file__).parent.parent / "docs" / "families.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class NewConfig" in block)
+    guide = ModuleType("guide")
+    guide.__dict__.update(
+        {"dataclass": dataclass, "ClassVar": ClassVar, "Any": Any, "nn": nn, "HMR2": HMR2},
+        NetworkConfig=NetworkConfig,
+        SMPLHead=SMPLHead,
+    )
+    monkeypatch.setitem(sys.modules, "guide", guide)
+    exec(code, guide.__dict__)
+    entry = replace(FAMILIES["hmr2"], name="new", network="guide:New", has=("smpl_head.decthing.weight",))
+    monkeypatch.setitem(FAMILIES, "new", entry)
+    config = guide.NewConfig(**SIZES, things=3)
+    network = build(config)
+    state = network.state_dict()
+    assert state["smpl_head.decthing.weight"].shape == (3, 20)
+    assert config_from_state(state, num_heads=3, head_heads=2, kind=network_class("new")) == config
+    assert NetworkConfig.from_dict(config.to_dict()) == config
+    assert network(torch.zeros(1, 3, 256, 192)).cam.shape == (1, 3)
 
 
 @pytest.mark.slow
