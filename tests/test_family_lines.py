@@ -24,7 +24,7 @@ from hmrcompress.models.network import NetworkConfig, build
 pytest.importorskip("onnxruntime")
 
 SIZES = {
-    "dim": 32, "depth": 3, "num_heads": 2, "mlp_dim": 48,
+    "dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48,
     "head_width": 32, "head_depth": 1, "head_heads": 2, "head_dim": 8, "head_mlp_dim": 32,
 }  # fmt: skip
 CAMERA = CameraHMRConfig(**SIZES, keypoints=3)
@@ -83,17 +83,17 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
     assert ("stacked as rows" in seen.output) == (config.family == "tokenhmr")
 
     plan, target = tmp_path / "plan.yaml", "teacher" if hand else "truth"
-    wanted = ("--layers", 2, "--keep-tokens", 120, "--merge-per-layer", 40, "--target", target, "--data", data)
+    wanted = ("--layers", 1, "--keep-tokens", 160, "--merge-per-layer", 40, "--target", target, "--data", data)
     found = run("search", model, *wanted, "-o", plan, *body, "--json", figures, "--quiet")
     assert found.exit_code == 0, found.output
-    assert told(figures)["layers"] == {"before": 3, "after": 2}
+    assert told(figures)["layers"] == {"before": 2, "after": 1}
 
     merged = run("merge", model, "--plan", plan, "-o", tmp_path / "out")
-    assert merged.exit_code == 0 and "3 -> 2 layers" in merged.output, merged.output
+    assert merged.exit_code == 0 and "2 -> 1 layers" in merged.output, merged.output
     record = told(tmp_path / "out" / "config.json")
     assert record["family"] == record["network"]["family"] == config.family
     assert record["body"]["sixd_layout"] == ("rows" if config.family == "tokenhmr" else "columns")
-    assert load_checkpoint(tmp_path / "out").config.to_dict() == config.to_dict() | {"depth": 2}
+    assert load_checkpoint(tmp_path / "out").config.to_dict() == config.to_dict() | {"depth": 1}
 
     scored = run("eval", tmp_path / "out", "--data", data, "--against", model, *body, "--json", figures, "--quiet")
     if hand:
@@ -104,7 +104,7 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
 
     settings = BenchSettings(batch_sizes=(2,), rounds=1, memory=False)
     timed = api.bench(tmp_path / "out", settings=settings, body="starter" if hand else tiny_body_file)
-    assert timed.layers == {"before": 3, "after": 2} and timed.speedup(2, "network") > 0
+    assert timed.layers == {"before": 2, "after": 1} and timed.speedup(2, "network") > 0
 
     made = run(
         "export", tmp_path / "out", "-o", tmp_path / "m.onnx", "--data", data, *body, "--json", figures, "--quiet"
