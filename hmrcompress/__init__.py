@@ -1,9 +1,9 @@
 """Compress pretrained transformer networks for human mesh recovery: layer merging, token merging, and the evidence.
 
 `import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx`; for networks of other
-code `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov, hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. The functions live in
-`hmrcompress.api` and `hmrcompress.tuning` and are loaded when first used, so that importing the package costs next to
-nothing.
+code `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov, hc.focal_lengths`; to train `hc.heal,
+hc.fit_probe, hc.fit_decoder`. The functions live in `hmrcompress.api` and `hmrcompress.tuning` and are loaded when
+first used, so that importing the package costs next to nothing.
 """
 
 from __future__ import annotations
