@@ -1,9 +1,9 @@
 """Compress pretrained transformer networks for human mesh recovery: layer merging, token merging, and the evidence.
 
 `import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx`; for networks of other
-code `hc.apply, hc.person_mask, hc.unapply`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. The functions live in
-`hmrcompress.api` and `hmrcompress.tuning` and are loaded when first used, so that importing the package costs next to
-nothing.
+code `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov, hc.focal_lengths`; to train `hc.heal,
+hc.fit_probe, hc.fit_decoder`. The functions live in `hmrcompress.api` and `hmrcompress.tuning` and are loaded when
+first used, so that importing the package costs next to nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hmrcompress.api import apply, bench, evaluate, export_onnx, load, merge, person_mask, search, unapply
+    from hmrcompress.api import (
+        apply,
+        bench,
+        evaluate,
+        export_onnx,
+        focal_lengths,
+        load,
+        load_fov,
+        merge,
+        person_mask,
+        search,
+        unapply,
+    )
     from hmrcompress.tuning import extract_features, fit_decoder, fit_probe, heal
 
 __version__ = "0.1.0"
@@ -25,8 +37,10 @@ __all__ = [
     "extract_features",
     "fit_decoder",
     "fit_probe",
+    "focal_lengths",
     "heal",
     "load",
+    "load_fov",
     "merge",
     "person_mask",
     "search",

@@ -30,6 +30,7 @@ from hmrcompress.merging.live import person_mask, unapply
 from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.metrics.pose import Protocol
 from hmrcompress.models.folder import Folder
+from hmrcompress.models.fov import focal_lengths, load_fov
 from hmrcompress.opening import (
     STARTER_MODEL,
     Body,
@@ -37,6 +38,7 @@ from hmrcompress.opening import (
     Masks,
     Model,
     Module,
+    body_for,
     compressed_network,
     decoder_for,
     load,
@@ -49,6 +51,8 @@ from hmrcompress.opening import (
     open_protocol,
     pipeline_of,
     probe_for,
+    protocol_for,
+    require_truth,
     temporal_decoder,
 )
 from hmrcompress.plan import Plan, TokenSettings
@@ -57,10 +61,10 @@ from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
 
 __all__ = [
-    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "compressed_network",
-    "decoder_for", "evaluate", "export_decoder", "export_onnx", "layer_similarity", "load", "merge", "of_starter",
-    "on_device", "open_body", "open_data", "open_masks", "open_plan", "open_protocol", "person_mask", "pipeline_of",
-    "probe_for", "search", "temporal_decoder", "unapply",
+    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "body_for", "compressed_network",
+    "decoder_for", "evaluate", "export_decoder", "export_onnx", "focal_lengths", "layer_similarity", "load", "load_fov",
+    "merge", "of_starter", "on_device", "open_body", "open_data", "open_masks", "open_plan", "open_protocol",
+    "person_mask", "pipeline_of", "probe_for", "search", "temporal_decoder", "unapply",
 ]  # fmt: skip
 
 
@@ -80,15 +84,17 @@ def search(
 
     `journal` receives every evaluation and lets a search that was stopped go on. Raises UserError.
     """
-    surface, where, source = open_body(body), pick_device(device), open_masks(masks)
     checkpoint = load(model, seed=settings.seed if settings else 0)
+    if settings is None or settings.target == "truth":
+        require_truth(checkpoint)
+    surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
     return search_plan(
         on_device(checkpoint.network, where),
         checkpoint.reference,
         open_data(data, body=surface, split="calib", progress=progress),
         body=on_device(surface, where),
         journal=Path(journal),
-        protocol=open_protocol(protocol),
+        protocol=protocol_for(checkpoint, protocol),
         masks=source,
         settings=settings,
         mask_probe=probe_for(checkpoint, source) if settings and settings.with_tokens else None,
@@ -178,8 +184,9 @@ def evaluate(
     says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. Raises
     UserError.
     """
-    surface, where, source = open_body(body), pick_device(device), open_masks(masks)
     checkpoint = load(model, seed=seed)
+    require_truth(checkpoint)
+    surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
     probe = probe_for(checkpoint, source) if checkpoint.tokens else None
     reference = None if against is None else on_device(load(against, seed=seed).network, where)
     decoder = temporal_decoder(checkpoint)
@@ -224,7 +231,7 @@ def bench(
     if given is None:
         raise UserError("there is no model to time", "bench", "Give a model, or --against with --layers")
     checkpoint, where = load(given, seed=seed), pick_device(device)
-    pipeline = pipeline_of(checkpoint, open_body(body), where, decoder=decoder, clips=clips, seed=seed)
+    pipeline = pipeline_of(checkpoint, body_for(checkpoint, body), where, decoder=decoder, clips=clips, seed=seed)
     original = None if against is None or against is given else load(against, seed=seed)
     before, after = contenders(
         checkpoint, original, layers=layers, tokens=tokens, seed=seed, alone=pipeline is not None
@@ -270,14 +277,14 @@ def export_onnx(
 
     Raises UserError, and HMRCompressError where the file would differ from the network.
     """
-    surface = open_body(body)
     checkpoint = load(model, seed=seed)
+    surface = body_for(checkpoint, body)
     crops = open_data(data, body=surface, clips=1 if of_starter(data) else None, progress=progress)
     source = open_masks(masks)
     network = compressed_network(checkpoint, source if checkpoint.tokens else None)
     needed = source if checkpoint.tokens else None
     chosen = evenly(crops.stretches(), limit or batch_size)
-    batch = next(crops.batches(chosen, len(chosen), needed))
+    batch = next(crops.batches(chosen, len(chosen), needed, truth=False))
     about = {
         "model": checkpoint.name,
         "checkpoint": checkpoint.reference.model_dump(mode="json"),

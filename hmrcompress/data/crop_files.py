@@ -27,6 +27,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "masks": (CROP_HEIGHT, CROP_WIDTH // 8),
     "transl": (3,),
     "focal": (),
+    "conditions": (3,),
     "occluded": (),
     "kind": (),
 }

@@ -4,9 +4,9 @@ On disk it is a folder of .npy files (read memory-mapped) or one .npz, with thes
 images (N,256,192,3) RGB, uint8 or floats in 0..1; masks (N,256,24) uint8, `np.packbits(person, axis=-1)`, optional;
 poses (N,24,3) axis-angle radians, camera frame, root first, and betas (N,10), both or neither; clip (N,) and
 frame (N,) integers, where frames of one clip follow each other at `fps`; and, all optional, transl (N,3) metres,
-focal (N,) pixels, occluded (N,) share of the person that is hidden or cut off, kind (N,) index into the `kinds` of the
-meta data. `meta.json` (in an .npz the text array `meta`) says schema, name, split, fps, sha256, body {name,
-faces_sha256} and kinds.
+focal (N,) pixels, conditions (N,3) box and focal length as `data.conditions.bbox_info` puts them, occluded (N,) share
+of the person that is hidden or cut off, kind (N,) index into the `kinds` of the meta data. `meta.json` (in an .npz the
+text array `meta`) says schema, name, split, fps, sha256, body {name, faces_sha256} and kinds.
 """
 
 from __future__ import annotations
@@ -109,6 +109,16 @@ class CropSet:
         """An array by its name, all N frames, or None where the data set has none."""
         return self.arrays.get(name)
 
+    @property
+    def conditions(self) -> np.ndarray | None:
+        """(N,3): each crop's box and focal length (`data.conditions`), or None where the data set has none."""
+        return self.arrays.get("conditions")
+
+    def condition(self, indices: np.ndarray) -> Tensor | None:
+        """(n,3) float32 conditions of these frames, or None."""
+        known = self.conditions
+        return None if known is None else torch.from_numpy(np.asarray(known[indices], dtype=np.float32))
+
     def frames_of(self, clip: int) -> np.ndarray:
         """Indices of a clip's frames, in the order of time."""
         return self._order[self.clip[self._order] == clip]
@@ -171,6 +181,7 @@ class CropSet:
             params=BodyParams(rotations[:, :1], rotations[:, 1:], betas),
             clip=torch.from_numpy(self.clip[indices]),
             frame=torch.from_numpy(self.frame[indices]),
+            condition=self.condition(indices),
         )
 
     def _check_frames(self) -> None:
