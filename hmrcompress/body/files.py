@@ -8,6 +8,7 @@ dense, J_regressor (J,V), or as triplets J_regressor_row, J_regressor_col, J_reg
 from __future__ import annotations
 
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,22 @@ def require_topology(body: BodyModel, faces_sha256: str, what: str) -> None:
             what,
             "Use the body it was made for (--body), or a protocol on the body's own joints.",
         )
+
+
+def refuse_starter(body: BodyModel, what: str) -> None:
+    """Raise UserError where `what`, which was made for SMPL, meets the starter body. Its faces tell."""
+    if body.faces_sha256 == _starter_faces():
+        raise UserError(
+            f"made for SMPL, and the body {body.name} is not SMPL",
+            what,
+            "Give an SMPL file, or a folder of them: --body",
+        )
+
+
+@cache
+def _starter_faces() -> str:
+    with np.load(STARTER_BODY, allow_pickle=False) as archive:
+        return str(archive["faces_sha256"])
 
 
 def _at(path: Path, key: str) -> str:

@@ -29,12 +29,15 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "focal": (),
     "occluded": (),
     "kind": (),
+    "conditions": (3,),
+    "gender": (),
+    "keypoints": (19, 3),
 }
 """Arrays and the shape of one frame's part of them."""
 REQUIRED = ("images", "clip", "frame")
 TRUTH = ("poses", "betas")
 """The ground truth, which is there in full or not at all."""
-WHOLE_NUMBERS = ("clip", "frame", "kind", "masks")
+WHOLE_NUMBERS = ("clip", "frame", "kind", "masks", "gender")
 Arrays = dict[str, np.ndarray]
 
 
