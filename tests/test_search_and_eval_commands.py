@@ -138,7 +138,7 @@ def broken_data(kind: str, folder: Path) -> Path:
     ("kind", "sentence"),
     [
         ("nan", "data.npz: images of tiny, clip 1, frame 3 hold NaN or infinity"),
-        ("torn", "data.npz: torn or not an .npz file"),
+        ("torn", "data.npz: not a readable npz"),
         ("keys", "data.npz: no array poses"),
         ("missing", "nowhere.npz: no such file"),
     ],

@@ -7,7 +7,6 @@ dense, J_regressor (J,V), or as triplets J_regressor_row, J_regressor_col, J_reg
 
 from __future__ import annotations
 
-import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from hmrcompress.body.joints import LEAF_NAMES
 from hmrcompress.body.model import BodyModel
 from hmrcompress.body.topology import hash_faces
 from hmrcompress.errors import UserError
-from hmrcompress.io.npz import UNREADABLE
+from hmrcompress.io.npz import read_npz
 
 STARTER_BODY = Path(__file__).parent.parent / "assets" / "starter_body.npz"
 SMPL_VERTICES = 6890
@@ -114,17 +113,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise UserError("no such file", path, REMEDY)
     if path.suffix == ".pkl":
         raise UserError("pickles are not opened here", path, f"Try: hmrcompress convert {path} -o {path.stem}.npz")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError("one array, not an npz archive", path, REMEDY)
-        with archive:
-            wanted = ("v_template", "f", "shapedirs", "weights", "kintree_table", "J_regressor", *TRIPLETS, *OPTIONAL)
-            return {key: archive[key] for key in wanted if key in archive}
-    except UNREADABLE as error:
-        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
-            raise UserError("holds pickled objects, which are never executed", path, REMEDY) from error
-        raise UserError(f"not a readable npz, perhaps truncated ({type(error).__name__})", path, REMEDY) from error
+    wanted = ("v_template", "f", "shapedirs", "weights", "kintree_table", "J_regressor", *TRIPLETS, *OPTIONAL)
+    return read_npz(path, wanted, remedy=REMEDY)
 
 
 def _numbers(arrays: dict[str, np.ndarray], key: str, path: Path, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from hmrcompress.errors import UserError
@@ -20,7 +19,7 @@ from hmrcompress.models.families import check_keys, family, recognise, split_ign
 from hmrcompress.models.folder import Folder, read_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state, random_sha256
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
+from hmrcompress.plan import CheckpointRef, Plan, TokenSettings, parse_yaml
 
 METADATA_KEY = "hmrcompress"
 MODEL_CONFIG = "model_config.yaml"
@@ -188,9 +187,9 @@ def _head_settings(file: StateFile) -> dict[str, Any]:
         beside = folder / MODEL_CONFIG
         if beside.is_file():
             try:
-                return _smpl_head(yaml.safe_load(beside.read_text()))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise UserError(f"not valid YAML ({' '.join(str(error).split())})", beside) from error
+                return _smpl_head(parse_yaml(beside.read_text(encoding="utf-8"), beside, aliases=True))
+            except UnicodeDecodeError as error:
+                raise UserError("not a text file", beside) from error
     return {}
 
 
