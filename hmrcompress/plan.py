@@ -101,6 +101,7 @@ class DataRef(_Frozen):
     split: str
     sha256: str = Field(description="Hash of the data set's definition")
     source: str | None = Field(default=None, description="What --data was, so that it can be opened again")
+    frames: str | None = Field(default=None, description="Hashes of the frames used; without them, all of them were")
 
 
 class SearchRecord(_Frozen):

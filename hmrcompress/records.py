@@ -107,4 +107,4 @@ class FrameBatch(_Tensors):
 
     def without_images(self) -> FrameBatch:
         """The same batch with no pixels in it: what ground truth is made of is small."""
-        return replace(self, images=self.images[:0])
+        return replace(self, images=self.images[:0].clone())

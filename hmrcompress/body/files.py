@@ -73,6 +73,20 @@ def load_body(path: Path | str, *, dtype: torch.dtype = torch.float32) -> BodyMo
     )
 
 
+def body_in_folder(folder: Path, gender: str) -> Path:
+    """The file of the body `neutral`, `male` or `female` in a folder: SMPL_NEUTRAL.npz and the like, also as
+    basicModel_f_… and basicmodel_f_…. UserError where there is none, or where only a pickle is there."""
+    letter, found = gender[0], sorted(path for path in folder.iterdir() if path.suffix in (".npz", ".pkl"))
+    fitting = [
+        path
+        for path in found
+        if path.stem.lower().startswith((f"smpl_{gender}", f"basicmodel_{letter}_", f"basicmodel_{gender}"))
+    ]
+    if not fitting:
+        raise UserError(f"there is no SMPL_{gender.upper()}.npz in it", folder, "Name the folder of the three bodies")
+    return min(fitting, key=lambda path: path.suffix != ".npz")
+
+
 def require_topology(body: BodyModel, faces_sha256: str, what: str) -> None:
     """Raise UserError unless `what` (a regressor, a vertex list) was made for the surface that `body` has.
 

@@ -15,12 +15,14 @@ from hmrcompress.data.conditions import bbox_info
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.on_demand import OnDemand
 from hmrcompress.data.pictures import Pictures, picture, picture_size
-from hmrcompress.data.warp import crop
+from hmrcompress.data.warp import crop, square_side
 from hmrcompress.errors import UserError
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 GENDERS = {"neutral": 0, "male": 1, "female": 2}
 """Numbers of the genders in the column `gender`."""
+BOX_SCALE = 1.2
+"""How much larger than a box around somebody (or around keypoints) the crop is, each way."""
 LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 
@@ -178,3 +180,18 @@ def safe_names(names: Sequence[str], where: object) -> list[str]:
         if path.is_absolute() or ".." in path.parts or not name or "\0" in name:
             raise UserError(f"the picture's name {name!r} leads out of its folder", where)
     return found
+
+
+def shared_pictures(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Pictures by name, each once, and which of them (N,) each person is in."""
+    unique, which = np.unique(np.asarray(names), return_inverse=True)
+    return unique.tolist(), which.reshape(-1)
+
+
+def squares(corners: np.ndarray, scale: float, where: object) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (…,4) = (left, top, right, bottom) around people -> centres (…,2) and sides (…) of their squares: `scale`
+    times as large, widened to 192:256, the larger side taken. UserError for boxes without any pixels."""
+    size = corners[..., 2:] - corners[..., :2]
+    if not (size > 0).all():
+        raise UserError("expected left, top, right, bottom of a box with pixels in it", where)
+    return (corners[..., :2] + corners[..., 2:]) / 2, square_side(scale * size[..., 0], scale * size[..., 1])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from typing import Protocol as Interface
 
 import numpy as np
@@ -68,6 +70,16 @@ class Measure:
     def has_true_vertices(self) -> bool:
         """Whether the ground truth has a surface, so that there is a PVE."""
         return self.protocol.truth == "body"
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of what is measured by beside the neutral body; empty where nothing is."""
+        parts: dict[str, Tensor] = {} if self._regressor is None else {"regressor": self._regressor}
+        for name, body in self.gendered.items():
+            parts |= {f"body_{name}.{key}": tensor for key, tensor in body.state_dict().items()}
+        digests: dict[str, Any] = {}
+        for name, tensor in parts.items():
+            digests.setdefault(name.partition(".")[0], hashlib.sha256()).update(tensor.cpu().numpy().tobytes())
+        return {name: digest.hexdigest() for name, digest in digests.items()}
 
     def check_genders(self, found: set[int], where: object) -> None:
         """UserError where the protocol wants gendered ground truth and the bodies for these genders (numbers; empty:

@@ -32,6 +32,7 @@ class ShardStream:
     """
 
     name = "starter:train"
+    seen = None
 
     def __init__(
         self,
