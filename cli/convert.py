@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from hmrcompress_cli.common import DebugOption, JsonOption, OutOption, Printer, QuietOption, SeedOption, write_record
-from hmrcompress_cli.inspect_ import HeadHeadsOption, HeadsOption
+from hmrcompress_cli.inspect_ import HeadHeadsOption, HeadsOption, TokenizerOption
 
 
 def convert(
@@ -29,6 +29,7 @@ def convert(
     ] = True,
     num_heads: HeadsOption = None,
     head_heads: HeadHeadsOption = None,
+    tokenizer: TokenizerOption = None,
     json: JsonOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
@@ -45,7 +46,7 @@ def convert(
         from hmrcompress.models.convert import convert_checkpoint
         from hmrcompress.models.original import write_original
 
-        checkpoint = load(file, num_heads=num_heads, head_heads=head_heads, seed=seed)
+        checkpoint = load(file, num_heads=num_heads, head_heads=head_heads, tokenizer=tokenizer, seed=seed)
         if format == "original":
             original = write_original(checkpoint, out, pad_identity=pad_identity)
             write_record(json, "convert", {"layers": original.layers, "padded": original.padded}, seed=seed)

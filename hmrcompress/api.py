@@ -31,6 +31,7 @@ from hmrcompress.merging.live import person_mask, unapply
 from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.metrics.points import STARTER24, Protocol
 from hmrcompress.models.folder import Folder
+from hmrcompress.models.fov import focal_lengths, load_fov
 from hmrcompress.opening import (
     STARTER_MODEL,
     Body,
@@ -38,6 +39,7 @@ from hmrcompress.opening import (
     Masks,
     Model,
     Module,
+    body_for,
     compressed_network,
     decoder_for,
     load,
@@ -51,6 +53,8 @@ from hmrcompress.opening import (
     open_protocol,
     pipeline_of,
     probe_for,
+    protocol_for,
+    require_truth,
     temporal_decoder,
 )
 from hmrcompress.plan import Plan, TokenSettings
@@ -59,10 +63,10 @@ from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
 
 __all__ = [
-    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "compressed_network",
-    "decoder_for", "evaluate", "export_decoder", "export_onnx", "layer_similarity", "load", "merge", "of_starter",
-    "on_device", "open_body", "open_data", "open_masks", "open_plan", "open_protocol", "person_mask", "pipeline_of",
-    "probe_for", "search", "temporal_decoder", "unapply",
+    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "body_for", "compressed_network",
+    "decoder_for", "evaluate", "export_decoder", "export_onnx", "focal_lengths", "layer_similarity", "load", "load_fov",
+    "merge", "of_starter", "on_device", "open_body", "open_data", "open_masks", "open_plan", "open_protocol",
+    "person_mask", "pipeline_of", "probe_for", "search", "temporal_decoder", "unapply",
 ]  # fmt: skip
 
 
@@ -84,12 +88,15 @@ def search(
     `protocol`, by default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`.
     `journal` receives every evaluation and lets a search that was stopped go on. Raises UserError.
     """
-    surface, where, source = open_body(body), pick_device(device), open_masks(masks)
     checkpoint = load(model, seed=settings.seed if settings else 0)
+    labelled = settings is None or settings.target == "truth"
+    if labelled:
+        require_truth(checkpoint)
+    surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
     crops = open_data(data, body=surface, split="calib", progress=progress)
-    if protocol is None and settings is not None and settings.target == "teacher":
-        protocol = STARTER24  # only its pelvis counts there
-    measure = open_measure(protocol, crops, body, surface, regressor=regressor, device=where)
+    # Without labels only the protocol's pelvis counts.
+    chosen = protocol_for(checkpoint, protocol or (crops.protocol if labelled else STARTER24))
+    measure = open_measure(chosen, crops, body, surface, regressor=regressor, device=where)
     return search_plan(
         on_device(checkpoint.network, where),
         checkpoint.reference,
@@ -192,8 +199,9 @@ def evaluate(
     says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `protocol`,
     by default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. Raises UserError.
     """
-    surface, where, source = open_body(body), pick_device(device), open_masks(masks)
     checkpoint = load(model, seed=seed)
+    require_truth(checkpoint)
+    surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
     probe = probe_for(checkpoint, source) if checkpoint.tokens else None
     reference = None if against is None else on_device(load(against, seed=seed).network, where)
     decoder = temporal_decoder(checkpoint)
@@ -241,7 +249,7 @@ def bench(
     if given is None:
         raise UserError("there is no model to time", "bench", "Give a model, or --against with --layers")
     checkpoint, where = load(given, seed=seed), pick_device(device)
-    pipeline = pipeline_of(checkpoint, open_body(body), where, decoder=decoder, clips=clips, seed=seed)
+    pipeline = pipeline_of(checkpoint, body_for(checkpoint, body), where, decoder=decoder, clips=clips, seed=seed)
     original = None if against is None or against is given else load(against, seed=seed)
     before, after = contenders(
         checkpoint, original, layers=layers, tokens=tokens, seed=seed, alone=pipeline is not None
@@ -287,14 +295,14 @@ def export_onnx(
 
     Raises UserError, and HMRCompressError where the file would differ from the network.
     """
-    surface = open_body(body)
     checkpoint = load(model, seed=seed)
+    surface = body_for(checkpoint, body)
     crops = open_data(data, body=surface, clips=1 if of_starter(data) else None, progress=progress)
     source = open_masks(masks)
     network = compressed_network(checkpoint, source if checkpoint.tokens else None)
     needed = source if checkpoint.tokens else None
     chosen = evenly(crops.stretches(), limit or batch_size)
-    batch = next(crops.batches(chosen, len(chosen), needed))
+    batch = next(crops.batches(chosen, len(chosen), needed, truth=False))
     about = {
         "model": checkpoint.name,
         "checkpoint": checkpoint.reference.model_dump(mode="json"),

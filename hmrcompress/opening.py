@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hmrcompress.body.files import body_in_folder, load_body, require_topology, starter_body
+from hmrcompress.body.hand import HAND_PARENTS, stick_hand
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import open_format
@@ -27,6 +28,7 @@ from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings
 from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.metrics.hands import HAND16
 from hmrcompress.metrics.measure import GENDERS, Measure, read_regressor
 from hmrcompress.metrics.points import PROTOCOLS, ROWS, Protocol
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
@@ -45,12 +47,19 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def load(
-    model: Model, *, num_heads: int | None = None, head_heads: int | None = None, seed: int = 0, verify: bool = True
+    model: Model,
+    *,
+    num_heads: int | None = None,
+    head_heads: int | None = None,
+    tokenizer: Path | str | None = None,
+    seed: int = 0,
+    verify: bool = True,
 ) -> Checkpoint:
     """Opens a model: `starter`, `random:FAMILY` (with `seed`), a checkpoint file or a compressed folder, on the CPU.
 
     `.network` has the layers of the model and does not merge tokens; `compressed_network` gives it as the plan wants
-    it. The numbers of heads are asked for only where a file does not tell. Raises UserError.
+    it. The numbers of heads are asked for only where a file does not tell, `tokenizer` (TokenHMR's) only where it does
+    not lie beside the checkpoint. Raises UserError.
     """
     if isinstance(model, Checkpoint):
         return model
@@ -59,7 +68,7 @@ def load(
         return load_checkpoint(STARTER_MODEL, verify=verify)
     if text.startswith("random:"):
         return random_checkpoint(text.removeprefix("random:"), seed)
-    return load_checkpoint(Path(model), num_heads=num_heads, head_heads=head_heads, verify=verify)
+    return load_checkpoint(Path(model), num_heads=num_heads, head_heads=head_heads, part=tokenizer, verify=verify)
 
 
 def compressed_network(checkpoint: Checkpoint, masks: MaskSource | None = None) -> HMR2:
@@ -179,6 +188,34 @@ def open_measure(
     )
 
 
+def body_for(checkpoint: Checkpoint, body: Body = "starter") -> BodyModel:
+    """The body that a model's predictions are posed on: as of `open_body`; for hands, where none is given, a hand of
+    sticks (`body.hand`). Raises UserError for a body with another number of joints than the model predicts."""
+    joints = checkpoint.config.num_joints
+    if joints == len(HAND_PARENTS) and not isinstance(body, BodyModel) and str(body) == "starter":
+        return stick_hand()
+    found = open_body(body)
+    if found.num_joints != joints:
+        raise UserError(f"has {found.num_joints} joints, {checkpoint.name} predicts {joints}", found.name, "Try --body")
+    return found
+
+
+def protocol_for(checkpoint: Checkpoint, protocol: str | Protocol) -> Protocol:
+    """The protocol of that name, as of `open_protocol`; for hands always the one there is (`body.hand`)."""
+    found = open_protocol(protocol)
+    return HAND16 if checkpoint.config.num_joints == len(HAND_PARENTS) else found
+
+
+def require_truth(checkpoint: Checkpoint) -> None:
+    """UserError where no data set is read that could score a model: that is so for hands."""
+    if checkpoint.config.num_joints == len(HAND_PARENTS):
+        raise UserError(
+            "predicts hands, and no data set of hands is read that could score it",
+            checkpoint.name,
+            "Search with --target teacher; merge, bench and export need no ground truth",
+        )
+
+
 def open_data(
     data: Data,
     *,
@@ -190,7 +227,8 @@ def open_data(
     """`starter[:split]` (`split` if it names none; rendered when first asked for), `FORMAT:PATH`, or a path whose
     format is recognised; see `data.formats`.
 
-    `clips` renders only the first clips of a starter split. Raises UserError, also for `clips` of other data.
+    `clips` renders only the first clips of a starter split; its people have the starter body where `body` is a hand.
+    Raises UserError, also for `clips` of other data.
     """
     if isinstance(data, CropSet):
         return data
@@ -198,7 +236,8 @@ def open_data(
         rest = str(data).partition(":")[2]
         from hmrcompress.starter.dataset import open_split
 
-        return open_split(rest or split, body, clips=clips, progress=progress)
+        person = starter_body() if body.num_joints == len(HAND_PARENTS) else body
+        return open_split(rest or split, person, clips=clips, progress=progress)
     if clips is not None:
         raise UserError("only starter splits can be cut to their first clips", str(data), "Leave clips out.")
     return open_format(str(data))

@@ -62,7 +62,7 @@ class HMROutput(_Tensors):
 
     global_orient (B,1,3,3), body_pose (B,J-1,3,3) rotations in the camera frame; betas (B,10);
     cam (B,3) = (s, tx, ty) of the weak-perspective camera of the crop; features (B,D) the head's token before the
-    linear read-outs.
+    linear read-outs. keypoints (B,K,2), None in most families: what CameraHMR reads out beside, in its own terms.
     """
 
     global_orient: Tensor
@@ -70,6 +70,7 @@ class HMROutput(_Tensors):
     betas: Tensor
     cam: Tensor
     features: Tensor
+    keypoints: Tensor | None = None
 
     @property
     def params(self) -> BodyParams:
@@ -91,9 +92,9 @@ class FrameBatch(_Tensors):
 
     images (B,3,256,192) float32, ImageNet-normalised RGB; person_mask (B,16,12) bool on the token grid, or None;
     params in the camera frame; clip (B,) and frame (B,) int64 say where each crop comes from: frames of one clip
-    follow each other in time at the data set's fps. Where the data have them: condition (B,3) as
-    `data.conditions.bbox_info` gives it; gender (B,) int64, 0 neutral, 1 male, 2 female, of the body that params belong
-    to; keypoints (B,19,3) metres, the ground truth of 4D-Humans' extra keypoints.
+    follow each other in time at the data set's fps. Where the data have them: condition (B,3) float32, box and focal
+    length as `data.conditions.bbox_info` puts them; gender (B,) int64, 0 neutral, 1 male, 2 female, of the body that
+    params belong to; keypoints (B,19,3) metres, the ground truth of 4D-Humans' extra keypoints.
     """
 
     images: Tensor
@@ -108,3 +109,8 @@ class FrameBatch(_Tensors):
     def without_images(self) -> FrameBatch:
         """The same batch with no pixels in it: what ground truth is made of is small."""
         return replace(self, images=self.images[:0].clone())
+
+    def inputs(self, device: torch.device | str | None = None) -> tuple[Tensor | None, ...]:
+        """What a network is called with, on `device`: images, person_mask, and the condition where there is one."""
+        given = (self.images, self.person_mask, *(() if self.condition is None else (self.condition,)))
+        return tuple(None if part is None else part.to(device) for part in given)

@@ -63,32 +63,43 @@ def backbone(image: np.ndarray, state: Arrays, depth: int, heads: int) -> list[n
     return [*inputs, norm(x, state, "backbone.last_norm", 1e-6)]
 
 
+def decode(start: np.ndarray, tokens: np.ndarray, state: Arrays, key: str, config: Any) -> np.ndarray:
+    """What the head `key` makes of tokens (M,D) and the numbers that its query starts from: features (1,C)."""
+    x = linear(start[None], state, f"{key}.transformer.to_token_embedding")
+    x = x + state[f"{key}.transformer.pos_embedding"][0]
+    for layer in range(config.head_depth):
+        place = f"{key}.transformer.transformer.layers.{layer}"
+        normed = norm(x, state, f"{place}.0.norm", 1e-5)
+        q, k, v = np.split(linear(normed, state, f"{place}.0.fn.to_qkv"), 3, axis=1)
+        x = x + linear(attend(q, k, v, config.head_heads), state, f"{place}.0.fn.to_out.0")
+        q = linear(norm(x, state, f"{place}.1.norm", 1e-5), state, f"{place}.1.fn.to_q")
+        k, v = np.split(linear(tokens, state, f"{place}.1.fn.to_kv"), 2, axis=1)
+        x = x + linear(attend(q, k, v, config.head_heads), state, f"{place}.1.fn.to_out.0")
+        hidden = GELU(linear(norm(x, state, f"{place}.2.norm", 1e-5), state, f"{place}.2.fn.net.0"))
+        x = x + linear(hidden, state, f"{place}.2.fn.net.3")
+    return x
+
+
 def head(tokens: np.ndarray, state: Arrays, config: Any) -> dict[str, np.ndarray]:
     """tokens (M,D) -> rotations (24,3,3), betas, cam, features."""
     key = "smpl_head"
     pose, betas, cam = (state[f"{key}.init_{name}"][0] for name in ("body_pose", "betas", "cam"))
     for _ in range(config.iterations):
         start = np.concatenate([pose, betas, cam]) if config.token_input == "mean_shape" else np.zeros(1)
-        x = linear(start[None], state, f"{key}.transformer.to_token_embedding")
-        x = x + state[f"{key}.transformer.pos_embedding"][0]
-        for layer in range(config.head_depth):
-            place = f"{key}.transformer.transformer.layers.{layer}"
-            normed = norm(x, state, f"{place}.0.norm", 1e-5)
-            q, k, v = np.split(linear(normed, state, f"{place}.0.fn.to_qkv"), 3, axis=1)
-            x = x + linear(attend(q, k, v, config.head_heads), state, f"{place}.0.fn.to_out.0")
-            q = linear(norm(x, state, f"{place}.1.norm", 1e-5), state, f"{place}.1.fn.to_q")
-            k, v = np.split(linear(tokens, state, f"{place}.1.fn.to_kv"), 2, axis=1)
-            x = x + linear(attend(q, k, v, config.head_heads), state, f"{place}.1.fn.to_out.0")
-            hidden = GELU(linear(norm(x, state, f"{place}.2.norm", 1e-5), state, f"{place}.2.fn.net.0"))
-            x = x + linear(hidden, state, f"{place}.2.fn.net.3")
+        x = decode(start, tokens, state, key, config)
         pose = pose + linear(x, state, f"{key}.decpose")[0]
         betas = betas + linear(x, state, f"{key}.decshape")[0]
         cam = cam + linear(x, state, f"{key}.deccam")[0]
-    rotations = np.zeros((24, 3, 3))
-    for joint in range(24):
+    return {"rotations": columns(pose), "betas": betas, "cam": cam, "features": x[0]}
+
+
+def columns(pose: np.ndarray) -> np.ndarray:
+    """Six numbers a joint (6J,) -> rotations (J,3,3) by Gram-Schmidt, the two vectors in the first two columns."""
+    rotations = np.zeros((len(pose) // 6, 3, 3))
+    for joint in range(len(rotations)):
         a1, a2 = pose[6 * joint : 6 * joint + 3], pose[6 * joint + 3 : 6 * joint + 6]
         b1 = a1 / np.linalg.norm(a1)
         b2 = a2 - b1 * (b1 @ a2)
         b2 = b2 / np.linalg.norm(b2)
         rotations[joint, :, 0], rotations[joint, :, 1], rotations[joint, :, 2] = b1, b2, np.cross(b1, b2)
-    return {"rotations": rotations, "betas": betas, "cam": cam, "features": x[0]}
+    return rotations

@@ -211,9 +211,18 @@ def test_leftover_and_missing_keys_are_counted_with_five_examples(tmp_path: Path
 
 
 def test_families_are_told_by_keys(tmp_path: Path) -> None:
-    torch.save(state() | {"smpl_head.deckp.weight": torch.zeros(88, 32)}, tmp_path / "c.pt")
-    with pytest.raises(UserError, match="this is a CameraHMR checkpoint, expected one of hmr2"):
+    torch.save(
+        {f"backbone.{name}": torch.zeros(1) for name in ("conv1.weight", "downsample_stage_1.0.weight")}
+        | {"fc3.weight": torch.zeros(2, 8)},
+        tmp_path / "c.pt",
+    )
+    with pytest.raises(UserError, match="this is CameraHMR's field-of-view network"):
         load_checkpoint(tmp_path / "c.pt")
+    torch.save(
+        {"net": {"quantizer.codebook": torch.zeros(1), "decoder.decoder.0.weight": torch.zeros(1)}}, tmp_path / "t.pth"
+    )
+    with pytest.raises(UserError, match="this is TokenHMR's tokenizer"):
+        load_checkpoint(tmp_path / "t.pth")
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "r.pt")
     with pytest.raises(UserError, match=r"no known family; HMR2\.0 has backbone\.pos_embed"):
         load_checkpoint(tmp_path / "r.pt")

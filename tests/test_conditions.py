@@ -5,10 +5,13 @@ import random
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from hmrcompress.data.conditions import bbox_info, check_condition
+from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.errors import ShapeError, UserError
+from hmrcompress.starter.camera import Placement
 
 
 def test_the_formula_number_by_number():
@@ -70,3 +73,39 @@ def test_a_condition_that_is_missing_or_misshapen_is_refused():
             check_condition(wrong, 2)
     right = torch.zeros(2, 3)
     assert check_condition(right, 2) is right
+
+
+def test_crop_sets_hand_them_to_batches(tmp_path):
+    arrays, wanted = tiny.crop_arrays(), np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    write_crops(tmp_path / "crops.npz", arrays | {"conditions": wanted}, tiny.crop_meta())
+    crops = CropSet.open(tmp_path / "crops.npz")
+    batch = next(crops.batches(np.array([7, 2]), 2))
+    assert batch.condition is not None
+    np.testing.assert_array_equal(batch.condition, wanted[[7, 2]])
+    images, mask, condition = batch.inputs("cpu")
+    assert images is batch.images and mask is None and condition is batch.condition
+    np.testing.assert_array_equal(batch.to(torch.float64).condition, wanted[[7, 2]])
+
+    without = CropSet(arrays, tiny.crop_meta())
+    assert without.conditions is None and len(next(without.batches(np.array([1]))).inputs()) == 2
+    with pytest.raises(UserError, match=r"array conditions: got shape \(12, 2\)"):
+        CropSet(arrays | {"conditions": wanted[:, :2]}, tiny.crop_meta())
+
+
+def test_the_starter_world_says_where_its_boxes_are():
+    source = np.random.default_rng(0)
+    count = 5
+    place = Placement(
+        root=np.zeros((count, 3, 3)),
+        transl=np.zeros((count, 3)),
+        focal=source.uniform(200, 900, count),
+        centre=source.uniform(-100, 400, (count, 2)),
+    )
+    conditions, depth = place.conditions.astype(np.float64), 3.0
+    assert place.conditions.dtype == np.float32
+    # A point of the camera frame on the ray through the box's middle, and one a box's height below it.
+    middle = depth * np.concatenate([conditions[:, :2], np.ones((count, 1))], axis=1)
+    below = middle + depth * np.stack([np.zeros(count), conditions[:, 2], np.zeros(count)], axis=1)
+    seen, seen_below = (place.focal[:, None] * p[:, :2] / p[:, 2:] + place.centre for p in (middle, below))
+    np.testing.assert_allclose(seen, np.tile([96.0, 128.0], (count, 1)), atol=1e-3)
+    np.testing.assert_allclose(seen_below - seen, np.tile([0.0, 256.0], (count, 1)), atol=1e-3)

@@ -42,14 +42,19 @@ def bbox_info(center: Values, size: Values, image_size: Values, focal: Values) -
     return numbers.to(torch.float32)
 
 
+def missing_condition(where: object = "condition") -> UserError:
+    """What to raise where a network needs conditions and there are none; `where` names the data."""
+    return UserError(
+        "this network has to know each crop's box and the focal length, and the data come without them",
+        where,
+        "Data need an array `conditions`: hmrcompress.data.conditions.bbox_info makes it",
+    )
+
+
 def check_condition(condition: Tensor | None, count: int) -> Tensor:
     """The condition of `count` crops. UserError where there is none, ShapeError where it is not (count,3) floats."""
     if condition is None:
-        raise UserError(
-            "this network has to know each crop's box and the focal length, and the data come without them",
-            "condition",
-            "Data need an array `conditions`: hmrcompress.data.conditions.bbox_info makes it",
-        )
+        raise missing_condition()
     if tuple(condition.shape) != (count, CONDITION) or not condition.is_floating_point():
         found = f"{condition.dtype} of shape {tuple(condition.shape)}"
         raise ShapeError(f"got {found}, expected floats of shape ({count}, {CONDITION})", "condition")

@@ -29,9 +29,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "masks": (CROP_HEIGHT, CROP_WIDTH // 8),
     "transl": (3,),
     "focal": (),
+    "conditions": (3,),
     "occluded": (),
     "kind": (),
-    "conditions": (3,),
     "gender": (),
     "keypoints": (19, 3),
 }

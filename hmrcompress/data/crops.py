@@ -4,11 +4,11 @@ On disk it is a folder of .npy files (read memory-mapped) or one .npz, with thes
 images (N,256,192,3) RGB, uint8 or floats in 0..1; masks (N,256,24) uint8, `np.packbits(person, axis=-1)`, optional;
 poses (N,24,3) axis-angle radians, camera frame, root first, and betas (N,10), both or neither; clip (N,) and
 frame (N,) integers, where frames of one clip follow each other at `fps`; and, all optional, transl (N,3) metres,
-focal (N,) pixels, occluded (N,) share of the person that is hidden or cut off, kind (N,) index into the `kinds` of the
-meta data, conditions (N,3) as `conditions.bbox_info` gives them, gender (N,) 0 neutral, 1 male, 2 female, of the body
-that poses and betas belong to, keypoints (N,19,3) metres, the extra keypoints of 4D-Humans. `meta.json` (in an .npz the
-text array `meta`) says schema, name, split, fps, sha256, body {name, faces_sha256}, kinds, protocol (how to score them
-by default) and clips (names by number).
+focal (N,) pixels, conditions (N,3) box and focal length as `data.conditions.bbox_info` puts them, occluded (N,) share
+of the person that is hidden or cut off, kind (N,) index into the `kinds` of the meta data, gender (N,) 0 neutral, 1
+male, 2 female, of the body that poses and betas belong to, keypoints (N,19,3) metres, the extra keypoints of 4D-Humans.
+`meta.json` (in an .npz the text array `meta`) says schema, name, split, fps, sha256, body {name, faces_sha256}, kinds,
+protocol (how to score them by default) and clips (names by number).
 """
 
 from __future__ import annotations
@@ -146,6 +146,16 @@ class CropSet:
         """An array by its name, all N frames, or None where the data set has none."""
         return self.arrays.get(name)
 
+    @property
+    def conditions(self) -> np.ndarray | None:
+        """(N,3): each crop's box and focal length (`data.conditions`), or None where the data set has none."""
+        return self.arrays.get("conditions")
+
+    def condition(self, indices: np.ndarray) -> Tensor | None:
+        """(n,3) float32 conditions of these frames, or None."""
+        known = self.conditions
+        return None if known is None else torch.from_numpy(np.asarray(known[indices], dtype=np.float32))
+
     def frames_of(self, clip: int) -> np.ndarray:
         """Indices of a clip's frames, in the order of time."""
         return self._order[self.clip[self._order] == clip]
@@ -208,7 +218,7 @@ class CropSet:
             params=BodyParams(rotations[:, :1], rotations[:, 1:], betas),
             clip=torch.from_numpy(self.clip[indices]),
             frame=torch.from_numpy(self.frame[indices]),
-            condition=self._column("conditions", indices, torch.float32),
+            condition=self.condition(indices),
             gender=self._column("gender", indices, torch.int64),
             keypoints=self._column("keypoints", indices, torch.float32),
         )

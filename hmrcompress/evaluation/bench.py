@@ -220,11 +220,14 @@ def _converted(contenders: dict[str, Contender], device: torch.device, dtype: to
 def _candidates(networks: dict[str, HMR2]) -> dict[str, Callable[[FrameBatch], object]]:
     """Whole networks first, then the backbones, before and after by turns."""
 
-    def runner(run: Callable[..., object]) -> Callable[[FrameBatch], object]:
-        return lambda batch: run(batch.images, batch.person_mask)
+    def whole(network: HMR2) -> Callable[[FrameBatch], object]:
+        return lambda batch: network(*batch.inputs())
 
-    whole = {f"{NETWORK} {when}": runner(network) for when, network in networks.items()}
-    return whole | {f"{BACKBONE} {when}": runner(network.backbone) for when, network in networks.items()}
+    def backbone(network: HMR2) -> Callable[[FrameBatch], object]:
+        return lambda batch: network.backbone(batch.images, batch.person_mask)
+
+    made = {f"{NETWORK} {when}": whole(network) for when, network in networks.items()}
+    return made | {f"{BACKBONE} {when}": backbone(network) for when, network in networks.items()}
 
 
 @contextmanager

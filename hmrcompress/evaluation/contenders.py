@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from hmrcompress.data.conditions import CONDITION
 from hmrcompress.errors import UserError
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.layers import merge_layers
@@ -37,7 +38,8 @@ class Contender:
         height, width = (self.config.patch * side for side in self.config.grid)
         images = torch.empty(1, 3, height, width, device="meta")
         mask = torch.empty(1, *self.config.grid, dtype=torch.bool, device="meta")
-        return {NETWORK: cost(made, images, mask), BACKBONE: cost(made.backbone, images, mask)}
+        more = [torch.empty(1, CONDITION, device="meta")] if made.conditioned else []
+        return {NETWORK: cost(made, images, mask, *more), BACKBONE: cost(made.backbone, images, mask)}
 
 
 def contenders(

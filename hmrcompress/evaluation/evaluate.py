@@ -19,7 +19,6 @@ from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.sequences import Outputs, interpolated, observe, sequence_predict, spans
-from hmrcompress.geometry.rotations import sixd_to_matrix
 from hmrcompress.merging.apply import forced_merges, merging_settings, token_counts, with_token_merging
 from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import (
@@ -36,7 +35,7 @@ from hmrcompress.metrics.pose import (
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
-from hmrcompress.records import BodyParams, FrameBatch, HMROutput
+from hmrcompress.records import FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 
 MEAN_POSE, BASELINE, MERGED, MERGED_TOKENS = "mean_pose", "baseline", "merged", "merged_tokens"
@@ -121,9 +120,7 @@ class Evaluation:
 
 def mean_pose(network: HMR2) -> Predict:
     """Predicts the mean parameters that the network's read-outs are added to, whatever the image."""
-    head = network.smpl_head
-    rotations = sixd_to_matrix(head.init_body_pose.float().unflatten(-1, (-1, 6)))
-    return constant_predict(BodyParams(rotations[:, :1], rotations[:, 1:], head.init_betas.float()))
+    return constant_predict(network.head.mean_params())
 
 
 def stages_of(

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from hmrcompress.errors import UserError
+from hmrcompress.models.families import network_class
 from hmrcompress.models.network import HMR2, NetworkConfig, build, from_state
 from hmrcompress.records import BodyParams, FrameBatch
 
 PERSON_TOKENS = 70
 """Of 192: about what a person covers in crops of the usual scale."""
 FILL = 0.01
+CONDITION = (0.0, 0.0, 0.5)
+"""A box in the middle of the picture, half as high as it is far away in focal lengths."""
 
 
 def constant_network(config: NetworkConfig, device: torch.device, dtype: torch.dtype) -> HMR2:
@@ -32,7 +35,8 @@ def ellipse_mask(grid: tuple[int, int], count: int) -> Tensor:
 
 
 def made_up_batch(config: NetworkConfig, size: int, dtype: torch.dtype = torch.float32) -> FrameBatch:
-    """`size` crops of seeded noise, each with a person of `PERSON_TOKENS` tokens in the middle; no ground truth."""
+    """`size` crops of seeded noise, each with a person of `PERSON_TOKENS` tokens in the middle, and a box in the middle
+    of its picture where the family is told of boxes; no ground truth."""
     if size < 1:
         raise UserError(f"got {size}, expected at least 1", "--batch-sizes")
     height, width = (config.patch * side for side in config.grid)
@@ -41,4 +45,5 @@ def made_up_batch(config: NetworkConfig, size: int, dtype: torch.dtype = torch.f
     mask = ellipse_mask(config.grid, tokens).expand(size, -1, -1).contiguous()
     nothing = torch.zeros(size, 0, 3, 3)
     order = torch.arange(size)
-    return FrameBatch(images, mask, BodyParams(nothing, nothing, torch.zeros(size, 0)), order * 0, order)
+    condition = torch.tensor(CONDITION).expand(size, -1) if network_class(config.family).conditioned else None
+    return FrameBatch(images, mask, BodyParams(nothing, nothing, torch.zeros(size, 0)), order * 0, order, condition)

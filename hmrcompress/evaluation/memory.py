@@ -81,7 +81,7 @@ def measure(wanted: dict[str, Any]) -> Memory:
     batch = made_up_batch(config, wanted["batch_size"], dtype).to(device)
     with torch.inference_mode():
         for _ in range(FORWARDS):
-            network(batch.images, batch.person_mask)
+            network(*batch.inputs())
     return Memory(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident(), program)
 
 

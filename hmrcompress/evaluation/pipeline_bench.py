@@ -211,9 +211,9 @@ def _over(module: nn.Module, frames: int, batch_size: int) -> Callable[[FrameBat
     sizes = [min(batch_size, frames - start) for start in range(0, frames, batch_size)]
 
     def run(batch: FrameBatch) -> None:
-        assert batch.person_mask is not None
+        inputs = batch.inputs() if isinstance(module, HMR2) else batch.inputs()[:2]
         for size in sizes:
-            module(batch.images[:size], batch.person_mask[:size])
+            module(*(part[:size] for part in inputs if part is not None))
 
     return run
 

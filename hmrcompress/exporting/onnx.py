@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hmrcompress.body.model import BodyModel
+from hmrcompress.data.conditions import CONDITION, check_condition
 from hmrcompress.errors import MissingExtra, UserError
 from hmrcompress.exporting.parity import BATCH_SIZES, OUTPUTS, OnnxNetwork, Parity, mask_or_nobody, measure
 from hmrcompress.io.atomic import write_json
@@ -31,8 +32,6 @@ SINGLE_FILE_BYTES = 1_800_000_000
 """Weights above this go to FILE.data beside FILE: an ONNX file itself ends at 2 GiB."""
 EXAMPLE_BATCH = 2
 GOLDEN_CROPS = 2
-FULL_PRECISION = ("smpl_head.dec", "smpl_head.init_")
-"""What stays in float32 in a float16 graph: the read-outs and the mean parameters that they are added to."""
 DTYPES = (torch.float32, torch.float16)
 
 
@@ -55,8 +54,10 @@ class _Exported(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor, person_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        predicted = self.network(images.to(self.network.backbone.pos_embed.dtype), person_mask)
+    def forward(
+        self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        predicted = self.network(images.to(self.network.backbone.pos_embed.dtype), person_mask, condition)
         return tuple(getattr(predicted, name).float() for name in OUTPUTS)
 
 
@@ -65,7 +66,7 @@ def in_half_precision(network: HMR2) -> HMR2:
     state = network.state_dict()
     other = from_state(
         network.config,
-        {name: tensor if name.startswith(FULL_PRECISION) else tensor.half() for name, tensor in state.items()},
+        {name: tensor if name.startswith(network.full_precision) else tensor.half() for name, tensor in state.items()},
     )
     other.backbone.reducer = network.backbone.reducer
     return other
@@ -84,7 +85,8 @@ def export_onnx(
     """Writes FILE.onnx, the contract of its inputs and outputs, FILE.onnx.json, with `about` (provenance) in it, and
     FILE.onnx.golden.npz: inputs, and what the network gives for them in torch.
 
-    The input `person_mask` exists where the network merges tokens and has no saliency probe to find the person with.
+    The input `person_mask` exists where the network merges tokens and has no saliency probe to find the person with,
+    `condition` (`data.conditions`) where the network is told of boxes and focal lengths.
     batch: real crops, on which the file is compared with torch at every one of `batch_sizes` before anything gets its
     name. dtype: float32 or float16, of weights and arithmetic inside; inputs and outputs are float32 either way.
     Raises UserError, MissingExtra, and HMRCompressError where the two differ.
@@ -130,29 +132,34 @@ def check_export(network: nn.Module, path: Path) -> None:
 @torch.no_grad()
 def _golden(network: HMR2, batch: FrameBatch) -> dict[str, np.ndarray]:
     """The first crops as inputs of the graph, and the outputs of torch for them, by name."""
-    images = batch.images[:GOLDEN_CROPS]
-    tensors = {"images": images}
+    inputs = _inputs(network, batch, GOLDEN_CROPS)
     mask = None if batch.person_mask is None else batch.person_mask[:GOLDEN_CROPS]
-    if takes_mask(network):
-        tensors["person_mask"] = mask = mask_or_nobody(images, mask)
-    predicted = network(images, mask)
-    tensors |= {name: getattr(predicted, name) for name in OUTPUTS}
+    predicted = network(**({"person_mask": mask} | inputs))
+    tensors = inputs | {name: getattr(predicted, name) for name in OUTPUTS}
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def _write_graph(network: HMR2, path: Path, batch: FrameBatch) -> None:
-    images = batch.images[:EXAMPLE_BATCH]
+def _inputs(network: HMR2, batch: FrameBatch, count: int) -> dict[str, Tensor]:
+    """The first crops of a batch as inputs of the graph, by name. UserError where one that is needed is missing."""
+    images = batch.images[:count]
     inputs = {"images": images}
     if takes_mask(network):
-        mask = None if batch.person_mask is None else batch.person_mask[:EXAMPLE_BATCH]
+        mask = None if batch.person_mask is None else batch.person_mask[:count]
         inputs["person_mask"] = mask_or_nobody(images, mask)
+    if network.conditioned:
+        inputs["condition"] = check_condition(batch.condition, len(batch.images))[:count]
+    return inputs
+
+
+def _write_graph(network: HMR2, path: Path, batch: FrameBatch) -> None:
+    inputs = _inputs(network, batch, EXAMPLE_BATCH)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     batch_size = torch.export.Dim("batch", min=1, max=4096)
     with quietly():
         torch.onnx.export(
             _Exported(network).eval(),
-            tuple(inputs.values()),
-            str(path),
+            kwargs=inputs,
+            f=str(path),
             input_names=list(inputs),
             output_names=list(OUTPUTS),
             dynamic_shapes={name: {0: batch_size} for name in inputs},
@@ -200,13 +207,21 @@ def _contract(network: HMR2, files: Mapping[str, Any], parity: Parity, body: Bod
         "dtype": "bool",
         "meaning": "true where a token's window shows the person; all false merges without regard to people",
     }
+    condition = {
+        "shape": ["B", CONDITION],
+        "dtype": "float32",
+        "meaning": "(cx - W/2, cy - H/2, b) / f: centre and side of the crop's box in a picture of W x H, f its focal "
+        "length, all in pixels",
+    }
     joints = config.num_joints
     rotation = "rotation matrices on column vectors, camera frame (x right, y down, z forward)"
     return {
         "schema": SCHEMA,
         "kind": "hmrcompress onnx",
         "files": dict(files),
-        "inputs": {"images": image} | ({"person_mask": mask} if takes_mask(network) else {}),
+        "inputs": {"images": image}
+        | ({"person_mask": mask} if takes_mask(network) else {})
+        | ({"condition": condition} if network.conditioned else {}),
         "outputs": {
             "global_orient": {"shape": ["B", 1, 3, 3], "dtype": "float32", "meaning": f"root: {rotation}"},
             "body_pose": {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hmrcompress.body.model import BodyModel
+from hmrcompress.data.conditions import check_condition
 from hmrcompress.errors import HMRCompressError, MissingExtra, UserError
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import BodyParams, FrameBatch
@@ -80,11 +81,17 @@ class OnnxNetwork:
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.takes_mask = any(given.name == "person_mask" for given in self.session.get_inputs())
+        names = {given.name for given in self.session.get_inputs()}
+        self.takes_mask, self.takes_condition = "person_mask" in names, "condition" in names
 
-    def __call__(self, images: Tensor, person_mask: Tensor | None = None) -> dict[str, Tensor]:
-        """images (B,3,256,192) float32, person_mask (B,16,12) bool (None: nobody) -> outputs by name."""
+    def __call__(
+        self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """images (B,3,256,192) float32, person_mask (B,16,12) bool (None: nobody), condition (B,3) float32 -> outputs
+        by name. UserError where a condition is needed, but not given."""
         given = {"images": images.numpy()}
+        if self.takes_condition:
+            given["condition"] = check_condition(condition, len(images)).numpy()
         if self.takes_mask:
             given["person_mask"] = mask_or_nobody(images, person_mask).numpy()
         return dict(zip(OUTPUTS, map(torch.from_numpy, self.session.run(list(OUTPUTS), given)), strict=True))
@@ -108,8 +115,8 @@ def measure(
     for size in sizes:
         for start in range(0, count, size):
             part = slice(start, start + size)
-            mask = None if batch.person_mask is None else batch.person_mask[part]
-            reference, other = network(batch.images[part], mask), exported(batch.images[part], mask)
+            inputs = [None if given is None else given[part] for given in batch.inputs()]
+            reference, other = network(*inputs), exported(*inputs)  # type: ignore[arg-type]
             each = [_gap(name, getattr(reference, name), other[name]) for name in OUTPUTS]
             moved = body.joints(reference.params) - body.joints(BodyParams(*(other[name] for name in OUTPUTS[:3])))
             gaps.append(torch.stack(each).amax(0))

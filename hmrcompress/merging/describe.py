@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from hmrcompress.data.conditions import CONDITION
+from hmrcompress.io.checkpoints import open_state_file
+from hmrcompress.io.hashes import sha256_file
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.metrics.cost import Cost, cost
+from hmrcompress.models.families import family, helper_of, network_class
+from hmrcompress.models.fov import SIDE, is_fov, load_fov
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import NetworkConfig, build
 from hmrcompress.plan import TokenSettings
@@ -19,15 +25,16 @@ def network_cost(config: NetworkConfig, tokens: TokenSettings | None = None) -> 
     network = with_token_merging(build(config, "meta").eval(), tokens)
     height, width = (config.patch * side for side in config.grid)
     mask = torch.empty(1, *config.grid, dtype=torch.bool, device="meta")
-    return cost(network, torch.empty(1, 3, height, width, device="meta"), mask)
+    more = [torch.empty(1, CONDITION, device="meta")] if network.conditioned else []
+    return cost(network, torch.empty(1, 3, height, width, device="meta"), mask, *more)
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Plain values for JSON. `before` is the network that the plan was made for, `after` the model as it is.
 
     {model, family, sha256, dtype, network: sizes, layers, params, macs (as the paper counts), macs_with_attention:
-    {before, after} each, tokens: {by_layer, per merge settings}, groups, ignored_keys, unknown_keys}; hashing a large
-    file takes seconds.
+    {before, after} each, tokens: {by_layer, per merge settings}, groups, ignored_keys, unknown_keys, title,
+    conditioned, sixd_layout, origins (see `Checkpoint`)}; hashing a large file takes seconds.
     """
     config, plan = checkpoint.config, checkpoint.plan
     layers = config.depth if plan is None else plan.checkpoint.layers
@@ -49,4 +56,24 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "groups": [list(group) for group in plan.groups] if plan else [[layer] for layer in range(layers)],
         "ignored_keys": list(checkpoint.ignored),
         "unknown_keys": list(checkpoint.unknown),
+        "title": family(checkpoint.family).title,
+        "conditioned": network_class(checkpoint.family).conditioned,
+        "sixd_layout": network_class(checkpoint.family).head_class.layout,
+        "origins": checkpoint.origins,
     }
+
+
+def describe_helper(path: Path) -> dict[str, Any] | None:
+    """{model, helper, params, sha256[, macs, network]} of a file that belongs to a family and is no model by itself
+    (`families.HELPERS`); None for any other file. Raises UserError for one that cannot be read."""
+    file = open_state_file(path)
+    what = helper_of(file.tensors)
+    if what is None:
+        return None
+    found: dict[str, Any] = {"model": path.name, "helper": what, "sha256": sha256_file(path)}
+    found["params"] = sum(tensor.numel() for tensor in file.tensors.values() if tensor.is_floating_point())
+    if is_fov(file.tensors):
+        network = load_fov(path).to("meta")
+        found["network"] = asdict(network.config)
+        found["macs"] = cost(network, torch.empty(1, 3, SIDE, SIDE, device="meta")).macs
+    return found

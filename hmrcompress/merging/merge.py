@@ -55,7 +55,6 @@ def merge_checkpoint(
         out,
         state,
         config,
-        family=checkpoint.family,
         plan=plan,
         provenance=provenance,
         body=checkpoint.body,

@@ -44,15 +44,17 @@ class Cost:
 
 
 class _Products(TorchFunctionMode):
-    """Counts scaled_dot_product_attention and matrix products that are called while it is active."""
+    """Counts linear layers, scaled_dot_product_attention and matrix products that are called while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention = self.other = 0
+        self.linear = self.attention = self.other = 0
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func is F.scaled_dot_product_attention:
+        if func is F.linear:
+            self.linear += out.numel() * args[0].shape[-1]
+        elif func is F.scaled_dot_product_attention:
             query, key, value = args[:3]
             self.attention += query.numel() * key.shape[-2] + out.numel() * value.shape[-2]
         elif func in MATMULS:
@@ -67,10 +69,6 @@ def cost(network: nn.Module, *inputs: Tensor | None) -> Cost:
     """
     layers = 0
 
-    def linear(module: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal layers
-        layers += out.numel() * module.in_features
-
     def convolution(module: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal layers
         layers += out.numel() * module.weight[0].numel()
@@ -79,7 +77,7 @@ def cost(network: nn.Module, *inputs: Tensor | None) -> Cost:
         nonlocal layers
         layers += 2 * out.numel()
 
-    kinds = ((nn.Linear, linear), (nn.Conv2d, convolution), (nn.LayerNorm, norm))
+    kinds = ((nn.Conv1d, convolution), (nn.Conv2d, convolution), (nn.LayerNorm, norm), (nn.BatchNorm2d, norm))
     handles = [
         module.register_forward_hook(hook)
         for module in network.modules()
@@ -93,4 +91,4 @@ def cost(network: nn.Module, *inputs: Tensor | None) -> Cost:
         for handle in handles:
             handle.remove()
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Cost(parameters, layers, products.attention, products.other)
+    return Cost(parameters, layers + products.linear, products.attention, products.other)

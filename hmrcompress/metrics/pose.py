@@ -43,13 +43,12 @@ Predict = Callable[[FrameBatch], BodyParams]
 
 
 def network_outputs(network: torch.nn.Module, *, dtype: torch.dtype = torch.float32) -> Outputs:
-    """How a network (images, person_mask) -> HMROutput runs on a batch: where it lies, computing in `dtype`."""
+    """How a network (see `HMR2.forward`) -> HMROutput runs on a batch: where it lies, computing in `dtype`."""
     device = next(network.parameters()).device
 
     def outputs(batch: FrameBatch) -> HMROutput:
-        mask = None if batch.person_mask is None else batch.person_mask.to(device)
         with torch.no_grad(), autocast(device, dtype):
-            return network(batch.images.to(device), mask)
+            return network(*batch.inputs(device))
 
     return outputs
 

@@ -24,6 +24,7 @@ from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.models.card import model_card
 from hmrcompress.models.decoder_part import DecoderPart
+from hmrcompress.models.families import network_class
 from hmrcompress.models.network import NetworkConfig
 from hmrcompress.models.probe import SaliencyProbe, read_probe, write_probe
 from hmrcompress.plan import CheckpointRef, MergeRule, Plan, TokenSettings, trivial_groups
@@ -113,7 +114,6 @@ def write_model_folder(
     state: Mapping[str, Tensor],
     network: NetworkConfig,
     *,
-    family: str = "hmr2",
     plan: Plan | None = None,
     provenance: Mapping[str, Any] | None = None,
     body: str | None = None,
@@ -140,14 +140,19 @@ def write_model_folder(
         if decoder is not None:
             write_safetensors(temporary / DECODER, decoder.tensors)
         config = FolderConfig(
-            family=family,
+            family=network.family,
             network=network.to_dict(),
             dtype=" ".join(dtypes),
             groups=trivial_groups(network.depth) if plan is None else plan.groups,
             merge_rule=None if plan is None else plan.merge_rule,
             tokens=None if plan is None else plan.tokens,
             decoder=None if decoder is None else dict(decoder.config),
-            body=BodyConfig(joints=network.num_joints, betas=network.num_betas, name=body),
+            body=BodyConfig(
+                joints=network.num_joints,
+                betas=network.num_betas,
+                sixd_layout=network_class(network.family).head_class.layout,
+                name=body,
+            ),
             provenance=dict(provenance or {}),
             files={file.name: _reference(file) for file in sorted(temporary.iterdir())},
         )

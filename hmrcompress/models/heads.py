@@ -1,16 +1,20 @@
 """The SMPL head of HMR2.0: one query attends to the backbone's tokens; linear read-outs are added to mean parameters.
 
-Key names are those of the original checkpoints (`smpl_head.*`).
+Key names are those of the original checkpoints (`smpl_head.*`). The heads of its kin are made from it: a subclass says
+what the query starts from (`query`), and how pose and more are read out (`make_pose_readout`, `read_pose`,
+`read_keypoints`).
 """
 
 from __future__ import annotations
+
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmrcompress.geometry.rotations import sixd_to_matrix
-from hmrcompress.records import HMROutput
+from hmrcompress.records import BodyParams, HMROutput
 
 
 class _SelfAttention(nn.Module):
@@ -102,9 +106,13 @@ class SMPLHead(nn.Module):
     `init_*` may have a greater precision than the rest.
 
     `token_input` is what the query starts from: `zero`, or `mean_shape` (pose, betas and camera as they stand).
-    `iterations` repeats query and read-outs, each adding to the last estimate.
+    `iterations` repeats query and read-outs, each adding to the last estimate. `more_inputs` numbers come with each
+    crop and stand before the others in the query. `pose_name` is what the family calls its mean pose, `layout` how it
+    stacks six numbers to a rotation.
     """
 
+    pose_name: ClassVar[str] = "init_body_pose"
+    layout: ClassVar[Literal["columns", "rows"]] = "columns"
     init_body_pose: Tensor
     init_betas: Tensor
     init_cam: Tensor
@@ -122,15 +130,16 @@ class SMPLHead(nn.Module):
         num_betas: int = 10,
         token_input: str = "zero",
         iterations: int = 1,
+        more_inputs: int = 0,
     ) -> None:
         super().__init__()
         pose = 6 * num_joints
         self.token_input, self.iterations = token_input, iterations
-        self.register_buffer("init_body_pose", torch.zeros(1, pose))
+        self.register_buffer(self.pose_name, torch.zeros(1, pose))
         self.register_buffer("init_betas", torch.zeros(1, num_betas))
         self.register_buffer("init_cam", torch.zeros(1, 3))
         self.transformer = _Decoder(
-            pose + num_betas + 3 if token_input == "mean_shape" else 1,
+            more_inputs + (pose + num_betas + 3 if token_input == "mean_shape" else 1),
             width,
             context_dim=context_dim,
             depth=depth,
@@ -138,30 +147,59 @@ class SMPLHead(nn.Module):
             dim_head=dim_head,
             mlp_dim=mlp_dim,
         )
-        self.decpose = nn.Linear(width, pose)
+        self.make_pose_readout(width, pose)
         self.decshape = nn.Linear(width, num_betas)
         self.deccam = nn.Linear(width, 3)
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> HMROutput:
-        """tokens (B,M,context_dim), bias (B,1,1,M) on the cross-attention logits or None -> HMROutput."""
+    def make_pose_readout(self, width: int, pose: int) -> None:
+        """Adds the modules that `read_pose` uses: from `width` features to `pose` numbers, six a joint."""
+        self.decpose = nn.Linear(width, pose)
+
+    @property
+    def init_pose(self) -> Tensor:
+        """The mean pose (1,6J), six numbers a joint in the head's `layout`, whatever the family calls it."""
+        return cast(Tensor, getattr(self, self.pose_name))
+
+    def mean_params(self) -> BodyParams:
+        """The mean parameters that the read-outs are added to, float32: a batch of one."""
+        rotations = sixd_to_matrix(self.init_pose.float().unflatten(-1, (-1, 6)), layout=self.layout)
+        return BodyParams(rotations[:, :1], rotations[:, 1:], self.init_betas.float())
+
+    def query(self, estimate: Tensor, condition: Tensor | None) -> Tensor:
+        """What the query starts from: the estimate (B,6J+S+3) of pose, betas and camera, condition -> (B,inputs)."""
+        return estimate if self.token_input == "mean_shape" else estimate.new_zeros(estimate.shape[0], 1)
+
+    def read_pose(self, features: Tensor) -> Tensor:
+        """Features (B,width) -> what is added to the pose (B,6J)."""
+        return self.decpose(features)
+
+    def read_keypoints(self, features: Tensor) -> Tensor | None:
+        """Features (B,width) -> keypoints (B,K,2) where the family reads any, else None."""
+        return None
+
+    def forward(self, tokens: Tensor, bias: Tensor | None = None, condition: Tensor | None = None) -> HMROutput:
+        """tokens (B,M,context_dim), bias (B,1,1,M) on the cross-attention logits or None, condition (B,C) where the
+        family has one -> HMROutput."""
         batch = tokens.shape[0]
-        pose = self.init_body_pose.expand(batch, -1)
+        pose = self.init_pose.expand(batch, -1)
         betas = self.init_betas.expand(batch, -1)
         cam = self.init_cam.expand(batch, -1)
-        features = tokens.new_zeros(batch, self.decpose.in_features)
+        features = read = tokens.new_zeros(batch, self.deccam.in_features)
         for _ in range(self.iterations):
-            if self.token_input == "mean_shape":
-                token = torch.cat([pose, betas, cam], dim=-1)[:, None].to(tokens.dtype)
-            else:
-                token = tokens.new_zeros(batch, 1, 1)
+            token = self.query(torch.cat([pose, betas, cam], dim=-1), condition)[:, None].to(tokens.dtype)
             features = self.transformer(token, tokens, bias)[:, 0]
-            read = features.to(self.decpose.weight.dtype)
-            pose = pose + self.decpose(read)
+            read = features.to(self.deccam.weight.dtype)
+            pose = pose + self.read_pose(read)
             betas = betas + self.decshape(read)
             cam = cam + self.deccam(read)
-        rotations = sixd_to_matrix(pose.unflatten(-1, (-1, 6)), layout="columns")
+        rotations = sixd_to_matrix(pose.unflatten(-1, (-1, 6)), layout=self.layout)
         return HMROutput(
-            global_orient=rotations[:, :1], body_pose=rotations[:, 1:], betas=betas, cam=cam, features=features
+            global_orient=rotations[:, :1],
+            body_pose=rotations[:, 1:],
+            betas=betas,
+            cam=cam,
+            features=features,
+            keypoints=self.read_keypoints(read),
         )
 
 

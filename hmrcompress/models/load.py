@@ -15,9 +15,10 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import StateFile, open_state_file
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.models.decoder_part import DecoderPart
-from hmrcompress.models.families import check_keys, family, recognise, split_ignored
+from hmrcompress.models.families import Family, check_keys, family, network_class, recognise, split_ignored
 from hmrcompress.models.folder import Folder, read_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state, random_sha256
+from hmrcompress.models.parts import find_part, missing_part, read_part, stand_in
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings, parse_yaml
 
@@ -35,7 +36,9 @@ class Checkpoint:
     that nobody knows (only where asked for). plan: the plan that made a compressed model. name: what to call it in
     figures. body: name of the body it predicts, if known. source: provenance that the file itself records. probe: makes
     person masks inside the network, decoder: poses of whole clips, where the model holds one (`decoder.files`);
-    motion_vae: the decoder, or what there is of it when only its VAE was trained.
+    motion_vae: the decoder, or what there is of it when only its VAE was trained. origins: what the sizes that no state
+    dict tells were read from, and the file of a family's `Part`, each by what it is; None where that was not found
+    (only where nothing has to be strict).
     """
 
     network: HMR2
@@ -52,6 +55,7 @@ class Checkpoint:
     probe: SaliencyProbe | None = None
     decoder: DecoderPart | None = None
     motion_vae: DecoderPart | None = None
+    origins: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def config(self) -> NetworkConfig:
@@ -87,6 +91,7 @@ def load_checkpoint(
     num_heads: int | None = None,
     head_heads: int | None = None,
     iterations: int | None = None,
+    part: Path | str | None = None,
     verify: bool = True,
     strict: bool = True,
 ) -> Checkpoint:
@@ -95,8 +100,10 @@ def load_checkpoint(
     The numbers of heads and of head iterations are not in a state dict. They come from the arguments, else from what
     hmrcompress wrote (config.json, the header of a converted file), else from the configuration pickled in the file or
     a model_config.yaml beside it or one folder above, else 16 at dim 1280, 8 x 64 at head width 1024, and 1. Half
-    precision is widened to float32. Raises UserError where the file is missing, damaged, of no known family, or has
-    keys missing or left over (without `strict` those left over are listed in `unknown` instead).
+    precision is widened to float32. part: the file of a family's `Part` (TokenHMR's tokenizer); by default it is looked
+    for where the configuration says, beside the checkpoint and one folder above. Raises UserError where a file is
+    missing, damaged, of no known family, or has keys missing or left over (without `strict` those left over are listed
+    in `unknown` instead, and what a missing `Part` holds has no values).
     """
     path = Path(path)
     if path.is_dir():
@@ -105,16 +112,23 @@ def load_checkpoint(
     kind = recognise(file.tensors, path)
     state, ignored = split_ignored(kind, file.tensors)
     written = _written(file)
+    origins: dict[str, str | None] = {}
+    configuration, told_by = _configuration(file)
+    state, known = _with_part(kind, state, file, configuration, part, origins, strict)
     if written is not None and num_heads is None and head_heads is None and iterations is None:
         config = NetworkConfig.from_dict(written["network"], path)
+        origins["numbers of heads"] = "the file's header"
     else:
-        head = _head_settings(file)
+        origins["numbers of heads"] = told_by
+        head = _section(configuration, "MODEL", network_class(kind.name).head_name.upper())
         config = config_from_state(
             state,
             num_heads=num_heads,
             head_heads=head_heads if head_heads is not None else _positive(head, "TRANSFORMER_DECODER", "heads"),
             iterations=iterations or _positive(head, "IEF_ITERS") or 1,
             where=path,
+            kind=network_class(kind.name),
+            known=known,
         )
     expected = build(config, "meta").state_dict()
     unknown = () if strict else tuple(name for name in state if name not in expected)
@@ -128,13 +142,14 @@ def load_checkpoint(
         ignored=ignored,
         unknown=unknown,
         source={} if written is None else written.get("source", {}),
+        origins=origins,
     )
 
 
 def random_checkpoint(name: str = "hmr2", seed: int = 0) -> Checkpoint:
     """The family's full-size network with seeded random weights; its hash is that of the string and the seed."""
     kind = family(name)
-    network = build(NetworkConfig(), "cpu", seed=seed).eval()
+    network = build(network_class(kind.name).config_class(), "cpu", seed=seed).eval()
     return Checkpoint(
         network=network, family=kind.name, name=f"random:{name}", known_sha256=random_sha256(kind.name, seed)
     )
@@ -179,22 +194,48 @@ def _written(file: StateFile) -> dict[str, Any] | None:
         raise UserError(f"the header's field {METADATA_KEY} is not what hmrcompress writes", file.path) from error
 
 
-def _head_settings(file: StateFile) -> dict[str, Any]:
-    """MODEL.SMPL_HEAD of the configuration that training left in the file or beside it; empty where there is none."""
-    if found := _smpl_head(file.hyper_parameters.get("cfg", file.hyper_parameters)):
-        return found
+def _with_part(
+    kind: Family,
+    state: dict[str, Tensor],
+    file: StateFile,
+    configuration: dict[str, Any],
+    given: Path | str | None,
+    origins: dict[str, str | None],
+    strict: bool,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state with what the family keeps in a file of its own, where it lacks it, and the sizes told there."""
+    part = kind.part
+    if part is None or any(name.startswith(part.prefix) for name in state):
+        return state, {}
+    found = find_part(part, file.path, configuration, given)
+    origins[part.title] = None if found is None else str(found)
+    if found is None:
+        if strict:
+            raise missing_part(part, kind, file.path)
+        return state | stand_in(part, network_class(kind.name)), {}
+    tensors, hyper_parameters = read_part(part, found)
+    return state | tensors, network_class(kind.name).part_sizes(hyper_parameters, found)
+
+
+def _configuration(file: StateFile) -> tuple[dict[str, Any], str | None]:
+    """The configuration that training left in the file, or in a model_config.yaml beside it or one folder above, and
+    which of these it was; empty and None where there is none."""
+    given = file.hyper_parameters.get("cfg", file.hyper_parameters)
+    if _section(given, "MODEL"):
+        return given, "the configuration in the file"
     for folder in (file.path.absolute().parent, file.path.absolute().parent.parent):
         beside = folder / MODEL_CONFIG
         if beside.is_file():
             try:
-                return _smpl_head(parse_yaml(beside.read_text(encoding="utf-8"), beside, aliases=True))
+                found = parse_yaml(beside.read_text(encoding="utf-8"), beside, aliases=True)
             except UnicodeDecodeError as error:
                 raise UserError("not a text file", beside) from error
-    return {}
+            return (found if isinstance(found, dict) else {}), str(beside)
+    return {}, None
 
 
-def _smpl_head(configuration: Any) -> dict[str, Any]:
-    for name in ("MODEL", "SMPL_HEAD"):
+def _section(configuration: Any, *names: str) -> dict[str, Any]:
+    for name in names:
         configuration = configuration.get(name) if isinstance(configuration, dict) else None
     return configuration if isinstance(configuration, dict) else {}
 

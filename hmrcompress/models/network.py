@@ -1,16 +1,22 @@
-"""HMR2.0 at any size: its configuration, the network, seeded random weights, and the sizes read off a state dict."""
+"""HMR2.0 at any size: its configuration, the network, seeded random weights, and the sizes read off a state dict.
+
+Its kin (`families.py`) are subclasses of `HMR2` and `NetworkConfig` that differ in the head; what is said here of
+networks holds for them too.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from hmrcompress.data.conditions import check_condition
 from hmrcompress.errors import UserError
+from hmrcompress.models.families import network_class
 from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.vit import ViT
 from hmrcompress.records import HMROutput
@@ -20,8 +26,12 @@ TOKEN_INPUTS = ("zero", "mean_shape")
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Every size of an HMR2.0 network; the defaults are the published one. `head_*` belong to the SMPL head."""
+    """Every size of an HMR2.0 network; the defaults are the published one. `head_*` belong to the SMPL head.
 
+    `family` is the name that its kind of network has in `families.py`.
+    """
+
+    family: ClassVar[str] = "hmr2"
     dim: int = 1280
     depth: int = 32
     num_heads: int = 16
@@ -47,19 +57,36 @@ class NetworkConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self) | {"grid": list(self.grid)}
+        return {"family": self.family} | asdict(self) | {"grid": list(self.grid)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: object = "") -> NetworkConfig:
-        """The inverse of `to_dict`. Raises UserError naming unknown or missing fields."""
-        known = {field.name for field in fields(cls)}
-        if odd := sorted(set(values) ^ known):
+        """The inverse of `to_dict`, of any family (HMR2.0 where none is named). Raises UserError naming an unknown
+        family, or fields that are unknown or missing."""
+        given = dict(values)
+        kind = network_class(str(given.pop("family", cls.family))).config_class
+        known = {field.name for field in fields(kind)}
+        if odd := sorted(set(given) ^ known):
             raise UserError(f"unknown or missing fields: {', '.join(odd)}", where)
-        return cls(**dict(values))
+        return kind(**given)
+
+
+Shape = Callable[[str], tuple[int, ...]]
+"""Gives the shape of a tensor of a state dict by its key. Raises UserError where there is no such key."""
 
 
 class HMR2(nn.Module):
-    """ViT backbone and SMPL head. images (B,3,256,192) ImageNet-normalised -> HMROutput."""
+    """ViT backbone and SMPL head. images (B,3,256,192) ImageNet-normalised -> HMROutput.
+
+    A family of its kin is a subclass: `config_class` and `head_class` say what it is made of, `head_name` what its keys
+    call the head, `conditioned` whether it has to be told each crop's box and focal length (`data.conditions`).
+    """
+
+    config_class: ClassVar[type[NetworkConfig]] = NetworkConfig
+    head_class: ClassVar[type[SMPLHead]] = SMPLHead
+    head_name: ClassVar[str] = "smpl_head"
+    conditioned: ClassVar[bool] = False
+    smpl_head: SMPLHead
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -72,29 +99,66 @@ class HMR2(nn.Module):
             patch=config.patch,
             grid=config.grid,
         )
-        self.smpl_head = SMPLHead(
-            context_dim=config.dim,
-            width=config.head_width,
-            depth=config.head_depth,
-            heads=config.head_heads,
-            dim_head=config.head_dim,
-            mlp_dim=config.head_mlp_dim,
-            num_joints=config.num_joints,
-            num_betas=config.num_betas,
-            token_input=config.token_input,
-            iterations=config.iterations,
-        )
+        self.add_module(self.head_name, self.head_class(**self.head_arguments(config)))
 
-    def forward(self, images: Tensor, person_mask: Tensor | None = None) -> HMROutput:
-        """images (B,3,H,W), person_mask (B,H/16,W/16) bool or None -> HMROutput. Raises ShapeError."""
-        tokens, bias = self.backbone.encode(images, person_mask)
-        return self.smpl_head(tokens, bias)
+    @classmethod
+    def head_arguments(cls, config: NetworkConfig) -> dict[str, Any]:
+        """What `head_class` is made with."""
+        return {
+            "context_dim": config.dim,
+            "width": config.head_width,
+            "depth": config.head_depth,
+            "heads": config.head_heads,
+            "dim_head": config.head_dim,
+            "mlp_dim": config.head_mlp_dim,
+            "num_joints": config.num_joints,
+            "num_betas": config.num_betas,
+            "token_input": config.token_input,
+            "iterations": config.iterations,
+        }
+
+    @classmethod
+    def head_sizes(cls, state: Mapping[str, Tensor], shape: Shape) -> dict[str, Any]:
+        """The fields of `config_class` that depend on the family, read off a state dict. Raises UserError."""
+        inputs = shape(f"{cls.head_name}.transformer.to_token_embedding.weight")[1]
+        return {
+            "token_input": "zero" if inputs == 1 else "mean_shape",
+            "num_joints": shape(f"{cls.head_name}.decpose.weight")[0] // 6,
+        }
+
+    @classmethod
+    def part_sizes(cls, hyper_parameters: Mapping[str, Any], where: object) -> dict[str, Any]:
+        """Fields of `config_class` that a file of the family's `Part` tells beside its weights. Raises UserError."""
+        return {}
+
+    @property
+    def head(self) -> SMPLHead:
+        """The head, whatever its keys call it."""
+        return cast(SMPLHead, getattr(self, self.head_name))
+
+    @property
+    def full_precision(self) -> tuple[str, ...]:
+        """How the keys begin of what stays in float32 in a float16 network: the read-outs, and the mean parameters
+        that they are added to."""
+        return (f"{self.head_name}.dec", f"{self.head_name}.init_")
+
+    def read(self, tokens: Tensor, bias: Tensor | None = None, condition: Tensor | None = None) -> HMROutput:
+        """The head on the backbone's tokens: see `SMPLHead.forward`. Raises UserError where `condition` is needed, but
+        not given; where it is not needed it is left aside."""
+        if not self.conditioned:
+            return self.head(tokens, bias)
+        return self.head(tokens, bias, check_condition(condition, tokens.shape[0]))
+
+    def forward(self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None) -> HMROutput:
+        """images (B,3,H,W), person_mask (B,H/16,W/16) bool or None, condition as of `read` -> HMROutput. Raises
+        ShapeError, UserError."""
+        return self.read(*self.backbone.encode(images, person_mask), condition)
 
 
 def build(config: NetworkConfig, device: torch.device | str | None = None, *, seed: int = 0) -> HMR2:
     """A network with `random_state(config, seed)` in training mode; on the meta device one without any weights."""
     with torch.device("meta"):
-        network = HMR2(config)
+        network = network_class(config.family)(config)
     if device is not None and torch.device(device).type == "meta":
         return network
     network.load_state_dict(random_state(config, seed), strict=True, assign=True)
@@ -122,15 +186,17 @@ def random_state(config: NetworkConfig, seed: int = 0, readout_gain: float = 0.1
     zero, norms one. Each tensor has a generator of its own, so it does not depend on the others.
     """
     state = {}
-    for name, like in build(config, "meta").state_dict().items():
+    network = build(config, "meta")
+    norms = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.LayerNorm)}
+    for name, like in network.state_dict().items():
         tensor = torch.zeros(like.shape)
-        if name.endswith("init_body_pose"):
+        if name.endswith(network.head.pose_name):
             tensor.view(-1, 6)[:, [0, 4]] = 1.0
         elif name.endswith("init_cam"):
             tensor[:, 0] = 0.9
-        elif "norm" in name and name.endswith("weight"):
+        elif name in norms:
             tensor.fill_(1.0)
-        elif name.endswith("weight") or "pos_embed" in name:
+        elif name.endswith(("weight", "codebook")) or "pos_embed" in name:
             std = 0.02
             if "patch_embed" in name:
                 std = like[0].numel() ** -0.5
@@ -156,8 +222,10 @@ def config_from_state(
     iterations: int = 1,
     grid: tuple[int, int] = (16, 12),
     where: object = "checkpoint",
+    kind: type[HMR2] = HMR2,
+    known: Mapping[str, Any] | None = None,
 ) -> NetworkConfig:
-    """Sizes read off a state dict (`backbone.*`, `smpl_head.*`; values need only a shape).
+    """Sizes read off a state dict of a `kind` of network (values need only a shape); `known` are fields more.
 
     The number of heads is not in it: 16 at dim 1280, 8 of 64 at head width 1024 and inner width 512, else the
     arguments. Raises UserError naming the missing key or argument.
@@ -165,12 +233,13 @@ def config_from_state(
 
     def shape(key: str) -> tuple[int, ...]:
         if key not in state:
-            raise UserError(f"no key {key}", where, "Is this an HMR2.0 checkpoint?")
+            raise UserError(f"no key {key}", where, f"Is this a checkpoint of the family {kind.config_class.family}?")
         return tuple(state[key].shape)
 
     dim, _, patch, _ = shape("backbone.patch_embed.proj.weight")
-    layer = "smpl_head.transformer.transformer.layers"
-    width, token_dim = shape("smpl_head.transformer.to_token_embedding.weight")
+    head = f"{kind.head_name}.transformer"
+    layer = f"{head}.transformer.layers"
+    width = shape(f"{head}.to_token_embedding.weight")[0]
     inner = shape(f"{layer}.0.1.fn.to_q.weight")[0]
     if num_heads is None and dim == 1280:
         num_heads = 16
@@ -185,25 +254,25 @@ def config_from_state(
     assert num_heads is not None and head_heads is not None
     if shape("backbone.pos_embed")[1] != 1 + grid[0] * grid[1]:
         raise UserError(f"{shape('backbone.pos_embed')[1]} positions do not fit a grid of {grid[0]}x{grid[1]}", where)
-    return NetworkConfig(
+    return kind.config_class(
         dim=dim,
-        depth=_count(state, "backbone.blocks."),
+        depth=count_numbers(state, "backbone.blocks."),
         num_heads=num_heads,
         mlp_dim=shape("backbone.blocks.0.mlp.fc1.weight")[0],
         patch=patch,
         grid=grid,
         head_width=width,
-        head_depth=_count(state, f"{layer}."),
+        head_depth=count_numbers(state, f"{layer}."),
         head_heads=head_heads,
         head_dim=inner // head_heads,
         head_mlp_dim=shape(f"{layer}.0.2.fn.net.0.weight")[0],
-        token_input="zero" if token_dim == 1 else "mean_shape",
         iterations=iterations,
-        num_joints=shape("smpl_head.decpose.weight")[0] // 6,
-        num_betas=shape("smpl_head.decshape.weight")[0],
+        num_betas=shape(f"{kind.head_name}.decshape.weight")[0],
+        **kind.head_sizes(state, shape),
+        **(known or {}),
     )
 
 
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+def count_numbers(state: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbers follow `prefix` in the keys."""
     return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})

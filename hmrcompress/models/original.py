@@ -18,6 +18,7 @@ from torch import Tensor
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import atomic_file, write_text
 from hmrcompress.io.safetensors_file import write_safetensors
+from hmrcompress.models.families import family
 from hmrcompress.models.load import METADATA_KEY, Checkpoint
 from hmrcompress.plan import TokenSettings
 
@@ -25,8 +26,6 @@ BLOCKS = "backbone.blocks."
 SUFFIXES = (".ckpt", ".safetensors")
 LIGHTNING = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.0.0"}
 """What Lightning's `load_from_checkpoint` asks for beside the weights (it raises KeyError without a version)."""
-THEIR_LINE = {"hmr2": ("4D-Humans", "hmr2/models/backbones/vit.py", "vit(cfg)", "depth=32")}
-"""Where the number of layers stands in the original code: project, file, function, argument."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,15 @@ def write_original(checkpoint: Checkpoint, out: Path | str, *, pad_identity: boo
     """Writes the weights of a (compressed) model in the original layout, and a card: OUT with the suffix .md.
 
     A .ckpt is `{"state_dict": …}` as Lightning writes it, readable by `torch.load(weights_only=True)`. `pad_identity`
-    brings the layers back to the number that the plan started from. Raises UserError for another suffix.
+    brings the layers back to the number that the plan started from. What the family keeps in a file of its own, such as
+    TokenHMR's tokenizer, stays out of it. Raises UserError for another suffix.
     """
     out = check_name(out)
     layers = checkpoint.config.depth
     wanted = checkpoint.plan.checkpoint.layers if pad_identity and checkpoint.plan else layers
-    state = padded(checkpoint.state(), layers, wanted)
+    part = family(checkpoint.family).part
+    own = {name: tensor for name, tensor in checkpoint.state().items() if not part or not name.startswith(part.prefix)}
+    state = padded(own, layers, wanted)
     if out.suffix == ".ckpt":
         with atomic_file(out) as temporary, open(temporary, "wb") as file:
             torch.save({"state_dict": state, **LIGHTNING}, file)
@@ -84,7 +86,8 @@ def padded(state: Mapping[str, Tensor], layers: int, wanted: int) -> dict[str, T
 def card_text(name: str, checkpoint: Checkpoint, layers: int) -> str:
     """Markdown: what is in the file, what to change in the original code for the speed, what cannot be said there."""
     own = checkpoint.config.depth
-    project, file, function, argument = THEIR_LINE[checkpoint.family]
+    kind = family(checkpoint.family)
+    project, file, function, argument, note = kind.depth_line
     before = own if checkpoint.plan is None else checkpoint.plan.checkpoint.layers
     lines = [f"# {name}", "", f"Weights of a `{checkpoint.family}` network in the key layout of {project}.", ""]
     if layers > own:
@@ -96,16 +99,18 @@ def card_text(name: str, checkpoint: Checkpoint, layers: int) -> str:
             f"For the speed of {own} layers write it with `--no-pad-identity` and change one line of the original.",
         ]
     elif own < before:
+        where = f" ({note})" if note else ""
         lines += [
             f"It has {own} layers; the original has {before}. **Before loading it**, change in `{file}`, function "
-            f"`{function}`, the argument `{argument}` to `depth={own}` (in the last of the two calls; the first is a "
-            f"smaller variant). Otherwise layers {own} to {before - 1} stay random without a word, since the original "
-            "code loads with `strict=False`.",
+            f"`{function}`, the argument `{argument}` to `depth={own}`{where}. Otherwise layers {own} to {before - 1} "
+            "stay random without a word, since the original code loads with `strict=False`.",
         ]
     else:
         lines += [f"It has all {own} layers of the original."]
     if checkpoint.tokens is not None:
         lines += ["", *_about_tokens(checkpoint.tokens, layers)]
+    if kind.part is not None:
+        lines += ["", f"Its {kind.part.title} is not in it: {project} loads it from the file where it always was."]
     lines += [
         "",
         "Only the weights that inference needs are in it: no body model, no discriminator, no optimiser state.",

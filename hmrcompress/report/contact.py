@@ -96,7 +96,7 @@ def mesh_sheet(
     batch = next(crops.batches(chosen, len(chosen), mask_source("data")))
     rows: list[list[Picture]] = [[np.asarray(crops.arrays["images"][index])] for index in chosen]
     for network in networks:
-        output = network(batch.images, batch.person_mask)
+        output = network(*batch.inputs())
         posed = body(output.params)
         meshes = (posed.vertices - posed.joints[:, :1]).numpy()
         for row, mesh, cam in zip(rows, meshes, output.cam.tolist(), strict=True):
@@ -151,5 +151,5 @@ def from_best_to_worst(network: HMR2, crops: CropSet, body: BodyModel) -> list[i
 def frame_errors(network: HMR2, crops: CropSet, indices: NDArray[np.int64], body: BodyModel) -> NDArray[np.float64]:
     """MPJPE in mm of a network on the CPU for each of the crops."""
     batch = next(crops.batches(indices, len(indices), mask_source("data")))
-    predicted = body.joints(network(batch.images, batch.person_mask).params)
+    predicted = body.joints(network(*batch.inputs()).params)
     return mpjpe(predicted, body.joints(batch.params)).numpy()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmrcompress.data.conditions import missing_condition
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.merging.fit import Patches
@@ -86,7 +87,10 @@ class ErrorProbe:
         spill: Path | None = None,
         patches: Callable[[Groups], Patches] | None = None,
     ) -> None:
-        """UserError where the data lack usable masks or, for the target truth, ground truth."""
+        """UserError where the data lack usable masks, what the network is conditioned on, or, for the target truth,
+        ground truth."""
+        if network.conditioned and crops.conditions is None:
+            raise missing_condition(crops.name)
         self.network, self.crops = network, crops
         self.measure = body if isinstance(body, Measure) else Measure(body, protocol)
         self.merge_rule, self.masks, self.dtype, self.target = merge_rule, masks, dtype, target
@@ -159,17 +163,19 @@ class ErrorProbe:
     def _predict(self, merged: HMR2, number: int, first: int, *, untouched: bool) -> BodyParams:
         """The prediction for a batch when layers from `first` on are those of `merged`."""
         tokens, state = self.prefix.at(number, first)
-        params = self._finish(merged, tokens, state, first)
+        params = self._finish(merged, tokens, state, first, number)
         if untouched and self.target == "teacher":
             self._teacher[number] = params.to("cpu")
         return params
 
-    def _finish(self, network: HMR2, tokens: Tensor, state: TokenState | None, layer: int) -> BodyParams:
-        """Layers from `layer` on and the head: tokens (B,M,D) -> the prediction, float32."""
-        backbone = network.backbone
+    def _finish(self, network: HMR2, tokens: Tensor, state: TokenState | None, layer: int, number: int) -> BodyParams:
+        """Layers from `layer` on and the head: tokens (B,M,D) of a batch -> the prediction, float32."""
+        backbone, condition = network.backbone, None
+        if network.conditioned and (known := self._batch(number).condition) is not None:
+            condition = known.to(self.device)
         with torch.no_grad(), autocast(self.device, self.dtype):
             tokens, state = backbone.run_blocks(tokens, layer, state=state)
-            params = network.smpl_head(*backbone.finish(tokens, state)).params
+            params = network.read(*backbone.finish(tokens, state), condition).params
         return params.to(device=self.device, dtype=torch.float32)
 
     def _errors(self, number: int, params: BodyParams) -> np.ndarray:
@@ -187,7 +193,7 @@ class ErrorProbe:
         if number not in self._teacher:
             depth = self.network.config.depth
             tokens, state = self.prefix.at(number, depth)
-            self._teacher[number] = self._finish(self.network, tokens, state, depth).to("cpu")
+            self._teacher[number] = self._finish(self.network, tokens, state, depth, number).to("cpu")
         return self._teacher[number]
 
     def _embed(self, number: int) -> Inputs:

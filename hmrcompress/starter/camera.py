@@ -35,6 +35,14 @@ class Placement:
     focal: Array
     centre: Array
 
+    @property
+    def conditions(self) -> NDArray[np.float32]:
+        """(T,3) what `data.conditions.bbox_info` says of the crops. Their boxes are 256 pixels high, and (96, 128) is
+        the middle of each; the camera's principal point is `centre`."""
+        offset = np.array([CROP_WIDTH / 2, CROP_HEIGHT / 2]) - self.centre
+        size = np.full((len(offset), 1), float(CROP_HEIGHT))
+        return (np.concatenate([offset, size], axis=1) / self.focal[:, None]).astype(np.float32)
+
 
 def rotation(axis: str, angle: NDArray[np.float64] | float) -> Array:
     """Right-handed rotations about a coordinate axis. angle (...) radians -> (...,3,3)."""

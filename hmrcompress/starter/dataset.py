@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.errors import UserError
+from hmrcompress.io.atomic import atomic_file
 from hmrcompress.motion import procedural
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
 from hmrcompress.render.scene import Crop, Surface, View, render_crop
@@ -86,6 +87,8 @@ def open_split(
 ) -> CropSet:
     """A split of the starter world as crops (see `CropSet`), rendered at the first call and then read from the cache.
 
+    Sets that were rendered when crops had no `conditions` yet get them, without being rendered again.
+
     clips limits the number of clips (the first ones). motions: folder of motion capture, needed when `test-mocap` is
     rendered. Raises UserError for an unknown split, and where motion capture is missing.
     """
@@ -102,6 +105,10 @@ def open_split(
             remedy = f"`hmrcompress starter build --data {name} --motions amass:DIR` renders it"
             raise UserError("needs motion capture, which does not come with hmrcompress", f"starter:{name}", remedy)
         _render_split(name, made, body, folder, progress)
+    elif split is not None and not (folder / "conditions.npy").is_file():
+        made = [make_clip(split, index, body) for index in range(count or split.clips)]
+        with atomic_file(folder / "conditions.npy") as file, open(file, "wb") as stream:
+            np.save(stream, np.concatenate([clip.placement.conditions for clip in made]))
     return CropSet.open(folder)
 
 
@@ -128,6 +135,7 @@ def _render_split(name: str, made: list[Clip], body: BodyModel, folder: Path, pr
         "betas": np.repeat(np.stack([clip.betas for clip in made]), lengths, axis=0),
         "transl": np.concatenate([clip.placement.transl for clip in made]).astype(np.float32),
         "focal": np.concatenate([clip.placement.focal for clip in made]).astype(np.float32),
+        "conditions": np.concatenate([clip.placement.conditions for clip in made]),
         "occluded": hidden,
         "kind": np.repeat(np.array([kinds.index(clip.kind) for clip in made], np.int16), lengths),
         "clip": np.repeat(np.arange(len(made), dtype=np.int32), lengths),

@@ -37,13 +37,14 @@ META = "meta.json"
 @dataclass(frozen=True)
 class ClipCrops:
     """One clip with ground truth: images (T,256,192,3) RGB, uint8 or floats in 0..1; person (T,16,12) bool or None;
-    params of T frames; frame (T,) int64, ascending."""
+    params of T frames; frame (T,) int64, ascending; condition (T,3) float32 or None (`data.conditions`)."""
 
     clip: int
     images: np.ndarray
     person: Tensor | None
     params: BodyParams
     frame: np.ndarray
+    condition: Tensor | None = None
 
 
 class ClipSource(Protocol):
@@ -84,7 +85,8 @@ class CropClips:
             rotations = axis_angle_to_matrix(torch.from_numpy(poses))
             params = BodyParams(rotations[:, :1], rotations[:, 1:], torch.from_numpy(betas))
             images = np.asarray(self.crops.arrays["images"][rows])
-            yield ClipCrops(clip, images, self.masks.person(self.crops, rows), params, self.crops.frame[rows])
+            person, condition = self.masks.person(self.crops, rows), self.crops.condition(rows)
+            yield ClipCrops(clip, images, person, params, self.crops.frame[rows], condition)
 
 
 @dataclass(frozen=True)
@@ -249,9 +251,11 @@ def clip_features(
     features, rotations, betas, cam = [], [], [], []
     for start in range(0, len(clip.frame), batch_size):
         part = slice(start, start + batch_size)
-        person = None if clip.person is None else clip.person[part].to(device)
+        person, condition = (
+            None if given is None else given[part].to(device) for given in (clip.person, clip.condition)
+        )
         with autocast(device, dtype):
-            output = network(normalise(clip.images[part]).to(device), person)
+            output = network(normalise(clip.images[part]).to(device), person, condition)
         features.append(output.features.half().cpu())
         rotations.append(output.params.rotations.float().cpu())
         betas.append(output.betas.float().cpu())

@@ -149,7 +149,6 @@ def write_decoder(
             out,
             stored_state(checkpoint),
             checkpoint.config,
-            family=checkpoint.family,
             plan=checkpoint.plan,
             provenance={**earlier, **made},
             body=checkpoint.body,

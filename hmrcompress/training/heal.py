@@ -29,7 +29,6 @@ from hmrcompress.training.streams import Stream
 
 LOW_RANK_RATE = 4.0
 """The rate of adapters over that of weights as such: the product of two thin matrices moves slowly at first."""
-HEAD = "smpl_head."
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Healing:
         for name, parameter in self.network.named_parameters():
             if name.startswith(frozen):
                 continue
-            if name.startswith(HEAD):
+            if name.startswith(f"{self.network.head_name}."):
                 if self.settings.with_head:
                     plain[name] = parameter
             elif self.settings.full or name.startswith("backbone.last_norm."):
@@ -135,14 +134,16 @@ class Healing:
         """The sum of all terms (see `heal_losses`) on the stream's crops of this step, and the terms."""
         crops = self.stream.batch(step)
         images = crops.images.to(self.device)
-        mask = None if crops.person_mask is None else crops.person_mask.to(self.device)
+        mask, condition = (
+            None if given is None else given.to(self.device) for given in (crops.person_mask, crops.condition)
+        )
         with autocast(self.device, self.settings.dtype):
             with torch.no_grad():
                 wanted, _ = self.teacher.backbone.encode(images)
-                target = self.teacher.smpl_head(wanted)
+                target = self.teacher.read(wanted, condition=condition)
             with _attention(self.device):
                 encoded = traced_encode(self.network, images, mask)
-                output = self.network.smpl_head(encoded.tokens, encoded.bias)
+                output = self.network.read(encoded.tokens, encoded.bias, condition)
         parts = {"tokens": token_loss(encoded, wanted), **output_losses(output, target, self.body)}
         return total(parts), parts
 

@@ -144,7 +144,8 @@ def _labelled(network: HMR2, crops: Crops, layers: Sequence[int]) -> tuple[list[
     images = crops.images.to(network.backbone.pos_embed.device)
     read = tokens_read(network, images, layers)
     if crops.person_mask is None:
-        return read, attended_tokens(network, images)
+        condition = None if crops.condition is None else crops.condition.to(images.device)
+        return read, attended_tokens(network, images, condition)
     return read, crops.person_mask.to(images.device).flatten(1)
 
 
@@ -171,15 +172,15 @@ def quality(scores: Tensor, person: Tensor, threshold: float) -> dict[str, float
 
 
 @torch.no_grad()
-def attended_tokens(network: HMR2, images: Tensor) -> Tensor:
-    """The tokens that the head's query attends to: images (B,3,H,W) -> (B,M) bool.
+def attended_tokens(network: HMR2, images: Tensor, condition: Tensor | None = None) -> Tensor:
+    """The tokens that the head's query attends to: images (B,3,H,W), condition as of the network -> (B,M) bool.
 
     Attention is averaged over heads, layers and iterations of the head; a token counts where it gets at least the
     average share, 1/M.
     """
     shares: list[Tensor] = []
     with _cross_attention(network, shares):
-        network.smpl_head(network.backbone(images))
+        network.read(network.backbone(images), condition=condition)
     mass = torch.stack(shares).mean(0)
     return mass >= 1 / mass.shape[1]
 
@@ -188,7 +189,7 @@ def attended_tokens(network: HMR2, images: Tensor) -> Tensor:
 def _cross_attention(network: HMR2, shares: list[Tensor]) -> Iterator[None]:
     """While the block runs, every cross-attention of the head appends its shares (B,M), averaged over its heads."""
     handles = []
-    for layer in network.smpl_head.transformer.transformer.layers:
+    for layer in network.head.transformer.transformer.layers:
         attention = cast(Any, layer)[1].fn
         seen: dict[str, Tensor] = {}
 

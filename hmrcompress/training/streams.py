@@ -18,10 +18,12 @@ GAIN, OFFSET = 0.12, 0.04
 
 
 class Crops(NamedTuple):
-    """A batch without labels: images (B,3,256,192) ImageNet-normalised, person_mask (B,16,12) bool or None."""
+    """A batch without labels: images (B,3,256,192) ImageNet-normalised, person_mask (B,16,12) bool or None, condition
+    (B,3) float32 or None (`data.conditions`)."""
 
     images: Tensor
     person_mask: Tensor | None
+    condition: Tensor | None = None
 
 
 class Stream(Protocol):
@@ -53,12 +55,13 @@ class CropStream:
         """`batch_size` crops, drawn by (seed, step)."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, step]))
         rows = self.indices[rng.integers(len(self.indices), size=self.batch_size)]
-        drawn = Crops(normalise(self.crops.arrays["images"][rows]), self.masks.person(self.crops, rows))
+        images = normalise(self.crops.arrays["images"][rows])
+        drawn = Crops(images, self.masks.person(self.crops, rows), self.crops.condition(rows))
         return augmented(drawn, rng)
 
 
 def augmented(crops: Crops, rng: np.random.Generator) -> Crops:
-    """Mirrors half of the crops with their masks, and changes gain and offset of every channel."""
+    """Mirrors half of the crops with their masks and boxes, and changes gain and offset of every channel."""
     count = len(crops.images)
     flip = torch.from_numpy(rng.random(count) < 0.5)
     gain, offset = (
@@ -69,7 +72,11 @@ def augmented(crops: Crops, rng: np.random.Generator) -> Crops:
     mask = crops.person_mask
     if mask is not None:
         mask = torch.where(flip[:, None, None], mask.flip(-1), mask)
-    return Crops(images, mask)
+    condition = crops.condition
+    if condition is not None:
+        mirrored = condition * torch.tensor([-1.0, 1.0, 1.0])
+        condition = torch.where(flip[:, None], mirrored, condition)
+    return Crops(images, mask, condition)
 
 
 def held_out(crops: CropSet, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
