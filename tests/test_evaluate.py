@@ -118,6 +118,7 @@ def test_figures_are_json_with_the_names_of_the_contract(
     assert list(figures) == ["stages"]
     assert set(figures["stages"]["baseline"]) == {
         "mpjpe_mm", "pa_mpjpe_mm", "pve_mm", "accel_mm_per_frame2", "n_frames", "n_clips", "protocol", "mpjpe_ci95_mm",
+        "accel_m_per_s2", "accel_published_m_per_s2",
     }  # fmt: skip
 
 
