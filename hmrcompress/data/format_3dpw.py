@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from hmrcompress.data.annotations import BOX_SCALE, Annotations, squares
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns
 from hmrcompress.data.formats import Options
-from hmrcompress.data.people import BOX_SCALE, People, squares
 from hmrcompress.data.pictures import FilePictures
 from hmrcompress.data.sequences import Sequence, in_camera, joined
 from hmrcompress.errors import UserError
@@ -40,7 +40,7 @@ def read(path: Path, options: Options) -> CropSet:
         raise UserError(f"there is no {ANNOTATIONS}/{split}/*.pkl below it", path)
     names: list[str] = []
     found = [each for file in files for each in _people(file, names, options.box_scale or BOX_SCALE)]
-    return People(
+    return Annotations(
         name="3dpw",
         split=split,
         fps=FPS,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hmrcompress.data.annotations import Annotations, find_pictures, numbered, safe_names, shared_pictures
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns, read_columns
 from hmrcompress.data.formats import Options
-from hmrcompress.data.people import People, find_pictures, numbered, safe_names, shared_pictures
 from hmrcompress.data.pictures import FilePictures
 from hmrcompress.data.warp import square_side
 
@@ -38,7 +38,7 @@ def read(path: Path, options: Options) -> CropSet:
     places = [options.images] if options.images else [path.parent, path.parent / "images", path.parent.parent]
     unique, which = shared_pictures(names)
     poses, betas = _truth(table)
-    return People(
+    return Annotations(
         name=path.stem,
         split="",
         fps=options.fps or 30.0,

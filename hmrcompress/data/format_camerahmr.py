@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hmrcompress.data.annotations import Annotations, find_pictures, numbered, safe_names, shared_pictures
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns, read_columns
 from hmrcompress.data.formats import Options
-from hmrcompress.data.people import People, find_pictures, numbered, safe_names, shared_pictures
 from hmrcompress.data.pictures import FilePictures
 from hmrcompress.data.warp import square_side
 
@@ -37,7 +37,7 @@ def read(path: Path, options: Options) -> CropSet:
     sequence, frame = numbered(names, _persons(table))
     places = [options.images] if options.images else [path.parent, path.parent / "images", path.parent.parent]
     unique, which = shared_pictures(names)
-    return People(
+    return Annotations(
         name=path.stem,
         split="",
         fps=options.fps or 30.0,

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from hmrcompress.data.annotations import BOX_SCALE, Annotations, squares
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns
 from hmrcompress.data.formats import PICTURE_SUFFIXES, Options
-from hmrcompress.data.people import BOX_SCALE, People, squares
 from hmrcompress.data.pictures import FilePictures
 from hmrcompress.data.sequences import Sequence, in_camera, joined
 from hmrcompress.errors import UserError
@@ -46,7 +46,7 @@ def read(path: Path, options: Options) -> CropSet:
     if not found:
         raise UserError(f"no sequence of {subset} is in it", path, "Try subset=all")
     parts = joined(found)
-    return People(
+    return Annotations(
         name="emdb",
         split=subset,
         fps=FPS,

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from hmrcompress.data.annotations import BOX_SCALE, Annotations, numbered, safe_names, shared_pictures, squares
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import PICTURE_SUFFIXES, Options
-from hmrcompress.data.people import BOX_SCALE, People, numbered, safe_names, shared_pictures, squares
 from hmrcompress.data.pictures import FilePictures
 from hmrcompress.errors import UserError
 from hmrcompress.io.jsons import read_json
@@ -46,7 +46,7 @@ def read(path: Path, options: Options) -> CropSet:
         raise UserError(f"the picture {missing} is not in {path}", file)
     sequence, frame = numbered(names, tracks)
     unique, which = shared_pictures(names)
-    return People(
+    return Annotations(
         name=path.absolute().name,
         split="",
         fps=options.fps or 30.0,

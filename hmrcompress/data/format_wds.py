@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from hmrcompress.data.annotations import Annotations, numbered
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns, values_of
 from hmrcompress.data.formats import PICTURE_SUFFIXES, Options
-from hmrcompress.data.people import People, numbered
 from hmrcompress.data.pictures import Member, TarPictures, read_member
 from hmrcompress.data.warp import square_side
 from hmrcompress.errors import UserError
@@ -50,7 +50,7 @@ def read(path: Path, options: Options) -> CropSet:
     sequence, frame = numbered(names, [row["number"] for row in kept])
     keypoints = None if any(row["keypoints"] is None for row in kept) else np.stack([row["keypoints"] for row in kept])
     size = np.stack([row["size"] for row in kept])
-    return People(
+    return Annotations(
         name=path.stem,
         split="",
         fps=30.0,

@@ -14,7 +14,7 @@ from hmrcompress.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_
 
 @dataclass(frozen=True)
 class Sequence:
-    """T frames of one person; the arrays are as `people.People` describes them, `name` is the clip's."""
+    """T frames of one person; the arrays are as `annotations.Annotations` describes them, `name` is the clip's."""
 
     name: str
     picture: np.ndarray

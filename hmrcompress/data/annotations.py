@@ -1,4 +1,4 @@
-"""`People`: what a reader finds in a data set, and how it becomes a `CropSet` whose crops are cut on demand."""
+"""`Annotations`: what a reader finds in a data set, and how it becomes a `CropSet` whose crops are cut on demand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 
 @dataclass(frozen=True)
-class People:
+class Annotations:
     """N people in pictures, in any order.
 
     picture (N,): which of `pictures` each is in. center (N,2) = (x, y) and side (N,): its square box, pixels of that
