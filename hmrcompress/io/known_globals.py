@@ -44,7 +44,8 @@ CHUMPY_OPERATIONS = tuple(
     )
 )  # fmt: skip
 NEW_OBJECT = ("copy_reg._reconstructor", "copyreg._reconstructor", "copy_reg.__newobj__", "copyreg.__newobj__")
-ENCODE = "_codecs.encode"
+ENCODE, EMPTY_BYTES = "_codecs.encode", "builtins.bytes"
+"""How python 3 writes bytes at protocols 0 to 2."""
 CONTAINERS = ("builtins.set", "builtins.frozenset", "builtins.bytearray", "builtins.complex")
 
 RECORDS = (

@@ -11,7 +11,16 @@ from collections import OrderedDict
 from mmap import mmap
 from typing import Any
 
-from hmrcompress.io.known_globals import CONTAINERS, DEFAULT_MAPPING, ENCODE, KNOWN, MAPPINGS, NEW_OBJECT, modern_name
+from hmrcompress.io.known_globals import (
+    CONTAINERS,
+    DEFAULT_MAPPING,
+    EMPTY_BYTES,
+    ENCODE,
+    KNOWN,
+    MAPPINGS,
+    NEW_OBJECT,
+    modern_name,
+)
 
 FLAT_KEYS = (str, bytes, int, float, bool, type(None))
 
@@ -119,6 +128,8 @@ class Machine:
         if name == ENCODE and args and isinstance(args[0], str):
             self.copying(len(args[0]))
             return args[0].encode("latin1")
+        if name == EMPTY_BYTES and not args:
+            return b""
         return self.made(what, args)
 
     def made(self, what: Any, args: tuple[Any, ...]) -> Any:

@@ -67,10 +67,11 @@ def read_torch_pickle(path: Path | str) -> Any:
 
 def _scan_zip(path: Path) -> list[str]:
     """Globals in the pickle of a zip that are not on the list. UserError where it is no zip of `torch.save`."""
-    entries = check_zip(path, stored=True)
+    entries = check_zip(path)
     inner = [entry for entry in entries if entry.filename.endswith("/data.pkl") or entry.filename == "data.pkl"]
     if any("/code/" in entry.filename or entry.filename.endswith("constants.pkl") for entry in entries):
         raise UserError("a TorchScript program, expected weights", path, REMEDY)
+    check_zip(path, stored=True)
     if len(inner) != 1:
         raise UserError(NOT_TORCH, path)
     try:
@@ -104,7 +105,7 @@ def _scan(machine: Machine, path: Path, count: int) -> list[str]:
         if count > 1 and number == 0 and value != LEGACY_MAGIC:
             if machine.refused:
                 break
-            raise UserError(f"a plain pickle, not a checkpoint that torch.save wrote: {NOT_TORCH[12:]}", path)
+            raise UserError("a plain pickle, expected a checkpoint that torch.save wrote", path)
     return machine.refused
 
 
