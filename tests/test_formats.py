@@ -295,6 +295,22 @@ def damaged(path: Path, **changes: Any) -> Path:
     [
         ({"center": None}, "no center"),
         ({"center": np.zeros((12, 1))}, "center: got shape"),
+        ({"center": np.array([[1.0, 2.0]] * 11 + [None], dtype=object)}, "center: its rows differ"),
+        ({"center": np.array(3.0)}, "center: expected a column"),
+        ({"scale": None}, "no scale"),
+        ({"scale": np.zeros((12, 0))}, "scale"),
+        (
+            {
+                key: value[:0]
+                for key, value in {
+                    "imgname": np.array(["a"]),
+                    "center": np.zeros((1, 2)),
+                    "scale": np.zeros((1, 2)),
+                    "personid": np.zeros(1),
+                }.items()
+            },
+            "12 rows, the others 0|nobody",
+        ),
         ({"center": np.full((12, 2), np.nan)}, "center of .*NaN"),
         ({"scale": np.zeros((12, 2))}, "side of "),
         ({"scale": np.array([["a", "b"]] * 12)}, "scale: got .*numbers"),

@@ -162,14 +162,18 @@ def _apart(sequences: Sequence[str], frames: np.ndarray) -> list[str]:
     return found
 
 
-def find_pictures(names: Sequence[str], places: Sequence[Path], where: object) -> Path:
-    """The first of the folders `places` in which the first of the pictures lies. UserError naming where it was looked
-    for."""
+def find_pictures(names: Sequence[str], images: Path | None, file: Path) -> Path:
+    """The folder that the names of the pictures in a file start from: `images`, or, without it, the first in which the
+    first picture lies of the file's folder, its `images`, and the one above. UserError naming where it was looked for.
+    """
+    places = [file.parent, file.parent / "images", file.absolute().parent.parent] if images is None else [images]
+    if not names:
+        return places[0]
     for place in places:
         if (place / names[0]).is_file():
             return place
     looked = ", ".join(str(place) for place in dict.fromkeys(places))
-    raise UserError(f"the picture {names[0]} is not in {looked}", where, "Say where the pictures lie: ,images=DIR")
+    raise UserError(f"the picture {names[0]} is not in {looked}", file, "Say where the pictures lie: ,images=DIR")
 
 
 def safe_names(names: Sequence[str], where: object) -> list[str]:

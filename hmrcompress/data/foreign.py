@@ -39,10 +39,7 @@ class Columns:
     def numbers(self, name: str, *shape: int) -> np.ndarray:
         """(N, *shape) float64, finite or not; rows with more numbers than that in the first axis of `shape` are cut.
         UserError where it is missing, not numbers, or of another shape."""
-        try:
-            found = np.asarray(self._found(name))
-        except ValueError as error:
-            raise UserError("its rows differ in length", self._at(name)) from error
+        found = self._array(name)
         if found.dtype.kind not in "fiub":
             raise UserError(f"got {found.dtype}, expected numbers", self._at(name))
         wanted = int(np.prod(shape, dtype=np.int64))
@@ -52,6 +49,10 @@ class Columns:
             expected = ", ".join(map(str, ("N", *shape)))
             raise UserError(f"got shape {found.shape}, expected ({expected})", self._at(name))
         return self._counted(name, flat[:, :wanted].reshape(len(flat), *shape).astype(np.float64))
+
+    def width(self, name: str) -> int:
+        """How many values a row of a column has. UserError where it is missing, or rows differ."""
+        return int(np.prod(self._array(name).shape[1:], dtype=np.int64))
 
     def flags(self, name: str) -> np.ndarray:
         """(N,) bool: numbers above 0."""
@@ -65,11 +66,18 @@ class Columns:
             raise UserError(f"got {word!r}, expected m, f, n, male, female or neutral", self._at(name))
         return np.array(found, np.int8)
 
+    def _array(self, name: str) -> np.ndarray:
+        try:
+            return np.asarray(self._found(name))
+        except ValueError as error:
+            raise UserError("its rows differ in length", self._at(name)) from error
+
     def _found(self, name: str) -> Any:
         found = self.values.get(name)
         if found is None:
             raise UserError(f"there is no {name} in it", self.where)
-        if not isinstance(found, (np.ndarray, Sequence)) or isinstance(found, (str, bytes)) or np.ndim(found) == 0:
+        column = found.ndim > 0 if isinstance(found, np.ndarray) else isinstance(found, (list, tuple))
+        if not column:
             raise UserError("expected a column of values", self._at(name))
         return found
 

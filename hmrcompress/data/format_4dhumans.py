@@ -32,10 +32,9 @@ def read(path: Path, options: Options) -> CropSet:
     table = read_columns(path, KEYS)
     names = safe_names(table.texts("imgname"), path)
     center = table.numbers("center", 2)
-    size = table.numbers("scale", 1 if np.size(table.values["scale"]) == len(names) else 2)
+    size = table.numbers("scale", 2 if table.width("scale") > 1 else 1)
     persons = table.numbers("personid", 1)[:, 0].astype(np.int64).tolist() if "personid" in table else None
     sequence, frame = numbered(names, persons)
-    places = [options.images] if options.images else [path.parent, path.parent / "images", path.parent.parent]
     unique, which = shared_pictures(names)
     poses, betas = _truth(table)
     return Annotations(
@@ -43,7 +42,7 @@ def read(path: Path, options: Options) -> CropSet:
         split="",
         fps=options.fps or 30.0,
         protocol="3dpw14-4dhumans",
-        pictures=FilePictures(find_pictures(names, places, path), unique),
+        pictures=FilePictures(find_pictures(names, options.images, path), unique),
         picture=which,
         center=center,
         side=square_side(size[:, 0], size[:, -1]),

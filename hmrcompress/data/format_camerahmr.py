@@ -32,17 +32,16 @@ def read(path: Path, options: Options) -> CropSet:
     table = read_columns(path, KEYS)
     names = safe_names(table.texts("imgname"), path)
     center = table.numbers("center", 2)
-    single = np.size(table.values.get("scale", ())) == len(names)
+    single = table.width("scale") <= 1
     size = UNIT * table.numbers("scale", 1 if single else 2)
     sequence, frame = numbered(names, _persons(table))
-    places = [options.images] if options.images else [path.parent, path.parent / "images", path.parent.parent]
     unique, which = shared_pictures(names)
     return Annotations(
         name=path.stem,
         split="",
         fps=options.fps or 30.0,
         protocol="3dpw14-camerahmr",
-        pictures=FilePictures(find_pictures(names, places, path), unique),
+        pictures=FilePictures(find_pictures(names, options.images, path), unique),
         picture=which,
         center=center,
         side=size[:, 0] if single else square_side(size[:, 0], size[:, 1]),
@@ -67,7 +66,5 @@ def _poses(table: Columns) -> np.ndarray | None:
     """(N,24,3) axis-angle, or None where the file has none."""
     if "pose_cam" not in table:
         return None
-    found = table.values["pose_cam"]
-    long = np.asarray(found).reshape(len(found), -1).shape[1] >= POSE if len(found) else True
-    rows = table.numbers("pose_cam", POSE if long else SHORT_POSE)
+    rows = table.numbers("pose_cam", POSE if table.width("pose_cam") >= POSE else SHORT_POSE)
     return np.pad(rows, ((0, 0), (0, POSE - rows.shape[1]))).reshape(-1, 24, 3)

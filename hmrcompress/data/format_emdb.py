@@ -64,7 +64,10 @@ def _sequence(values: Mapping[str, Any], file: Path, root: Path, names: list[str
     count = len(poses)
     boxes = Columns(_part(values, "bboxes", file), f"{file}: bboxes", count).numbers("bboxes", 4)
     good = Columns(values, file, count).flags("good_frames_mask")
-    invalid = np.asarray(values["bboxes"].get("invalid_idxs", ()), np.float64).reshape(-1)
+    try:
+        invalid = np.asarray(values["bboxes"].get("invalid_idxs", ()), np.float64).reshape(-1)
+    except (ValueError, TypeError) as error:
+        raise UserError("expected numbers of frames", f"{file}: bboxes: invalid_idxs") from error
     for index in invalid[np.isfinite(invalid)].astype(np.int64):
         if 0 <= index < count:
             good[index] = False

@@ -109,8 +109,7 @@ def _person(values: Mapping[str, Any], picture: int, member: Member) -> dict[str
     names = ("center", "scale", "body_pose", "betas", "has_body_pose", "has_betas", "keypoints_3d")
     where = f"{member.archive}: {member.name}, person {values['number']}"
     row = Columns({name: [values[name]] for name in names if values.get(name) is not None}, where, 1)
-    scale = np.size(row.values["scale"]) if "scale" in row else 2
-    size = UNIT * row.numbers("scale", 1 if scale == 1 else 2)[0]
+    size = UNIT * row.numbers("scale", 2 if row.width("scale") > 1 else 1)[0]
     posed = all(name in row and row.flags(name)[0] for name in ("has_body_pose", "has_betas"))
     points = row.numbers("keypoints_3d", *KEYPOINTS)[0, EXTRA:] if "keypoints_3d" in row else None
     return {

@@ -180,7 +180,7 @@ def read_regressor(path: Path | str, body: BodyModel) -> Tensor:
     return torch.tensor(matrix.astype(np.float64), dtype=body.v_template.dtype, device=body.v_template.device)
 
 
-def _arrays(path: Path) -> dict[str, object]:
+def _arrays(path: Path) -> dict[str, Any]:
     if path.suffix in (".pkl", ".pickle"):
         from hmrcompress.io.array_pickles import read_values
 
