@@ -57,7 +57,7 @@ class TarPictures:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = members
-        self.names = [member.name for member in members]
+        self.names: Sequence[str] = [member.name for member in members]
 
     def open(self, number: int) -> IO[bytes]:
         """The member. Raises OSError."""

@@ -32,7 +32,7 @@ class ShardStream:
     """
 
     name = "starter:train"
-    seen = None
+    seen: dict[str, str] | None = None
 
     def __init__(
         self,
