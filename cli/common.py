@@ -32,14 +32,25 @@ JsonOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:n.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Crops at a time.")]
-BodyOption = Annotated[str, typer.Option("--body", help="starter, or a body file (npz, or pkl read safely).")]
+BodyOption = Annotated[
+    str, typer.Option("--body", help="starter, a body file (npz), or a folder of SMPL_NEUTRAL, _MALE, _FEMALE.")
+]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="At most this many frames.", show_default=False)
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug)]
-DataOption = Annotated[str, typer.Option("--data", help="starter[:split], crops:PATH, or a path.")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="starter[:split], FORMAT:PATH[,option=value], or a path; see docs/data.md.")
+]
+ProtocolOption = Annotated[
+    str | None, typer.Option("--protocol", help="Joints, pelvis and units by name.", show_default="that of the data")
+]
+RegressorOption = Annotated[
+    Path | None,
+    typer.Option("--regressor", help="Joint regressor that a protocol needs (npy, npz).", show_default=False),
+]
 MasksOption = Annotated[str, typer.Option("--masks", help="Person masks: data, files:DIR, self or none.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hmrcompress.errors import UserError
 from hmrcompress_cli.common import DebugOption, JsonOption, OutOption, Printer, QuietOption, SeedOption, write_record
 from hmrcompress_cli.inspect_ import HeadHeadsOption, HeadsOption, TokenizerOption
+
+if TYPE_CHECKING:
+    from hmrcompress.io.convert import Converted
 
 
 def convert(
     file: Annotated[
-        str, typer.Argument(help="A checkpoint, random:FAMILY, a compressed folder, or a body file (pkl, npz).")
+        str,
+        typer.Argument(help="A checkpoint, random:FAMILY, a compressed folder, a body (pkl, npz), a data set's pkl."),
     ],
     out: OutOption,
     format: Annotated[
@@ -39,11 +44,12 @@ def convert(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Turn a checkpoint into safetensors, or a body file into npz, with JSON beside it; pickles are not executed."""
-    if Path(file).suffix in (".pkl", ".npz"):
-        from hmrcompress.body.pickled import convert_body
+    """Turn a checkpoint into safetensors, or a pickle of a body or of 3DPW or EMDB into npz, with JSON beside it.
 
-        made = convert_body(file, out)
+    Nothing in a pickle is executed.
+    """
+    if Path(file).suffix in (".pkl", ".npz") or (format == "native" and _of_no_family(file)):
+        made = _converted(Path(file), out)
         written, about, record = made.path, made.record_path, made.record
     else:
         from hmrcompress.api import load
@@ -68,3 +74,28 @@ def convert(
         written, about, record = converted.weights, converted.record_path, converted.record
     write_record(json, "convert", record, seed=seed)
     Printer(quiet).say(f"{written}: {written.stat().st_size / 1e6:.1f} MB, described in {about.name}")
+
+
+def _of_no_family(file: str) -> bool:
+    """Whether this is a checkpoint file whose keys belong to no known network; its tensors are taken as they are."""
+    if not Path(file).is_file():
+        return False
+    from hmrcompress.io.checkpoints import open_state_file
+    from hmrcompress.models.families import recognise
+
+    keys = open_state_file(file).tensors
+    try:
+        recognise(keys, file)
+    except UserError:
+        return True
+    return False
+
+
+def _converted(file: Path, out: Path) -> Converted:
+    from hmrcompress.body.pickled import convert_body, is_body
+    from hmrcompress.io.checkpoints import open_state_file
+    from hmrcompress.io.convert import convert_values, convert_weights
+
+    if file.suffix == ".npz" or (file.suffix == ".pkl" and is_body(file)):
+        return convert_body(file, out)
+    return convert_values(file, out) if file.suffix == ".pkl" else convert_weights(open_state_file(file), out)

@@ -17,7 +17,9 @@ from hmrcompress_cli.common import (
     LimitOption,
     MasksOption,
     Printer,
+    ProtocolOption,
     QuietOption,
+    RegressorOption,
     SeedOption,
     complain,
     write_record,
@@ -30,7 +32,8 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
     data: DataOption = "starter:test",
     masks: MasksOption = "data",
-    protocol: Annotated[str, typer.Option("--protocol", help="Joints, pelvis and units by name.")] = "starter24",
+    protocol: ProtocolOption = None,
+    regressor: RegressorOption = None,
     against: Annotated[
         str | None, typer.Option("--against", help="The checkpoint before compression.", show_default=False)
     ] = None,
@@ -71,7 +74,6 @@ def evaluate(
     from hmrcompress import api
     from hmrcompress.evaluation.bench import parse_sizes
     from hmrcompress.evaluation.decoded import SequenceSettings
-    from hmrcompress.evaluation.evaluate import LEAK_WARNING
     from hmrcompress.evaluation.sizes import sizes
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
 
@@ -96,6 +98,7 @@ def evaluate(
             against=reference,
             masks=masks,
             protocol=protocol,
+            regressor=regressor,
             body=body,
             limit=limit,
             frames_per_clip=frames_per_clip,
@@ -109,7 +112,7 @@ def evaluate(
     figures = result.to_json(seed) | sizes(checkpoint.config, checkpoint.plan)
     write_record(json, "eval", figures, device=pick_device(device), seed=seed)
     if result.leak:
-        complain(f"warning: {LEAK_WARNING}")
+        complain(f"warning: {result.leak_warning}")
     printer = Printer(quiet)
     scores = next(iter(result.stages.values()))
     title = f"{scores.n_frames} frames of {scores.n_clips} clips of {data}, protocol {scores.protocol}"

@@ -19,7 +19,9 @@ from hmrcompress_cli.common import (
     LimitOption,
     MasksOption,
     Printer,
+    ProtocolOption,
     QuietOption,
+    RegressorOption,
     SeedOption,
     write_record,
 )
@@ -102,7 +104,8 @@ def search(
     no_early_rejection: Annotated[
         bool, typer.Option("--no-early-rejection", help="Measure every candidate to the end; the plan is the same.")
     ] = False,
-    protocol: Annotated[str, typer.Option("--protocol", help="What the error is measured on.")] = "starter24",
+    protocol: ProtocolOption = None,
+    regressor: RegressorOption = None,
     json: JsonOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -165,6 +168,7 @@ def search(
             settings=settings,
             masks=masks,
             protocol=protocol,
+            regressor=regressor,
             body=body,
             device=device,
             progress=progress,

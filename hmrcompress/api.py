@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hmrcompress.data.crops import CropSet, evenly
+from hmrcompress.data.seen import KEY, record, records_in
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.bench import BenchResult, BenchSettings
 from hmrcompress.evaluation.bench import bench as bench_networks
@@ -28,7 +29,7 @@ from hmrcompress.merging.layers import FITTED
 from hmrcompress.merging.live import apply as apply_to_live
 from hmrcompress.merging.live import person_mask, unapply
 from hmrcompress.merging.merge import merge_checkpoint
-from hmrcompress.metrics.pose import Protocol
+from hmrcompress.metrics.points import STARTER24, Protocol
 from hmrcompress.models.folder import Folder
 from hmrcompress.models.fov import focal_lengths, load_fov
 from hmrcompress.opening import (
@@ -47,6 +48,7 @@ from hmrcompress.opening import (
     open_body,
     open_data,
     open_masks,
+    open_measure,
     open_plan,
     open_protocol,
     pipeline_of,
@@ -75,26 +77,33 @@ def search(
     journal: Path | str,
     settings: SearchSettings | None = None,
     masks: Masks = "data",
-    protocol: str | Protocol = "starter24",
+    protocol: str | Protocol | None = None,
+    regressor: Path | str | None = None,
     body: Body = "starter",
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> SearchResult:
     """Chooses the layers to merge; `result.plan.write(path)` keeps the plan. See `searching.search`.
 
+    `protocol`, by default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`.
     `journal` receives every evaluation and lets a search that was stopped go on. Raises UserError.
     """
     checkpoint = load(model, seed=settings.seed if settings else 0)
-    if settings is None or settings.target == "truth":
+    labelled = settings is None or settings.target == "truth"
+    if labelled:
         require_truth(checkpoint)
     surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
+    crops = open_data(data, body=surface, split="calib", progress=progress)
+    # Without labels only the protocol's pelvis counts.
+    chosen = protocol_for(checkpoint, protocol or (crops.protocol if labelled else STARTER24))
+    measure = open_measure(chosen, crops, body, surface, regressor=regressor, device=where)
     return search_plan(
         on_device(checkpoint.network, where),
         checkpoint.reference,
-        open_data(data, body=surface, split="calib", progress=progress),
+        crops,
         body=on_device(surface, where),
         journal=Path(journal),
-        protocol=protocol_for(checkpoint, protocol),
+        measure=measure,
         masks=source,
         settings=settings,
         mask_probe=probe_for(checkpoint, source) if settings and settings.with_tokens else None,
@@ -136,7 +145,12 @@ def merge(
         frames=found.frames if found else None,
         progress=progress,
     )
-    about = {"data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256}, "masks": source.name}
+    per_clip = (found.frames_per_clip if found else None) or DEFAULT_FRAMES_PER_CLIP
+    about = {
+        "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
+        "masks": source.name,
+        KEY: record(crops, crops.sample(per_clip)),
+    }
     return merge_checkpoint(checkpoint, wanted, out, force=force, plan_name=name, patches=patches, fitted_on=about)
 
 
@@ -166,7 +180,8 @@ def evaluate(
     *,
     against: Model | None = None,
     masks: Masks = "data",
-    protocol: str | Protocol = "starter24",
+    protocol: str | Protocol | None = None,
+    regressor: Path | str | None = None,
     body: Body = "starter",
     limit: int | None = None,
     frames_per_clip: int | None = None,
@@ -181,8 +196,8 @@ def evaluate(
 
     A compressed model is scored with merged layers, and with merged tokens too where its plan merges them. The network
     as it was before is the stage `baseline`. A model that holds a temporal decoder is scored with it too; `sequences`
-    says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. Raises
-    UserError.
+    says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `protocol`,
+    by default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. Raises UserError.
     """
     checkpoint = load(model, seed=seed)
     require_truth(checkpoint)
@@ -190,16 +205,19 @@ def evaluate(
     probe = probe_for(checkpoint, source) if checkpoint.tokens else None
     reference = None if against is None else on_device(load(against, seed=seed).network, where)
     decoder = temporal_decoder(checkpoint)
+    crops = open_data(data, body=surface, progress=progress)
+    measure = open_measure(protocol, crops, body, surface, regressor=regressor, device=where)
     return evaluate_stages(
         stages_of(on_device(checkpoint.network, where), checkpoint.plan, against=reference, dtype=dtype, probe=probe),
-        open_data(data, body=surface, progress=progress),
+        crops,
         body=on_device(surface, where),
-        protocol=open_protocol(protocol),
+        measure=measure,
         masks=source,
         limit=limit,
         frames_per_clip=frames_per_clip,
         batch_size=batch_size,
         plan=checkpoint.plan,
+        trained_on=list(records_in(checkpoint.source)),
         decoder=None if decoder is None else on_device(decoder, where),
         sequences=sequences,
         progress=progress,

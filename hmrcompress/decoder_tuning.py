@@ -32,6 +32,7 @@ from hmrcompress.api import (
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.data.seen import KEY
 from hmrcompress.decoder.config import PRESETS, DecoderConfig
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
@@ -202,6 +203,8 @@ def fit_decoder(
         trained, held = _features(extract, found, source, data, validation, clips, surface, progress)
         about[DECODER] = {"data": found.name, "clips": len(trained), "masks": source.name, "objective": objective}
         about[DECODER] |= {"fps": found.fps, "validation": _said(data, validation)}
+        if isinstance(found, CropClips):
+            about[DECODER][KEY] = found.seen([clip.clip for clip in trained])
         run = fit_denoiser(
             decoder,
             codec,

@@ -1,8 +1,9 @@
 """The one place where strings become objects.
 
 A model is `starter`, `starter-fast`, `random:FAMILY`, a checkpoint file or a compressed folder; data are
-`starter[:split]`, `crops:PATH` or a path; a body is `starter` or a file; masks are `data`, `files:DIR`, `self` or
-`none`. Whoever has the objects already may hand them in instead.
+`starter[:split]`, `FORMAT:PATH[,option=value…]` or a path; a body is `starter`, a file, or a folder of three
+(`open_measure`); masks are `data`, `files:DIR`, `onnx:FILE`, `self` or `none`. Whoever has the objects already may hand
+them in instead.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from hmrcompress.body.files import load_body, starter_body
+from hmrcompress.body.files import body_in_folder, load_body, require_topology, starter_body
 from hmrcompress.body.hand import HAND_PARENTS, stick_hand
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
+from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import MaskSource, mask_source
 from hmrcompress.decoder.config import PRESETS
 from hmrcompress.decoder.files import build_decoder
@@ -28,7 +30,8 @@ from hmrcompress.errors import UserError
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.metrics.hands import HAND16
-from hmrcompress.metrics.pose import PROTOCOLS, Protocol
+from hmrcompress.metrics.measure import GENDERS, Measure, read_regressor
+from hmrcompress.metrics.points import PROTOCOLS, ROWS, Protocol
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
@@ -152,10 +155,43 @@ def pipeline_of(
 
 
 def open_body(body: Body = "starter") -> BodyModel:
-    """`starter`, or a body file. Raises UserError."""
+    """`starter`, a body file, or a folder of SMPL_NEUTRAL, SMPL_MALE and SMPL_FEMALE, whose neutral body it is. Raises
+    UserError."""
     if isinstance(body, BodyModel):
         return body
-    return starter_body() if str(body) == "starter" else load_body(Path(body))
+    if str(body) == "starter":
+        return starter_body()
+    return load_body(body_in_folder(Path(body), "neutral") if Path(body).is_dir() else Path(body))
+
+
+def open_measure(
+    protocol: str | Protocol | None,
+    crops: CropSet,
+    body: Body,
+    surface: BodyModel,
+    *,
+    regressor: Path | str | None = None,
+    device: torch.device | str = "cpu",
+) -> Measure:
+    """What a protocol (None: that of the data) measures, on `device`. `surface` is the neutral body, opened already.
+
+    The bodies male and female are opened where the protocol wants them and `body` is a folder, `regressor` where the
+    protocol needs one. Raises UserError for an unknown protocol, and where files are missing or do not fit;
+    `CropSet.check_measure` says whether the data can serve it.
+    """
+    chosen = open_protocol(crops.protocol if protocol is None else protocol)
+    where, others = torch.device(device), {}
+    if chosen.gendered and not isinstance(body, BodyModel) and Path(body).is_dir():
+        others = {name: load_body(body_in_folder(Path(body), name)) for name in GENDERS[1:]}
+        for name, other in others.items():
+            require_topology(other, surface.faces_sha256, f"the {name} body in {body}")
+    needed = chosen.source in ROWS and regressor is not None
+    return Measure(
+        on_device(surface, where),
+        chosen,
+        gendered={name: on_device(other, where) for name, other in others.items()},
+        regressor=read_regressor(regressor, surface).to(where) if needed and regressor is not None else None,
+    )
 
 
 def body_for(checkpoint: Checkpoint, body: Body = "starter") -> BodyModel:
@@ -194,22 +230,23 @@ def open_data(
     clips: int | None = None,
     progress: Progress = no_progress,
 ) -> CropSet:
-    """`starter[:split]` (`split` if it names none; rendered when first asked for), `crops:PATH`, or a path.
+    """`starter[:split]` (`split` if it names none; rendered when first asked for), `FORMAT:PATH`, or a path whose
+    format is recognised; see `data.formats`.
 
     `clips` renders only the first clips of a starter split; its people have the starter body where `body` is a hand.
     Raises UserError, also for `clips` of other data.
     """
     if isinstance(data, CropSet):
         return data
-    kind, _, rest = str(data).partition(":")
     if of_starter(data):
+        rest = str(data).partition(":")[2]
         from hmrcompress.starter.dataset import open_split
 
         person = starter_body() if body.num_joints == len(HAND_PARENTS) else body
         return open_split(rest or split, person, clips=clips, progress=progress)
     if clips is not None:
         raise UserError("only starter splits can be cut to their first clips", str(data), "Leave clips out.")
-    return CropSet.open(Path(rest) if kind == "crops" and rest else Path(data))
+    return open_format(str(data))
 
 
 def of_starter(data: Data) -> bool:

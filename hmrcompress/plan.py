@@ -101,6 +101,7 @@ class DataRef(_Frozen):
     split: str
     sha256: str = Field(description="Hash of the data set's definition")
     source: str | None = Field(default=None, description="What --data was, so that it can be opened again")
+    frames: str | None = Field(default=None, description="Hashes of the frames used; without them, all of them were")
 
 
 class SearchRecord(_Frozen):
@@ -163,10 +164,7 @@ class Plan(_Frozen):
     @classmethod
     def from_yaml(cls, text: str, where: object = "plan") -> Plan:
         """Parses the text of a plan. Raises UserError naming the field and the fault."""
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"not valid YAML ({' '.join(str(error).split())})", where) from error
+        values = parse_yaml(text, where)
         if not isinstance(values, dict):
             raise UserError(f"holds a {type(values).__name__}, expected the fields of a plan", where)
         return cls.from_dict(values, where)
@@ -178,6 +176,8 @@ class Plan(_Frozen):
             return cls.model_validate_json(json.dumps(values, default=str))
         except ValidationError as error:
             raise UserError(_first_fault(error), where) from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"holds what no plan has ({error})", where) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values in the order of the fields, for YAML and JSON."""
@@ -215,6 +215,25 @@ class Plan(_Frozen):
                 where,
                 "--force uses it all the same",
             )
+
+
+class _NoAliases(yaml.SafeLoader):
+    """Plain YAML without aliases: a few lines of them can stand for more than a memory holds, written out."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str, where: object, *, aliases: bool = False) -> Any:
+    """The plain values in a YAML text. UserError where it is not YAML, is nested without end, or has `aliases` that
+    were not asked for (only who walks through single values may let them pass)."""
+    try:
+        return yaml.load(text, yaml.SafeLoader if aliases else _NoAliases)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that cannot be
+        reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"not valid YAML ({reason})", where) from error
 
 
 def trivial_groups(layers: int) -> tuple[tuple[int, ...], ...]:

@@ -7,7 +7,7 @@ B is the batch, J the number of joints of the body (24 for SMPL), T frames of a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -92,8 +92,9 @@ class FrameBatch(_Tensors):
 
     images (B,3,256,192) float32, ImageNet-normalised RGB; person_mask (B,16,12) bool on the token grid, or None;
     params in the camera frame; clip (B,) and frame (B,) int64 say where each crop comes from: frames of one clip
-    follow each other in time at the data set's fps. condition (B,3) float32 or None: box and focal length, as
-    `data.conditions.bbox_info` puts them.
+    follow each other in time at the data set's fps. Where the data have them: condition (B,3) float32, box and focal
+    length as `data.conditions.bbox_info` puts them; gender (B,) int64, 0 neutral, 1 male, 2 female, of the body that
+    params belong to; keypoints (B,19,3) metres, the ground truth of 4D-Humans' extra keypoints.
     """
 
     images: Tensor
@@ -102,6 +103,12 @@ class FrameBatch(_Tensors):
     clip: Tensor
     frame: Tensor
     condition: Tensor | None = None
+    gender: Tensor | None = None
+    keypoints: Tensor | None = None
+
+    def without_images(self) -> FrameBatch:
+        """The same batch with no pixels in it: what ground truth is made of is small."""
+        return replace(self, images=self.images[:0].clone())
 
     def inputs(self, device: torch.device | str | None = None) -> tuple[Tensor | None, ...]:
         """What a network is called with, on `device`: images, person_mask, and the condition where there is one."""

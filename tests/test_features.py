@@ -13,7 +13,8 @@ import torch
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, normalise
-from hmrcompress.data.masks import DataMasks, FileMasks, NoMasks, coverage_grid
+from hmrcompress.data.mask_files import FileMasks
+from hmrcompress.data.masks import DataMasks, NoMasks, coverage_grid
 from hmrcompress.errors import UserError
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import coverage_grid, mask_source, person_tokens
+from hmrcompress.data.rle import decode_rle, unpack_counts
 from hmrcompress.errors import ShapeError, UserError
 
 
@@ -121,7 +123,172 @@ def test_a_torn_file_is_refused(tmp_path: Path, tiny_crops: CropSet) -> None:
         list(tiny_crops.batches(masks=mask_source(f"files:{tmp_path}")))
 
 
-@pytest.mark.parametrize("text", ["", "file:x", "files:", "onnx:x.onnx", "Data"])
+@pytest.mark.parametrize("text", ["", "file:x", "files:", "onnx:", "Data", "data:x", "none:"])
 def test_unknown_sources_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="expected data, self, none or files:DIR"):
+    with pytest.raises(UserError, match="expected data, self, none, files:DIR or onnx:FILE"):
         mask_source(text)
+
+
+def slow_rle(text: str, height: int, width: int) -> np.ndarray:
+    """Packed run lengths, one bit after the other, then one pixel after the other down the columns."""
+    bits, numbers = [], []
+    for character in text:
+        value = ord(character) - 48
+        bits += [(value >> bit) & 1 for bit in range(5)]
+        if not value & 0x20:
+            number = sum(bit << place for place, bit in enumerate(bits))
+            if bits[-1]:
+                number -= 1 << len(bits)
+            numbers.append(number)
+            bits = []
+    for index in range(3, len(numbers)):
+        numbers[index] += numbers[index - 2]
+    mask, place, person = np.zeros((height, width), bool), 0, False
+    for number in numbers:
+        for _ in range(number):
+            mask[place % height, place // height] = person
+            place += 1
+        person = not person
+    assert place == height * width
+    return mask
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    flat = mask.T.reshape(-1)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
+def packed(runs: list[int]) -> str:
+    """Run lengths as COCO packs them."""
+    text = ""
+    for index, run in enumerate(runs):
+        number = run - runs[index - 2] if index > 2 else run
+        while True:
+            low, number = number & 0x1F, number >> 5
+            done = number == (-1 if low & 0x10 else 0)
+            text += chr(48 + (low if done else low | 0x20))
+            if done:
+                break
+    return text
+
+
+def test_run_lengths_equal_a_slow_reading(masks: np.ndarray) -> None:
+    for mask in masks:
+        counts = packed(runs_of(mask))
+        np.testing.assert_array_equal(slow_rle(counts, 256, 192), mask)  # the transcription itself
+        for form in (counts, runs_of(mask)):
+            np.testing.assert_array_equal(decode_rle({"size": [256, 192], "counts": form}, (256, 192), "x"), mask)
+
+
+def test_run_lengths_by_hand() -> None:
+    """Worked out by hand: a 3 x 4 mask whose second column and last pixel are set has the runs 3, 3, 5, 1; the last is
+    packed as 1 - 3 = -2, which is 11110 in five bits, 30, the character N."""
+    expected = np.zeros((3, 4), bool)
+    expected[:, 1] = expected[2, 3] = True
+    assert unpack_counts("335N") == [3, 3, 5, 1]
+    np.testing.assert_array_equal(decode_rle({"size": [3, 4], "counts": "335N"}, (3, 4), "x"), expected)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "fault"),
+    [
+        ([[1, 2, 3, 4]], "list of polygons"),
+        ({"size": [256, 192]}, "no run lengths"),
+        ({"size": [192, 256], "counts": [49152]}, r"is \[192, 256\], expected \[256, 192\]"),
+        ({"size": [256, 192], "counts": [49151]}, "do not fill"),
+        ({"size": [256, 192], "counts": [49153, -1]}, "do not fill"),
+        ({"size": [256, 192], "counts": [1e99]}, "do not fill"),
+        ({"size": [256, 192], "counts": "p"}, "damaged"),
+        ({"size": [256, 192], "counts": "o"}, "break off"),
+        ({"size": [256, 192], "counts": "o" * 1000}, "damaged"),
+    ],
+)
+def test_damaged_run_lengths(segmentation: object, fault: str) -> None:
+    with pytest.raises(UserError, match=fault):
+        decode_rle(segmentation, (256, 192), "x")
+
+
+def write_archive(folder: Path, crops: CropSet, form: str) -> None:
+    """The masks of the data as one file."""
+    masks = crops.pixel_masks(np.arange(len(crops)))
+    frames = list(zip(crops.clip.tolist(), crops.frame.tolist(), strict=True))
+    if form.startswith("npz"):
+        stored = np.packbits(masks, axis=-1) if form == "npz packed" else masks.astype(np.uint8)
+        np.savez(folder / "masks.npz", clip=crops.clip, frame=crops.frame, masks=stored)
+        return
+    runs = [{"size": [256, 192], "counts": packed(runs_of(mask))} for mask in masks]
+    if form == "json list":
+        content: object = [{"clip": c, "frame": f, "segmentation": r} for (c, f), r in zip(frames, runs, strict=True)]
+    else:
+        images = [{"id": 7 * n, "file_name": f"in/{c:04d}_{f:06d}.jpg"} for n, (c, f) in enumerate(frames)]
+        content = {
+            "images": images,
+            "annotations": [{"image_id": 7 * n, "segmentation": run} for n, run in enumerate(runs)],
+        }
+    (folder / "masks.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("form", ["npz packed", "npz bytes", "json list", "json coco"])
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_masks_of_one_file_equal_those_of_the_data(tmp_path: Path, tiny_crops: CropSet, form: str, named: str) -> None:
+    write_archive(tmp_path, tiny_crops, form)
+    path = tmp_path if named == "folder" else next(tmp_path.iterdir())
+    from_files = tiny_crops.batches(batch_size=5, masks=mask_source(f"files:{path}"))
+    from_data = tiny_crops.batches(batch_size=5, masks=mask_source("data"))
+    for one, other in zip(from_files, from_data, strict=True):
+        assert one.person_mask is not None and torch.equal(one.person_mask, other.person_mask)
+
+
+def test_one_file_of_masks_that_does_not_fit(tmp_path: Path, tiny_crops: CropSet) -> None:
+    np.savez(tmp_path / "masks.npz", clip=[0], frame=[0], masks=np.zeros((1, 256, 24), np.uint8))
+    source = mask_source(f"files:{tmp_path}")
+    with pytest.raises(UserError, match="no mask of clip 0, frame 1"):
+        tiny_crops.batches(masks=source)
+    with pytest.raises(UserError, match="no mask of clip 0, frame 1"):
+        source.person(tiny_crops, np.array([1]))
+    (tmp_path / "masks.json").write_text("[]")
+    with pytest.raises(UserError, match="holds masks.npz and masks.json"):
+        tiny_crops.batches(masks=mask_source(f"files:{tmp_path}"))
+    np.savez(tmp_path / "masks.npz", clip=[0], frame=[0], masks=np.zeros((1, 192, 256), bool))
+    with pytest.raises(UserError, match=r"masks: got bool \(1, 192, 256\), expected"):
+        tiny_crops.batches(masks=mask_source(f"files:{tmp_path / 'masks.npz'}"))
+
+
+def test_other_kinds_of_pictures_are_not_opened(tmp_path: Path, tiny_crops: CropSet) -> None:
+    """A PostScript file by the name of a PNG would start a program."""
+    write_masks(tmp_path, tiny_crops)
+    (tmp_path / "0000_000000.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 192 256\n%%EndComments\n")
+    with pytest.raises(UserError, match="not a readable image"):
+        tiny_crops.batches(masks=mask_source(f"files:{tmp_path}"))
+
+
+def test_a_plug_in_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_crops: CropSet) -> None:
+    (tmp_path / "halves.py").write_text(
+        "import torch\n"
+        "class Upper:\n"
+        "    name = 'halves'\n"
+        "    def __init__(self, rest): self.rows = int(rest or 8)\n"
+        "    def check(self, crops, indices): pass\n"
+        "    def person(self, crops, indices):\n"
+        "        mask = torch.zeros(len(indices), 16, 12, dtype=torch.bool); mask[:, :self.rows] = True; return mask\n"
+    )
+    about = tmp_path / "halves-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: halves\nVersion: 1.0\n")
+    points = ("upper = halves:Upper", "none = halves:Upper", "broken = halves:Nothing", "odd = halves:torch.zeros")
+    (about / "entry_points.txt").write_text("[hmrcompress.masks]\n" + "\n".join(points) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for text, rows in (("upper", 8), ("upper:3", 3)):
+        batch = next(tiny_crops.batches(masks=mask_source(text)))
+        assert (
+            batch.person_mask is not None
+            and batch.person_mask[:, :rows].all()
+            and not batch.person_mask[:, rows:].any()
+        )
+    assert mask_source("none").name == "none", "the names of the sources that come with the package are taken"
+    with pytest.raises(UserError, match="cannot be imported"):
+        mask_source("broken")
+    with pytest.raises(UserError, match="expected data, self, none, files:DIR or onnx:FILE, broken, none, odd, upper"):
+        mask_source("lower")

@@ -18,6 +18,7 @@ import tiny
 import torch
 
 from hmrcompress.body.model import BodyModel
+from hmrcompress.data import seen
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
 from hmrcompress.errors import UserError
@@ -108,6 +109,7 @@ def test_the_plan_and_the_journal(network: HMR2, tiny_crops: CropSet, tiny_body:
     assert (record.evaluations, record.frames, record.seed, record.tau_mm) == (DEPTH - 1, 6, 5, 0.02)
     assert record.data.model_dump() == {
         "name": "tiny", "split": "test", "sha256": tiny_crops.sha256, "source": None,
+        "frames": seen.record(tiny_crops, tiny_crops.sample(3))["frames"],
     }  # fmt: skip
     assert record.base_mpjpe_mm == entries(journal)[0]["error_mm"]
     by_groups = {json.dumps(entry["groups"]): entry["error_mm"] for entry in entries(journal)}

@@ -59,7 +59,7 @@ def test_search_merge_eval(model: Path, tiny_crops_file: Path, tiny_body_file: P
     api.merge(model, plan, out)
     done = hmr("eval", out, *common, "--against", model, "--json", tmp_path / "e.json")
     assert done.exit_code == 0, done.output
-    assert "warning: the plan was searched on these very data" in done.stderr
+    assert "warning: 12 of the 12 frames were searched or trained on" in done.stderr
     searched, figures = (json.loads((tmp_path / name).read_text()) for name in ("s.json", "e.json"))
     assert list(figures["stages"]) == ["mean_pose", "baseline", "merged", "merged_tokens"] and figures["leak"] is True
     assert figures["stages"]["baseline"]["mpjpe_mm"] == pytest.approx(record.base_mpjpe_mm, rel=1e-6)
@@ -138,7 +138,7 @@ def broken_data(kind: str, folder: Path) -> Path:
     ("kind", "sentence"),
     [
         ("nan", "data.npz: images of tiny, clip 1, frame 3 hold NaN or infinity"),
-        ("torn", "data.npz: torn or not an .npz file"),
+        ("torn", "data.npz: not a readable npz"),
         ("keys", "data.npz: no array poses"),
         ("missing", "nowhere.npz: no such file"),
     ],

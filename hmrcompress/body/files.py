@@ -7,7 +7,7 @@ dense, J_regressor (J,V), or as triplets J_regressor_row, J_regressor_col, J_reg
 
 from __future__ import annotations
 
-import zipfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from hmrcompress.body.joints import LEAF_NAMES
 from hmrcompress.body.model import BodyModel
 from hmrcompress.body.topology import hash_faces
 from hmrcompress.errors import UserError
-from hmrcompress.io.npz import UNREADABLE
+from hmrcompress.io.npz import read_npz
 
 STARTER_BODY = Path(__file__).parent.parent / "assets" / "starter_body.npz"
 SMPL_VERTICES = 6890
@@ -73,6 +73,20 @@ def load_body(path: Path | str, *, dtype: torch.dtype = torch.float32) -> BodyMo
     )
 
 
+def body_in_folder(folder: Path, gender: str) -> Path:
+    """The file of the body `neutral`, `male` or `female` in a folder: SMPL_NEUTRAL.npz and the like, also as
+    basicModel_f_… and basicmodel_f_…. UserError where there is none, or where only a pickle is there."""
+    letter, found = gender[0], sorted(path for path in folder.iterdir() if path.suffix in (".npz", ".pkl"))
+    fitting = [
+        path
+        for path in found
+        if path.stem.lower().startswith((f"smpl_{gender}", f"basicmodel_{letter}_", f"basicmodel_{gender}"))
+    ]
+    if not fitting:
+        raise UserError(f"there is no SMPL_{gender.upper()}.npz in it", folder, "Name the folder of the three bodies")
+    return min(fitting, key=lambda path: path.suffix != ".npz")
+
+
 def require_topology(body: BodyModel, faces_sha256: str, what: str) -> None:
     """Raise UserError unless `what` (a regressor, a vertex list) was made for the surface that `body` has.
 
@@ -88,6 +102,22 @@ def require_topology(body: BodyModel, faces_sha256: str, what: str) -> None:
         )
 
 
+def refuse_starter(body: BodyModel, what: str) -> None:
+    """Raise UserError where `what`, which was made for SMPL, meets the starter body. Its faces tell."""
+    if body.faces_sha256 == _starter_faces():
+        raise UserError(
+            f"made for SMPL, and the body {body.name} is not SMPL",
+            what,
+            "Give an SMPL file, or a folder of them: --body",
+        )
+
+
+@cache
+def _starter_faces() -> str:
+    with np.load(STARTER_BODY, allow_pickle=False) as archive:
+        return str(archive["faces_sha256"])
+
+
 def _at(path: Path, key: str) -> str:
     return f"{path}: {key}"
 
@@ -97,17 +127,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise UserError("no such file", path, REMEDY)
     if path.suffix == ".pkl":
         raise UserError("pickles are not opened here", path, f"Try: hmrcompress convert {path} -o {path.stem}.npz")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError("one array, not an npz archive", path, REMEDY)
-        with archive:
-            wanted = ("v_template", "f", "shapedirs", "weights", "kintree_table", "J_regressor", *TRIPLETS, *OPTIONAL)
-            return {key: archive[key] for key in wanted if key in archive}
-    except UNREADABLE as error:
-        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
-            raise UserError("holds pickled objects, which are never executed", path, REMEDY) from error
-        raise UserError(f"not a readable npz, perhaps truncated ({type(error).__name__})", path, REMEDY) from error
+    wanted = ("v_template", "f", "shapedirs", "weights", "kintree_table", "J_regressor", *TRIPLETS, *OPTIONAL)
+    return read_npz(path, wanted, remedy=REMEDY)
 
 
 def _numbers(arrays: dict[str, np.ndarray], key: str, path: Path, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -22,7 +22,7 @@ class BodyModel(nn.Module):
     name: str; faces (F,3) int32; faces_sha256 identifies the surface; parents (J,) with -1 for the root;
     leaf_vertices: five vertex numbers in the order of `joints.LEAF_NAMES`, or () where the file names none.
     Buffers, metres: v_template (V,3), shapedirs (V,3,S), posedirs (V,3,9(J-1)) or None, joint_template (J,3),
-    joint_shapedirs (J,3,S), weights (V,J).
+    joint_shapedirs (J,3,S), weights (V,J), joint_regressor (J,V), which the joints of posed vertices are measured by.
     """
 
     v_template: Tensor
@@ -32,6 +32,7 @@ class BodyModel(nn.Module):
     joint_template: Tensor
     joint_shapedirs: Tensor
     joint_order: Tensor
+    joint_regressor: Tensor
 
     def __init__(
         self,
@@ -65,6 +66,8 @@ class BodyModel(nn.Module):
             self.register_buffer(
                 key, None if array is None else torch.tensor(np.asarray(array, np.float64), dtype=dtype)
             )
+        # Not in the state: joint_template and joint_shapedirs hold all that posing needs of it.
+        self.register_buffer("joint_regressor", torch.tensor(regressor, dtype=dtype), persistent=False)
         self._register_levels()
 
     def _register_levels(self) -> None:

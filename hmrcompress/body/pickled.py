@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,32 +10,27 @@ from hmrcompress.body.files import load_body
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_arrays
 from hmrcompress.io.atomic import atomic_file, write_json
+from hmrcompress.io.convert import Converted, target_of
 from hmrcompress.io.hashes import sha256_file
 
 KEYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
+BODY_KEYS = {"v_template", "weights"}
+"""What tells a body from the pickles of data sets."""
 
 
-@dataclass(frozen=True)
-class ConvertedBody:
-    """The files that were written, and what the JSON says."""
-
-    path: Path
-    record_path: Path
-    record: dict[str, Any]
+def is_body(path: Path | str) -> bool:
+    """Whether a pickle holds what a body has. Raises UserError as `read_arrays`."""
+    return BODY_KEYS <= set(read_arrays(path))
 
 
-def convert_body(path: Path | str, out: Path | str) -> ConvertedBody:
+def convert_body(path: Path | str, out: Path | str) -> Converted:
     """Writes OUT.npz, which holds what a body model needs of `path` (.pkl or .npz), and OUT.json.
 
     The result is loaded once, so that what is written is known to be a body. Raises UserError where `path` is
     missing, damaged, asks for code, or is no body, and for an `out` that does not end in .npz.
     """
-    path, out = Path(path), Path(out)
-    if out.suffix not in ("", ".npz"):
-        raise UserError(f"got a name ending in {out.suffix!r}, expected .npz", out)
-    target = out.with_suffix(".npz")
-    if target.exists() and path.exists() and target.samefile(path):
-        raise UserError("is the file to be converted", target, "Choose another name")
+    path = Path(path)
+    target = target_of(path, out, ".npz")
     arrays = _of_npz(path) if path.suffix == ".npz" else _of_pickle(path)
     with atomic_file(target) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
@@ -55,7 +48,7 @@ def convert_body(path: Path | str, out: Path | str) -> ConvertedBody:
     }
     record_path = target.with_suffix(".json")
     write_json(record_path, record)
-    return ConvertedBody(target, record_path, record)
+    return Converted(target, record_path, record)
 
 
 def _of_pickle(path: Path) -> dict[str, np.ndarray]:

@@ -12,7 +12,9 @@ import numpy as np
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import atomic_file, atomic_folder
+from hmrcompress.io.jsons import parse_json
 from hmrcompress.io.npz import UNREADABLE
+from hmrcompress.io.npz import read_npz as read_arrays
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 SCHEMA = 1
@@ -30,12 +32,14 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "conditions": (3,),
     "occluded": (),
     "kind": (),
+    "gender": (),
+    "keypoints": (19, 3),
 }
 """Arrays and the shape of one frame's part of them."""
 REQUIRED = ("images", "clip", "frame")
 TRUTH = ("poses", "betas")
 """The ground truth, which is there in full or not at all."""
-WHOLE_NUMBERS = ("clip", "frame", "kind", "masks")
+WHOLE_NUMBERS = ("clip", "frame", "kind", "masks", "gender")
 Arrays = dict[str, np.ndarray]
 
 
@@ -60,25 +64,15 @@ def read_folder(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 def read_npz(path: Path) -> tuple[Arrays, dict[str, Any]]:
     """The arrays and meta data of an .npz file. UserError where it is torn, no .npz, or lacks its meta data."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise UserError("not an .npz file", path)
-        with loaded as file:
-            arrays = {name: file[name] for name in SHAPES if name in file.files}
-            text = str(file[META_ARRAY][()]) if META_ARRAY in file.files else None
-    except UNREADABLE as error:
-        raise UserError(f"torn or not an .npz file of plain arrays ({error})", path) from error
-    if text is None:
+    arrays = read_arrays(path, (*SHAPES, META_ARRAY))
+    if META_ARRAY not in arrays:
         raise UserError(f"no array {META_ARRAY!r} in this file", path, "Is it a set of crops?")
-    return arrays, _parsed(text, path)
+    text = str(arrays.pop(META_ARRAY))
+    return {name: arrays[name] for name in SHAPES if name in arrays}, _parsed(text, path)
 
 
 def _parsed(text: str, where: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"the meta data are not JSON ({error})", where) from error
+    meta = parse_json(text, where, "the text of meta data")
     if not isinstance(meta, dict):
         raise UserError("the meta data are not a JSON object", where)
     return meta

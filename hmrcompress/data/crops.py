@@ -5,8 +5,10 @@ images (N,256,192,3) RGB, uint8 or floats in 0..1; masks (N,256,24) uint8, `np.p
 poses (N,24,3) axis-angle radians, camera frame, root first, and betas (N,10), both or neither; clip (N,) and
 frame (N,) integers, where frames of one clip follow each other at `fps`; and, all optional, transl (N,3) metres,
 focal (N,) pixels, conditions (N,3) box and focal length as `data.conditions.bbox_info` puts them, occluded (N,) share
-of the person that is hidden or cut off, kind (N,) index into the `kinds` of the meta data. `meta.json` (in an .npz the
-text array `meta`) says schema, name, split, fps, sha256, body {name, faces_sha256} and kinds.
+of the person that is hidden or cut off, kind (N,) index into the `kinds` of the meta data, gender (N,) 0 neutral, 1
+male, 2 female, of the body that poses and betas belong to, keypoints (N,19,3) metres, the extra keypoints of 4D-Humans.
+`meta.json` (in an .npz the text array `meta`) says schema, name, split, fps, sha256, body {name, faces_sha256}, kinds,
+protocol (how to score them by default) and clips (names by number).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmrcompress.body.files import require_topology
+from hmrcompress.body.files import refuse_starter, require_topology
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crop_files import (
     SHAPES,
@@ -33,8 +35,11 @@ from hmrcompress.data.crop_files import (
     save,
 )
 from hmrcompress.data.masks import MaskSource, NoMasks
+from hmrcompress.data.on_demand import OnDemand
 from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import axis_angle_to_matrix
+from hmrcompress.metrics.measure import Measure
+from hmrcompress.metrics.points import STARTER24
 from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD, BodyParams, FrameBatch
 
 SHORTEST_STRETCH = 3
@@ -53,8 +58,17 @@ def normalise(images: np.ndarray) -> Tensor:
 class CropSet:
     """N crops. Made by `open`, or from arrays as the module describes them; checked when made."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], where: object = "crops") -> None:
+    def __init__(
+        self,
+        arrays: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        where: object = "crops",
+        pictures: Sequence[str] | None = None,
+    ) -> None:
+        """`pictures`: the name of the picture that each crop is cut from, where the data set is one of pictures. Arrays
+        may be `OnDemand`."""
         self.where = str(where)
+        self.pictures = pictures
         self.meta = dict(meta)
         self.arrays = {name: arrays[name] for name in SHAPES if name in arrays}
         check_meta(self.meta, self.where)
@@ -100,10 +114,33 @@ class CropSet:
         """Hash of the data's definition as the meta data give it, else of its arrays."""
         return str(self.meta.get("sha256") or content_sha256(self.arrays))
 
+    @property
+    def protocol(self) -> str:
+        """The name of the protocol that such data are scored by, unless another is asked for."""
+        return str(self.meta.get("protocol") or STARTER24.name)
+
+    def clip_name(self, clip: int) -> str:
+        """What a clip is called in the data set; its number where clips have no names."""
+        names = self.meta.get("clips") or ()
+        return str(names[clip]) if 0 <= clip < len(names) else str(clip)
+
     def check_body(self, body: BodyModel) -> None:
         """UserError where the ground truth is known to belong to another body than this one."""
         if wanted := self.body.get("faces_sha256"):
             require_topology(body, wanted, f"the ground truth of {self.name}")
+        elif self.body.get("name") == "SMPL":
+            refuse_starter(body, f"the ground truth of {self.name}")
+
+    def check_measure(self, measure: Measure) -> None:
+        """UserError where these data cannot serve what is to be measured on them."""
+        if measure.protocol.truth == "keypoints":
+            if "keypoints" not in self.arrays:
+                fault = f"protocol {measure.protocol.name} needs the keypoints of 4D-Humans' files, which these lack"
+                raise UserError(fault, self.name, f"Try --protocol {self.protocol}")
+            return
+        self.check_body(measure.body)
+        gender = self.arrays.get("gender")
+        measure.check_genders(set() if gender is None else set(np.unique(gender).tolist()), self.name)
 
     def column(self, name: str) -> np.ndarray | None:
         """An array by its name, all N frames, or None where the data set has none."""
@@ -182,7 +219,13 @@ class CropSet:
             clip=torch.from_numpy(self.clip[indices]),
             frame=torch.from_numpy(self.frame[indices]),
             condition=self.condition(indices),
+            gender=self._column("gender", indices, torch.int64),
+            keypoints=self._column("keypoints", indices, torch.float32),
         )
+
+    def _column(self, name: str, indices: np.ndarray, dtype: torch.dtype) -> Tensor | None:
+        values = self.arrays.get(name)
+        return None if values is None else torch.from_numpy(np.ascontiguousarray(values[indices])).to(dtype)
 
     def _check_frames(self) -> None:
         """UserError for frames that occur twice and for values that are not finite or, in float images, not in 0..1."""
@@ -191,7 +234,7 @@ class CropSet:
         if len(twice):
             raise UserError(f"{self._place(self._order[twice[0]])} occurs twice", self.where)
         for name, values in self.arrays.items():
-            if not np.issubdtype(values.dtype, np.floating):
+            if not np.issubdtype(values.dtype, np.floating) or isinstance(values, OnDemand):
                 continue
             for start in range(0, len(values), CHECKED_AT_A_TIME):
                 part = np.asarray(values[start : start + CHECKED_AT_A_TIME]).reshape(-1, int(np.prod(SHAPES[name])))

@@ -6,7 +6,8 @@ after a padding of 2), so that is the window over which a mask is averaged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +20,7 @@ from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 PATCH, PATCH_PADDING = 16, 2
 PERSON_THRESHOLD = 0.1
-PERSON_GREY = 128
-MASK_FILE = "{clip:04d}_{frame:06d}.png"
+PLUG_IN_GROUP = "hmrcompress.masks"
 
 
 def coverage_grid(mask: Tensor) -> Tensor:
@@ -44,6 +44,9 @@ class MaskedFrames(Protocol):
     name: str
     clip: np.ndarray
     frame: np.ndarray
+
+    def column(self, name: str) -> np.ndarray | None:
+        """An array over all frames, such as `images` (N,256,192,3) RGB, uint8 or floats in 0..1; None for no such."""
 
     def pixel_masks(self, indices: np.ndarray) -> np.ndarray | None:
         """(n,256,192) bool, or None where the data set has no masks."""
@@ -69,7 +72,9 @@ class DataMasks:
     def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
         """UserError naming `--masks none` where the data set has no masks."""
         if crops.pixel_masks(np.asarray(indices[:1], dtype=np.int64)) is None:
-            raise UserError("these data come without person masks", crops.name, "Try --masks none or --masks files:DIR")
+            raise UserError(
+                "these data come without person masks", crops.name, "Try --masks none, files:DIR or onnx:FILE"
+            )
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
         """(n,16,12) bool."""
@@ -103,65 +108,46 @@ class SelfMasks:
         return None
 
 
-class FileMasks:
-    """Grey PNG files of 192x256 pixels (width x height), one a frame, `{clip:04d}_{frame:06d}.png`; person from 128."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.name = f"files:{folder}"
-
-    def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
-        """UserError for the first frame whose file is missing, unreadable, or of another size."""
-        if not self.folder.is_dir():
-            raise UserError("no such folder of masks", self.folder)
-        for path in self._paths(crops, indices):
-            with _opened(path):
-                pass
-
-    def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
-        """(n,16,12) bool."""
-        masks = np.stack([_read(path) for path in self._paths(crops, indices)])
-        return person_tokens(coverage_grid(torch.from_numpy(masks)))
-
-    def _paths(self, crops: MaskedFrames, indices: np.ndarray) -> Sequence[Path]:
-        return [self.folder / MASK_FILE.format(clip=crops.clip[i], frame=crops.frame[i]) for i in indices]
+def built_in() -> dict[str, str]:
+    """Names of sources and where they are made: `module:callable`, called with what follows the name and its colon."""
+    return {
+        "files": "hmrcompress.data.mask_files:FileMasks",
+        "onnx": "hmrcompress.data.onnx_masks:OnnxMasks",
+    }
 
 
-def _opened(path: Path):  # noqa: ANN202 - PIL.Image.Image, not imported at module level
-    """The image file, header read and size checked, pixels not yet decoded."""
-    from PIL import Image
-
-    try:
-        image = Image.open(path)
-    except FileNotFoundError:
-        raise UserError("there is no such mask file", path, "One PNG a frame is needed") from None
-    except OSError as error:
-        raise UserError(f"not a readable image ({error})", path) from error
-    if image.size != (CROP_WIDTH, CROP_HEIGHT):
-        got = "x".join(map(str, image.size))
-        image.close()
-        raise UserError(f"the mask is {got} pixels, expected {CROP_WIDTH}x{CROP_HEIGHT} (width x height)", path)
-    return image
-
-
-def _read(path: Path) -> np.ndarray:
-    """(256,192) bool."""
-    with _opened(path) as image:
-        try:
-            return np.asarray(image.convert("L")) >= PERSON_GREY
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"not a readable image ({error})", path) from error
+def plug_ins() -> dict[str, EntryPoint]:
+    """Sources that other installed packages offer: the entry points of the group `hmrcompress.masks`, by name."""
+    return {point.name: point for point in sorted(entry_points(group=PLUG_IN_GROUP), key=lambda point: point.value)}
 
 
 def mask_source(text: str) -> MaskSource:
-    """`data`, `self`, `none` or `files:DIR` -> the source. UserError for anything else."""
-    kind, _, rest = text.partition(":")
-    if text == "data":
-        return DataMasks()
-    if text == "none":
-        return NoMasks()
-    if text == "self":
-        return SelfMasks()
-    if kind == "files" and rest:
-        return FileMasks(Path(rest))
-    raise UserError(f"got {text!r}, expected data, self, none or files:DIR", "--masks")
+    """`data`, `self`, `none`, `files:PATH`, `onnx:FILE`, or `NAME[:REST]` of a plug-in -> the source.
+
+    A plug-in is a callable that takes REST (a text, empty where there is none) and gives a `MaskSource`. Raises
+    UserError for anything else, and where a plug-in does not give one.
+    """
+    kind, colon, rest = text.partition(":")
+    simple = {"data": DataMasks, "none": NoMasks, "self": SelfMasks}
+    if text in simple:
+        return simple[text]()
+    if kind in built_in() and rest:
+        module, _, name = built_in()[kind].partition(":")
+        return getattr(import_module(module), name)(Path(rest))
+    found = plug_ins()
+    if kind in found and kind not in (*simple, *built_in()) and (rest or not colon):
+        return _of_plug_in(found[kind], rest)
+    more = "".join(f", {name}" for name in sorted(found))
+    raise UserError(f"got {text!r}, expected data, self, none, files:DIR or onnx:FILE{more}", "--masks")
+
+
+def _of_plug_in(point: EntryPoint, rest: str) -> MaskSource:
+    where = f"--masks {point.name} ({point.value})"
+    try:
+        make = point.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the plug-in cannot be imported ({error})", where) from error
+    made = make(rest)
+    if not all(hasattr(made, name) for name in ("name", "check", "person")):
+        raise UserError(f"the plug-in gave a {type(made).__name__}, expected name, check and person", where)
+    return made

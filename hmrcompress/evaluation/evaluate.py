@@ -12,6 +12,7 @@ import torch
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.data.seen import seen
 from hmrcompress.decoder.clips import check_lookahead
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
@@ -22,6 +23,7 @@ from hmrcompress.merging.apply import forced_merges, merging_settings, token_cou
 from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import (
     STARTER24,
+    Measure,
     Predict,
     Protocol,
     Scores,
@@ -37,7 +39,7 @@ from hmrcompress.records import FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 
 MEAN_POSE, BASELINE, MERGED, MERGED_TOKENS = "mean_pose", "baseline", "merged", "merged_tokens"
-LEAK_WARNING = "the plan was searched on these very data, so its figures are optimistic"
+LEAK_WARNING = "{seen} of the {all} frames were searched or trained on, so the figures are optimistic"
 
 
 FORCED_EVERY = 8
@@ -68,13 +70,23 @@ class Stages:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by stage. `leak` says that the plan was searched on the data that it is scored on."""
+    """Scores by stage. `leaked` says how many of the frames the model was searched or trained on."""
 
     stages: dict[str, Scores]
-    leak: bool
+    leaked: int
     tokens: dict[str, Any]
     sequence: dict[str, Any] = field(default_factory=dict)
     """How clips were decoded; empty where none were."""
+
+    @property
+    def leak(self) -> bool:
+        """Whether there is any such frame."""
+        return self.leaked > 0
+
+    @property
+    def leak_warning(self) -> str:
+        """The same in words."""
+        return LEAK_WARNING.format(seen=self.leaked, all=next(iter(self.stages.values())).n_frames)
 
     def intervals(self, name: str, seed: int = 0) -> dict[str, Any]:
         """How sure a stage's MPJPE is, and what it is above the baseline: {mpjpe_ci95_mm: [low, high][,
@@ -94,8 +106,8 @@ class Evaluation:
         }
 
     def to_json(self, seed: int = 0) -> dict[str, Any]:
-        """{stages: {name: {mpjpe_mm, mpjpe_ci95_mm, …}}[, tokens][, sequence][, leak: true]}; `seed` draws the
-        intervals."""
+        """{stages: {name: {mpjpe_mm, mpjpe_ci95_mm, …}}[, tokens][, sequence][, leak: true, leak_frames]}; `seed`
+        draws the intervals."""
         figures: dict[str, Any] = {
             "stages": {name: scores.to_json() | self.intervals(name, seed) for name, scores in self.stages.items()}
         }
@@ -103,7 +115,7 @@ class Evaluation:
             figures["tokens"] = self.tokens
         if self.sequence:
             figures["sequence"] = self.sequence
-        return figures | {"leak": True} if self.leak else figures
+        return figures | {"leak": True, "leak_frames": self.leaked} if self.leak else figures
 
 
 def mean_pose(network: HMR2) -> Predict:
@@ -182,6 +194,8 @@ def evaluate(
     plan: Plan | None = None,
     decoder: TemporalDecoder | None = None,
     sequences: SequenceSettings | None = None,
+    measure: Measure | None = None,
+    trained_on: Iterable[Mapping[str, Any]] = (),
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Scores all stages in one pass over the data: all frames, `frames_per_clip` evenly from each clip (between which
@@ -190,10 +204,14 @@ def evaluate(
     `decoder`, or `sequences` that ask for strides or filters, add stages that look at whole clips, from the first to
     the last of the frames chosen, through the network of the last stage, which runs once on all their frames.
 
+    `measure` says what is compared where that takes more than `body` and `protocol` (which then do not count).
+    `plan` and `trained_on` (records of `data.seen`) say which frames the model has seen.
+
     `body` and `decoder` lie where the networks do. Masks are needed only where tokens are merged. Raises UserError for
     data of another body, for frames without masks, and for a stage that predicts NaN or infinity.
     """
-    crops.check_body(body)
+    measure = measure or Measure(body, protocol)
+    crops.check_measure(measure)
     indices = chosen_frames(crops, limit, frames_per_clip)
     needed = masks if MERGED_TOKENS in stages.predictors else None
     predictors, sequence = dict(stages.predictors), {}
@@ -209,9 +227,10 @@ def evaluate(
         predictors[list(predictors)[-1]] = sequence_predict(timelines, [interpolated(each) for each in timelines])
         predictors |= sequence_stages(timelines, settings, fps=crops.fps, decoder=decoder, codec=codec)
         sequence = settings.to_json(crops.fps)
-    batches = _counted(crops.batches(indices, batch_size, needed), len(indices), progress)
+    truth = measure.protocol.truth == "body"
+    batches = _counted(crops.batches(indices, batch_size, needed, truth=truth), len(indices), progress)
     device = body.v_template.device
-    scores = score_all(predictors, batches, body=body, protocol=protocol, device=device, pve=pve)
+    scores = score_all(predictors, batches, body=measure, device=device, pve=pve, fps=crops.fps)
     for name, scored in scores.items():
         if place := scored.first_not_finite():
             where = f"{crops.name}, clip {place[0]}, frame {place[1]}"
@@ -222,7 +241,7 @@ def evaluate(
     if stages.forced.frames:
         tokens["forced_person_merges_per_frame"] = stages.forced.tokens / stages.forced.frames
         tokens["forced_counted_on_frames"] = stages.forced.frames
-    return Evaluation(scores, plan is not None and leaks(plan, crops), tokens, sequence)
+    return Evaluation(scores, leaked_frames(plan, trained_on, crops, indices), tokens, sequence)
 
 
 def chosen_frames(crops: CropSet, limit: int | None, frames_per_clip: int | None) -> np.ndarray:
@@ -233,13 +252,15 @@ def chosen_frames(crops: CropSet, limit: int | None, frames_per_clip: int | None
     return found if limit is None else evenly(found, limit)
 
 
-def leaks(plan: Plan, crops: CropSet) -> bool:
-    """Whether a plan was searched on (some of) these data: the same hash, or the same name and split."""
-    if plan.search is None:
-        return False
-    data = plan.search.data
-    same_split = bool(crops.split) and (data.name, data.split) == (crops.name, crops.split)
-    return data.sha256 == crops.sha256 or same_split
+def leaked_frames(
+    plan: Plan | None, trained_on: Iterable[Mapping[str, Any]], crops: CropSet, indices: np.ndarray
+) -> int:
+    """How many of these frames a plan was searched on, or are in other records of frames seen. See `data.seen`."""
+    found = np.zeros(len(indices), bool)
+    searched = [] if plan is None or plan.search is None else [plan.search.data.model_dump()]
+    for record in (*searched, *trained_on):
+        found |= seen(record, crops, indices)
+    return int(found.sum())
 
 
 def _counted(batches: Iterable[FrameBatch], total: int, progress: Progress) -> Iterator[FrameBatch]:

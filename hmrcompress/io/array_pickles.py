@@ -1,130 +1,194 @@
-"""Pickles of arrays, such as SMPL's body files, read without importing or calling anything that they name.
+"""What the records of a pickle stand for: arrays, matrices, numbers, text, paths and settings, put together here.
 
-Such files were made by python 2 and hold numpy arrays, chumpy arrays and scipy matrices. Their classes are replaced by
-inert records, from whose contents the arrays are put together here; any other global is refused by its name.
+numpy arrays and scalars, scipy's sparse matrices (written out), chumpy arrays (by their values, operations on them
+carried out), namespaces, omegaconf nodes and paths are understood; what is not becomes None. Nothing is imported or
+called for it. What is put together stays in proportion to the length of the file.
 """
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.pickles import Inert
+from hmrcompress.io.chumpy_values import chumpy_value
+from hmrcompress.io.known_globals import ARRAY, ARRAY_IN_ONE, CHUMPY_OPERATIONS, SCALAR, SPARSE
+from hmrcompress.io.pickle_machine import Inert
+from hmrcompress.io.unpickler import read_pickle
 
-ARRAY_MAKERS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-NEW_OBJECT = ("copy_reg._reconstructor", "copyreg._reconstructor")
-SPARSE = ("scipy.sparse.csc.csc_matrix", "scipy.sparse._csc.csc_matrix", "scipy.sparse.csc_matrix")
-RECORDS = (
-    *SPARSE,
-    "numpy.ndarray",
-    "numpy.dtype",
-    "chumpy.ch.Ch",
-    "chumpy.ch.MatVecMult",
-    "chumpy.reordering.Select",
-    "builtins.object",
-    "__builtin__.object",
-)
-NUMBERS = "biuf"
+NUMBERS, TEXTS = "biuf", "SU"
+SPARE_BYTES = 1 << 26
+DEEPEST = 200
+DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError)
+Array = np.ndarray
 
 
-class _Array(Inert):
-    """A numpy array: its state is (version, shape, dtype, fortran order, raw bytes)."""
+class Decoder:
+    """Turns records into values. `limit` is how many bytes may be put together, all in all.
 
-
-class _Sparse(Inert):
-    """A scipy matrix in compressed columns: its state holds shape, data, indices, indptr."""
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if full in ARRAY_MAKERS:
-            return _Array
-        if full in NEW_OBJECT:
-            return _new_object
-        if full == "_codecs.encode":
-            return _encode
-        if full in RECORDS:
-            return _Sparse if full in SPARSE else Inert
-        raise UserError(
-            f"the pickle asks for {full}, which could run code and was not loaded", self.where, "Only arrays are read"
-        )
-
-    where: Path
-
-
-def read_arrays(path: Path | str) -> dict[str, Any]:
-    """The dictionary in a pickle: arrays (sparse ones dense, chumpy ones by their values), numbers and text by key.
-
-    What is none of these is left out. Nothing in the file is executed. Raises UserError for a global that is not one
-    of an array, a file that is not a pickle of a dictionary, or a truncated one.
+    Values that are shared in the file are put together once. Raises one of `DAMAGED` for records that contradict
+    themselves, go deeper than 200, contain themselves, or stand for more than the limit.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError("no such file", path)
-    with open(path, "rb") as file:
-        reader = _Reader(file, encoding="latin1")
-        reader.where = path
-        try:
-            content = reader.load()
-        except UserError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a broken pickle can raise anything
-            raise UserError("the file is truncated or not a pickle of arrays", path) from error
-    if not isinstance(content, dict):
-        raise UserError(f"holds a {type(content).__name__}, expected a dictionary of arrays", path)
-    try:
-        values = {_text(key): _value(value) for key, value in content.items()}
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise UserError("holds an array that is damaged or of an unknown layout", path) from error
-    return {key: value for key, value in values.items() if value is not None}
+
+    def __init__(self, limit: int = SPARE_BYTES) -> None:
+        self.left = limit
+        self._made: dict[int, tuple[Any, Any]] = {}
+        self._open: set[int] = set()
+
+    def value(self, given: Any) -> Any:
+        """Arrays, numbers, text, None, lists and dictionaries (keys as text) of these."""
+        if given is None or isinstance(given, (bool, int, float, str)):
+            return given
+        if isinstance(given, bytes):
+            return given.decode("latin1")
+        if id(given) in self._made:
+            return self._made[id(given)][1]
+        if id(given) in self._open or len(self._open) > DEEPEST:
+            raise ValueError("contains itself, or goes too deep")
+        self._open.add(id(given))
+        made = self._put_together(given)
+        self._open.discard(id(given))
+        self._made[id(given)] = (given, made)
+        return made
+
+    def spend(self, count: int) -> None:
+        """Takes bytes off what is left. Raises MemoryError."""
+        self.left -= count
+        if self.left < 0:
+            raise MemoryError("stands for more than there is in the file")
+
+    def _put_together(self, given: Any) -> Any:
+        if isinstance(given, (list, tuple)):
+            return [self.value(item) for item in given]
+        if isinstance(given, Mapping):
+            return {_text(key): self.value(item) for key, item in given.items()}
+        if not isinstance(given, Inert):
+            return _tensor(given) if hasattr(given, "detach") else None
+        name = given.stands_for
+        for names, make in MAKERS:
+            if name in names:
+                return make(self, given)
+        return self._settings(given)
+
+    def _settings(self, record: Inert) -> Any:
+        """Namespaces become their fields, omegaconf nodes their content, paths text."""
+        state = record.state[0] if isinstance(record.state, tuple) and record.state else record.state
+        if isinstance(state, Mapping):
+            return self.value(state["_content"] if "_content" in state else state.get("_val", state))
+        if record.stands_for.startswith("pathlib.") and all(isinstance(part, str) for part in record.args):
+            return "/".join(record.args).replace("//", "/") or "."
+        return None
 
 
-def _value(value: Any) -> Any:
-    """The array, number or text that a record stands for; None for what is not understood."""
-    if isinstance(value, _Array):
-        return _array(value)
-    if isinstance(value, _Sparse):
-        return _dense(value.state)
-    if isinstance(value, Inert):
-        return _value(value.state["x"]) if isinstance(value.state, dict) and "x" in value.state else None
-    return _text(value) if isinstance(value, (bytes, str)) else value if isinstance(value, (int, float)) else None
+def _array(decoder: Decoder, record: Inert) -> Any:
+    """The array of numbers or text; of objects, the list of them."""
+    shape, kind, fortran, raw = record.state[-4:]
+    if isinstance(raw, list):
+        return [decoder.value(item) for item in raw]
+    return _shaped(decoder, raw, kind, shape, "F" if fortran else "C")
 
 
-def _array(record: _Array) -> np.ndarray | None:
-    """The array of numbers, or None for arrays of objects."""
-    _, shape, kind, fortran, raw = record.state
-    code, order = str(_text(kind.args[0])), _text(kind.state[1])
-    dtype = np.dtype(code).newbyteorder(order if order in "<>" else "=") if code[0] in NUMBERS else None
+def _array_in_one(decoder: Decoder, record: Inert) -> Any:
+    """How protocol 5 holds an array."""
+    raw, kind, shape, order = record.args
+    return _shaped(decoder, raw, kind, shape, "F" if order == "F" else "C")
+
+
+def _shaped(decoder: Decoder, raw: Any, kind: Inert, shape: Any, order: Any) -> Array | None:
+    dtype = _dtype(kind)
     if dtype is None:
         return None
+    decoder.spend(len(raw))
     data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="))
+    flat = np.frombuffer(data, dtype) if data else np.zeros(0, dtype)
+    array = flat.reshape(shape, order=order).astype(dtype.newbyteorder("="))
+    return np.char.decode(array, "latin1") if array.dtype.kind == "S" else array
 
 
-def _dense(state: dict[str, Any]) -> np.ndarray:
-    """A matrix in compressed columns, written out."""
-    data, indices, starts = (np.asarray(_value(state[name])) for name in ("data", "indices", "indptr"))
-    rows, columns = state["_shape"] if "_shape" in state else state["shape"]
-    dense = np.zeros((int(rows), int(columns)), data.dtype)
-    place = np.repeat(np.arange(int(columns)), np.diff(starts))
-    np.add.at(dense, (indices, place), data)
+def _dtype(kind: Inert) -> np.dtype | None:
+    """The type of numbers or text, None for objects and fields."""
+    code = str(_text(kind.args[0]))
+    order = _text(kind.state[1]) if kind.state else "="
+    return np.dtype(code).newbyteorder(order if order in ("<", ">") else "=") if code[0] in NUMBERS + TEXTS else None
+
+
+def _scalar(decoder: Decoder, record: Inert) -> Any:
+    array = _shaped(decoder, record.args[1], record.args[0], (), "C")
+    return None if array is None else array.item()
+
+
+def _sparse(decoder: Decoder, record: Inert) -> Array:
+    """A matrix in compressed columns, compressed rows, or coordinates, written out."""
+    state = {_text(key): value for key, value in record.state.items()}
+    rows, columns = (int(decoder.value(size)) for size in state["_shape" if "_shape" in state else "shape"])
+    if rows < 0 or columns < 0:
+        raise ValueError("a negative shape")
+    data = np.asarray(decoder.value(state["data"]))
+    decoder.spend(rows * columns * data.dtype.itemsize)
+    if "coo" in record.stands_for:
+        places = state["coords"] if "coords" in state else (state["row"], state["col"])
+        row, column = (np.asarray(decoder.value(place)) for place in places)
+    else:
+        indices, starts = (np.asarray(decoder.value(state[name])) for name in ("indices", "indptr"))
+        by_column = "csc" in record.stands_for
+        counts = np.diff(starts)
+        if len(counts) != (columns if by_column else rows) or counts.min(initial=0) < 0 or counts.sum() != len(indices):
+            raise ValueError("starts that do not fit")
+        place = np.repeat(np.arange(len(counts)), counts)
+        row, column = (indices, place) if by_column else (place, indices)
+    if len(data) != len(row) or min(row.min(initial=0), column.min(initial=0)) < 0:
+        raise ValueError("places that do not fit")
+    dense = np.zeros((rows, columns), data.dtype)
+    np.add.at(dense, (row, column), data)
     return dense
 
 
-def _new_object(cls: type, *rest: Any) -> Any:
-    """How python 2 says `object.__new__(cls)`; the class is one of the records."""
-    return cls()
+def _chumpy(decoder: Decoder, record: Inert) -> Array | None:
+    state = {_text(key): value for key, value in record.state.items()}
+    return chumpy_value(record.stands_for.rpartition(".")[2], state, decoder.value, decoder.spend)
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How python 3 writes bytes at protocol 2."""
-    return text.encode("latin1")
+MAKERS: tuple[tuple[tuple[str, ...], Callable[[Decoder, Inert], Any]], ...] = (
+    (ARRAY, _array),
+    (ARRAY_IN_ONE, _array_in_one),
+    (SCALAR, _scalar),
+    (SPARSE, _sparse),
+    (CHUMPY_OPERATIONS, _chumpy),
+)
+
+
+def read_values(path: Path | str) -> Any:
+    """What is in a pickle, such as those of 3DPW and EMDB: dictionaries and lists of arrays, numbers and text.
+
+    Arrays come in native byte order; text and bytes of python 2 as text. Nothing in the file is executed. Raises
+    UserError for a global that is not on the list of `known_globals`, and where the file is missing or damaged.
+    """
+    path = Path(path)
+    content = read_pickle(path)
+    try:
+        return Decoder(8 * path.stat().st_size + SPARE_BYTES).value(content)
+    except DAMAGED as error:
+        raise UserError(f"holds an array that is damaged or of an unknown layout ({error})", path) from error
+
+
+def read_arrays(path: Path | str) -> dict[str, Any]:
+    """The dictionary in a pickle such as SMPL's: arrays (sparse ones dense, chumpy ones by their values), numbers and
+    text by key.
+
+    What is none of these is left out. Raises UserError as `read_values`, and where it is no dictionary.
+    """
+    values = read_values(path)
+    if not isinstance(values, dict):
+        raise UserError(f"holds a {type(values).__name__}, expected a dictionary of arrays", path)
+    return {key: value for key, value in values.items() if isinstance(value, (np.ndarray, int, float, str))}
+
+
+def _tensor(tensor: Any) -> Any:
+    return np.asarray(tensor.detach().to("cpu").tolist()) if tensor.numel() * 8 <= SPARE_BYTES >> 6 else None
 
 
 def _text(value: Any) -> Any:
-    return value.decode("latin1") if isinstance(value, bytes) else value
+    return value.decode("latin1") if isinstance(value, bytes) else value if isinstance(value, str) else str(value)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hmrcompress.errors import UserError
@@ -16,6 +17,8 @@ from hmrcompress.io.safetensors_file import read_safetensors
 PICKLED = (".ckpt", ".pt", ".pth", ".bin", ".tar")
 WRAPPERS = ("state_dict", "model", "net")
 PARALLEL_PREFIX = "module."
+MOST_REPEATED = 1 << 24
+"""Bytes of a tensor that repeats a few numbers, as `expand` makes it."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ def open_state_file(path: Path | str) -> StateFile:
     Raises UserError where the file is missing, truncated, of an unknown kind, asks for code, or holds no weights.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError("no such file", path)
     if path.is_dir():
         raise UserError("is a folder, expected a checkpoint file", path)
+    if not path.is_file():
+        raise UserError("no such file", path)
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return StateFile(path, _named(tensors, path), metadata=metadata)
@@ -59,12 +62,24 @@ def open_state_file(path: Path | str) -> StateFile:
     return StateFile(path, _named(content, path))
 
 
+def _check(name: str, tensor: Tensor, path: Path) -> None:
+    """UserError for a tensor without numbers of its own: sparse, quantized, on no device, or a few numbers that are
+    claimed to be very many."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise UserError(f"{name} is not a plain tensor ({tensor.layout}, {tensor.device.type})", path)
+    claimed = tensor.numel() * tensor.element_size()
+    if claimed > max(tensor.untyped_storage().nbytes(), MOST_REPEATED):
+        raise UserError(f"{name} claims the shape {tuple(tensor.shape)}, which the file has no bytes for", path)
+
+
 def _named(state: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict by name; `module.` of data-parallel training is taken off."""
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         keys = ", ".join(map(str, list(state)[:5]))
         raise UserError(f"holds no weights (its keys: {keys or 'none'})", path)
+    for name, tensor in tensors.items():
+        _check(name, tensor, path)
     if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
         tensors = {name.removeprefix(PARALLEL_PREFIX): value for name, value in tensors.items()}
     return tensors

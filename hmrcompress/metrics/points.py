@@ -7,6 +7,7 @@ frame that prediction and target share; errors are millimetres, accelerations mi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,18 +21,84 @@ DEGENERATE = 1e-24
 """Variance (square metres, float64) under which a cloud of points counts as one single point."""
 
 
+H36M_TO_14 = (6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10)
+"""The 14 joints of the field's comparisons among Human3.6M's 17: ankles, knees, hips, wrists, elbows, shoulders (right
+leg up, left leg down, right arm up, left arm down), neck, top of the head."""
+H36M_PELVIS, H36M_HIPS = (0,), (4, 1)
+EXTRA_14 = (*range(13), 18)
+"""The same 14 among the 19 extra keypoints of 4D-Humans: keypoints 25-37 and 43 of its 44."""
+EXTRA_PELVIS = (14,)
+"""Keypoint 39 of the 44."""
+Source = Literal["kinematic", "own regressor", "h36m", "extra"]
+ROWS: dict[Source, int] = {"h36m": 17, "extra": 19}
+"""Points of the sources that need a regressor from the user."""
+
+
 @dataclass(frozen=True)
 class Protocol:
-    """What a pose error is measured on: which of the body's joints, and the pelvis, the mean of `pelvis` joints."""
+    """What a pose error is measured on.
+
+    joints: which of the source's points count; pelvis: the points whose mean is the pelvis. source: where the points
+    come from: the body's kinematic joints; its own joint regressor on posed vertices; the Human3.6M regressor (17 rows)
+    or that of 4D-Humans' extra keypoints (19 rows) on posed vertices. truth: whether the ground truth are poses of a
+    body, or keypoints that the data give. gendered: whether true poses are those of bodies of the person's gender;
+    predictions are always those of the neutral body.
+    """
 
     name: str
     joints: tuple[int, ...]
     pelvis: tuple[int, ...]
     note: str = ""
+    source: Source = "kinematic"
+    truth: Literal["body", "keypoints"] = "body"
+    gendered: bool = False
 
 
 STARTER24 = Protocol("starter24", tuple(range(24)), (0,), "the body's 24 kinematic joints, aligned at joint 0")
-PROTOCOLS = {protocol.name: protocol for protocol in (STARTER24,)}
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        STARTER24,
+        Protocol(
+            "3dpw14-wham",
+            H36M_TO_14,
+            H36M_HIPS,
+            "14 joints by the Human3.6M regressor, aligned between the hips; gendered ground truth, neutral prediction",
+            source="h36m",
+            gendered=True,
+        ),
+        Protocol(
+            "3dpw14-camerahmr",
+            H36M_TO_14,
+            H36M_PELVIS,
+            "the same 14 joints, aligned at Human3.6M's joint 0; gendered ground truth, neutral prediction",
+            source="h36m",
+            gendered=True,
+        ),
+        Protocol(
+            "3dpw14-4dhumans",
+            EXTRA_14,
+            EXTRA_PELVIS,
+            "keypoints 25-37 and 43 of the 44 of 4D-Humans, aligned at keypoint 39; the data's own keypoints are true",
+            source="extra",
+            truth="keypoints",
+        ),
+        Protocol(
+            "emdb24-kinematic",
+            tuple(range(24)),
+            (1, 2),
+            "the 24 kinematic joints, aligned between the hips; gendered ground truth, neutral prediction",
+            gendered=True,
+        ),
+        Protocol(
+            "emdb24-regressed",
+            tuple(range(24)),
+            (1, 2),
+            "24 joints by the body's own regressor on posed vertices, aligned between the hips; neutral on both sides",
+            source="own regressor",
+        ),
+    )
+}
 
 
 def centred(points: Tensor, joints: Tensor, protocol: Protocol) -> Tensor:
@@ -93,18 +160,33 @@ def pve(pred: BodyOutput, target: BodyOutput, protocol: Protocol = STARTER24) ->
 
 
 def accel(
-    pred: Tensor, target: Tensor, clip: Tensor, frame: Tensor, protocol: Protocol = STARTER24
+    pred: Tensor,
+    target: Tensor,
+    clip: Tensor,
+    frame: Tensor,
+    protocol: Protocol = STARTER24,
+    *,
+    as_published: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Error of the second difference in time of the pelvis-centred joints, over consecutive frames of a clip.
 
     pred, target (N,J,3) metres, clip and frame (N,) in any order -> errors (M,) in mm per frame squared (mean over
     joints) and the index (M,) of each triple's middle frame; M is 0 where no three frames follow each other.
+
+    as_published: as the scripts of WHAM and its followers count. Frames of a clip follow each other as they are listed,
+    across gaps, and the first and the last difference of every clip are dropped.
     """
     _same(pred, target)
     order = torch.from_numpy(np.lexsort((frame.cpu().numpy(), clip.cpu().numpy()))).to(pred.device)
     clip, frame, chosen = clip.to(pred.device)[order], frame.to(pred.device)[order], list(protocol.joints)
-    follows = (clip[1:] == clip[:-1]) & (frame[1:] == frame[:-1] + 1)
-    middle = torch.nonzero(follows[1:] & follows[:-1])[:, 0] + 1
+    follows = clip[1:] == clip[:-1]
+    if not as_published:
+        follows = follows & (frame[1:] == frame[:-1] + 1)
+    triples = follows[1:] & follows[:-1]
+    if as_published:
+        padded = torch.nn.functional.pad(triples, (1, 1))
+        triples = triples & padded[:-2] & padded[2:]
+    middle = torch.nonzero(triples)[:, 0] + 1
     offset = (centred(pred, pred, protocol) - centred(target, target, protocol))[order][:, chosen]
     second = offset[middle + 1] - 2 * offset[middle] + offset[middle - 1]
     return second.norm(dim=-1).mean(1) * MM, order[middle]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from typing import Protocol as Interface
 
 import numpy as np
 import torch
@@ -13,17 +12,20 @@ from torch import Tensor
 
 from hmrcompress.errors import ShapeError
 from hmrcompress.metrics import points
+from hmrcompress.metrics.measure import Measure, ScoringBody
 from hmrcompress.metrics.points import PROTOCOLS, STARTER24, Protocol, accel, joint_errors, mpjpe, pa_mpjpe, pve
-from hmrcompress.records import BodyOutput, BodyParams, FrameBatch, HMROutput
+from hmrcompress.records import BodyParams, FrameBatch, HMROutput
 from hmrcompress.runtime import autocast
 
 __all__ = [
+    "Measure",
     "PROTOCOLS",
     "STARTER24",
     "Outputs",
     "Predict",
     "Protocol",
     "Scores",
+    "ScoringBody",
     "accel",
     "constant_predict",
     "joint_errors",
@@ -68,16 +70,6 @@ def constant_predict(params: BodyParams) -> Predict:
     return predict
 
 
-class ScoringBody(Interface):
-    """What a score asks of a body model; `body.model.BodyModel` is one."""
-
-    def joints(self, params: BodyParams) -> Tensor:
-        """(B,J,3) metres."""
-
-    def __call__(self, params: BodyParams) -> BodyOutput:
-        """Vertices and joints."""
-
-
 @dataclass(frozen=True)
 class Scores:
     """The errors of N frames. Means are over frames (for accelerations over triples); None where not measured."""
@@ -97,6 +89,12 @@ class Scores:
     """(M,) mm per frame squared."""
     triple: np.ndarray
     """(M,) index of each triple's middle frame among the N."""
+    published_accel: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """(P,) the same as the field's scripts count it: across gaps, without the first and the last of each clip."""
+    published_triple: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(P,) index of each middle frame."""
+    fps: float | None = None
+    """Frames a second, where accelerations are wanted in m/s² too."""
 
     @property
     def per_frame(self) -> np.ndarray:
@@ -124,6 +122,19 @@ class Scores:
         return float(self.per_triple_accel.mean()) if len(self.per_triple_accel) else None
 
     @property
+    def accel_m_per_s2(self) -> float | None:
+        """The same in m/s²: 1 mm per frame squared is 0.9 m/s² at 30 frames a second."""
+        return self._per_second(self.accel_mm_per_frame2)
+
+    @property
+    def accel_published_m_per_s2(self) -> float | None:
+        """Acceleration error in m/s² as published figures count it; see `points.accel`."""
+        return self._per_second(float(self.published_accel.mean())) if len(self.published_accel) else None
+
+    def _per_second(self, mm_per_frame2: float | None) -> float | None:
+        return None if mm_per_frame2 is None or self.fps is None else mm_per_frame2 * self.fps**2 / points.MM
+
+    @property
     def per_joint_mm(self) -> np.ndarray:
         """(K,) mean over the frames."""
         return self.per_joint.mean(0)
@@ -146,7 +157,7 @@ class Scores:
     def of_clip(self, clip: int) -> Scores:
         """The scores of one clip's frames alone."""
         kept = np.flatnonzero(self.clip == clip)
-        inside = np.isin(self.triple, kept)
+        inside, published = np.isin(self.triple, kept), np.isin(self.published_triple, kept)
         return Scores(
             protocol=self.protocol,
             clip=self.clip[kept],
@@ -156,15 +167,21 @@ class Scores:
             per_frame_pve=None if self.per_frame_pve is None else self.per_frame_pve[kept],
             per_triple_accel=self.per_triple_accel[inside],
             triple=np.searchsorted(kept, self.triple[inside]),
+            published_accel=self.published_accel[published],
+            published_triple=np.searchsorted(kept, self.published_triple[published]),
+            fps=self.fps,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """{mpjpe_mm, pa_mpjpe_mm[, pve_mm][, accel_mm_per_frame2], n_frames, n_clips, protocol}."""
+        """{mpjpe_mm, pa_mpjpe_mm[, pve_mm][, accel_mm_per_frame2][, accel_m_per_s2][, accel_published_m_per_s2],
+        n_frames, n_clips, protocol}."""
         figures = {
             "mpjpe_mm": self.mpjpe_mm,
             "pa_mpjpe_mm": self.pa_mpjpe_mm,
             "pve_mm": self.pve_mm,
             "accel_mm_per_frame2": self.accel_mm_per_frame2,
+            "accel_m_per_s2": self.accel_m_per_s2,
+            "accel_published_m_per_s2": self.accel_published_m_per_s2,
             "n_frames": self.n_frames,
             "n_clips": self.n_clips,
             "protocol": self.protocol,
@@ -176,17 +193,19 @@ def score(
     predict: Predict,
     batches: Iterable[FrameBatch],
     *,
-    body: ScoringBody,
+    body: ScoringBody | Measure,
     protocol: Protocol = STARTER24,
     device: torch.device | str = "cpu",
     pve: bool = True,
+    fps: float | None = None,
 ) -> Scores:
     """The errors of `predict` over all batches. Both sides' points come from `body`, which lies on `device`.
 
+    `body` may be a `Measure`, for protocols that look at more than one body's joints; its protocol then counts.
     Vertices are computed only for `pve`. Predictions that are not finite make NaN; see `Scores.first_not_finite`.
     Raises ShapeError where there is no batch at all.
     """
-    return score_all({"": predict}, batches, body=body, protocol=protocol, device=device, pve=pve)[""]
+    return score_all({"": predict}, batches, body=body, protocol=protocol, device=device, pve=pve, fps=fps)[""]
 
 
 @torch.no_grad()
@@ -194,50 +213,58 @@ def score_all(
     predictors: Mapping[str, Predict],
     batches: Iterable[FrameBatch],
     *,
-    body: ScoringBody,
+    body: ScoringBody | Measure,
     protocol: Protocol = STARTER24,
     device: torch.device | str = "cpu",
     pve: bool = True,
+    fps: float | None = None,
 ) -> dict[str, Scores]:
     """`score` of several predictors in one pass over the data."""
+    measure = body if isinstance(body, Measure) else Measure(body, protocol)
+    pve = pve and measure.has_true_vertices
     clips, frames, targets = [], [], []
     joints: dict[str, list[Tensor]] = {name: [] for name in predictors}
     vertex_errors: dict[str, list[Tensor]] = {name: [] for name in predictors}
-
-    def posed(params: BodyParams) -> BodyOutput:
-        params = params.to(device=device, dtype=torch.float32)
-        return body(params) if pve else BodyOutput(params.betas.new_zeros(len(params.betas), 0, 3), body.joints(params))
-
     for batch in batches:
-        target = posed(batch.params)
+        there = batch.without_images().to(device=device, dtype=torch.float32)
+        target = measure.truth(there, vertices=pve)
         for name, predict in predictors.items():
-            pred = posed(predict(batch))
+            pred = measure.predicted(predict(batch).to(device=device, dtype=torch.float32), vertices=pve)
             joints[name].append(pred.joints)
             if pve:
-                vertex_errors[name].append(points.pve(pred, target, protocol))
+                vertex_errors[name].append(points.pve(pred, target, measure.protocol))
         clips.append(batch.clip.cpu())
         frames.append(batch.frame.cpu())
         targets.append(target.joints)
     if not clips:
         raise ShapeError("got no frames, expected at least one", "score")
-    clip, frame, target_joints = torch.cat(clips), torch.cat(frames), torch.cat(targets)
+    times = torch.cat(clips), torch.cat(frames)
     return {
-        name: _scores(torch.cat(joints[name]), target_joints, clip, frame, vertex_errors[name], protocol)
+        name: _scores(torch.cat(joints[name]), torch.cat(targets), times, vertex_errors[name], measure.protocol, fps)
         for name in predictors
     }
 
 
 def _scores(
-    pred: Tensor, target: Tensor, clip: Tensor, frame: Tensor, vertex_errors: list[Tensor], protocol: Protocol
+    pred: Tensor,
+    target: Tensor,
+    times: tuple[Tensor, Tensor],
+    vertex_errors: list[Tensor],
+    protocol: Protocol,
+    fps: float | None,
 ) -> Scores:
-    errors, triple = accel(pred, target, clip, frame, protocol)
+    errors, triple = accel(pred, target, *times, protocol)
+    published, published_triple = accel(pred, target, *times, protocol, as_published=True)
     return Scores(
         protocol=protocol.name,
-        clip=clip.numpy(),
-        frame=frame.numpy(),
+        clip=times[0].numpy(),
+        frame=times[1].numpy(),
         per_joint=joint_errors(pred, target, protocol).cpu().numpy(),
         per_frame_pa=pa_mpjpe(pred, target, protocol).cpu().numpy(),
         per_frame_pve=torch.cat(vertex_errors).cpu().numpy() if vertex_errors else None,
         per_triple_accel=errors.cpu().numpy(),
         triple=triple.cpu().numpy(),
+        published_accel=published.cpu().numpy(),
+        published_triple=published_triple.cpu().numpy(),
+        fps=fps,
     )

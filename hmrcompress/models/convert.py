@@ -10,6 +10,7 @@ from typing import Any
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import write_json
+from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.models.folder import Folder, as_half, checkpoint_record, write_model_folder
@@ -29,7 +30,8 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path | str) -> Converted:
     """Writes OUT.safetensors (the network's weights, float32; sizes and origin in its header) and OUT.json.
 
     `out` may end in .safetensors or have no suffix. Keys that inference does not need are left out and listed in the
-    JSON. Raises UserError for another suffix, or where `out` is the file that is read.
+    JSON, which also holds the configuration that was pickled beside the weights. Raises UserError for another suffix,
+    or where `out` is the file that is read.
     """
     out = Path(out)
     if out.suffix not in ("", ".safetensors"):
@@ -44,6 +46,8 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path | str) -> Converted:
     }
     write_safetensors(weights, checkpoint.state(), {METADATA_KEY: json.dumps(described, sort_keys=True)})
     record = {"schema": 1, **described, "sha256": sha256_file(weights), "left_out": sorted(checkpoint.ignored)}
+    if checkpoint.path is not None and checkpoint.path.is_file():
+        record["hyper_parameters"] = open_state_file(checkpoint.path).hyper_parameters
     record_path = weights.with_suffix(".json")
     write_json(record_path, record)
     return Converted(weights, record_path, record)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from hmrcompress.errors import UserError
@@ -21,7 +20,7 @@ from hmrcompress.models.folder import Folder, read_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state, random_sha256
 from hmrcompress.models.parts import find_part, missing_part, read_part, stand_in
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
+from hmrcompress.plan import CheckpointRef, Plan, TokenSettings, parse_yaml
 
 METADATA_KEY = "hmrcompress"
 MODEL_CONFIG = "model_config.yaml"
@@ -228,9 +227,9 @@ def _configuration(file: StateFile) -> tuple[dict[str, Any], str | None]:
         beside = folder / MODEL_CONFIG
         if beside.is_file():
             try:
-                found = yaml.safe_load(beside.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise UserError(f"not valid YAML ({' '.join(str(error).split())})", beside) from error
+                found = parse_yaml(beside.read_text(encoding="utf-8"), beside, aliases=True)
+            except UnicodeDecodeError as error:
+                raise UserError("not a text file", beside) from error
             return (found if isinstance(found, dict) else {}), str(beside)
     return {}, None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.npz import UNREADABLE
+from hmrcompress.io.npz import read_npz
 from hmrcompress.motion import rotvec
 from hmrcompress.motion.arrays import Array
 from hmrcompress.motion.clip import NUM_JOINTS, Motion
@@ -62,17 +62,7 @@ def load_amass_segments(path: str | Path, fps: float = 30.0, shortest: float = 0
 
 
 def _read(path: Path) -> dict[str, Array]:
-    if not path.is_file():
-        raise UserError("no such file", path, REMEDY)
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError("one array, not an npz archive", path, REMEDY)
-        with archive:
-            wanted = ("poses", "trans", "valid", *RATE_KEYS)
-            return {name: archive[name] for name in wanted if name in archive.files}
-    except UNREADABLE as error:
-        raise UserError(f"not a readable npz, perhaps truncated ({type(error).__name__})", path, REMEDY) from error
+    return read_npz(path, ("poses", "trans", "valid", *RATE_KEYS), remedy=REMEDY)
 
 
 def _array(arrays: dict[str, Array], name: str, path: Path) -> Array:

@@ -107,7 +107,7 @@ class Finetune(_Part):
 class Eval(_Part):
     """Figures of the mean pose, the network as it came, with merged layers, with merged tokens too, and decoded."""
 
-    protocol: str = Field(default="starter24", description="Named protocol: joints, root and units")
+    protocol: str | None = Field(default=None, description="Named protocol: joints, root and units; that of the data")
     limit: int | None = Field(default=None, gt=0, description="At most this many frames, in runs from as many clips")
     stride: int = Field(default=1, gt=0, description="Clips are decoded from every k-th frame")
     steps: int = Field(default=1, gt=0, description="Denoising steps of the decoder")
@@ -155,7 +155,8 @@ class Recipe(_Part):
     """The whole line: search, merge, finetune, eval, bench, export, gates. A stage that is not named is left out."""
 
     model: str = Field(default="starter", description="CKPT: starter, random:FAMILY or a file")
-    body: str = Field(default="starter", description="starter, or a body file")
+    body: str = Field(default="starter", description="starter, a body file, or a folder of SMPL's three")
+    regressor: str | None = Field(default=None, description="Joint regressor that the data's protocol needs")
     data: Data = Data()
     masks: str = Field(default="data", description="Person masks: data, files:DIR or none")
     seed: int = 0

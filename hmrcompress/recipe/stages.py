@@ -59,7 +59,7 @@ class Line(Opened):
             tokens = api.open_plan(recipe.merge.plan).tokens
         masks = api.open_masks(recipe.masks) if tokens else None
         _ = self.checkpoint, self.body
-        if recipe.eval is not None:
+        if recipe.eval is not None and recipe.eval.protocol is not None:
             api.open_protocol(recipe.eval.protocol)
         if recipe.search is not None:
             self.calib.batches(masks=masks if recipe.search.with_tokens else None)
@@ -106,7 +106,8 @@ class Line(Opened):
             journal=self.folder / JOURNAL,
             settings=settings,
             masks=self.recipe.masks,
-            body=self.body,
+            regressor=self.recipe.regressor,
+            body=self.recipe.body,
             device=str(self.device),
             progress=self.progress,
         )
@@ -174,7 +175,8 @@ class Line(Opened):
             against=None if self.recipe.merge is None else self.checkpoint,
             masks=self.recipe.masks,
             protocol=given.protocol,
-            body=self.body,
+            regressor=self.recipe.regressor,
+            body=self.recipe.body,
             limit=given.limit,
             batch_size=self.recipe.batch_size,
             device=str(self.device),

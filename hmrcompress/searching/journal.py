@@ -16,6 +16,7 @@ from typing import Any
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_json
+from hmrcompress.io.jsons import parse_json
 from hmrcompress.searching.eclm import Groups
 from hmrcompress.searching.probe import Measured
 
@@ -97,12 +98,28 @@ class Journal:
 
     def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            parsed = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"line {number} is damaged ({error})", self.path, "Delete the journal") from error
-        if not isinstance(parsed, dict) or (number > 1 and not {"groups", "error_mm"} <= set(parsed)):
+            parsed = parse_json(line, self.path)
+        except UserError as error:
+            raise UserError(f"line {number} is damaged ({error.what})", self.path, "Delete the journal") from error
+        if not isinstance(parsed, dict) or (number > 1 and not _is_entry(parsed)):
             raise UserError(f"line {number} is not an entry of a journal", self.path, "Give another name")
         return parsed
+
+
+def _is_entry(line: dict[str, Any]) -> bool:
+    """Whether a line holds groups of layers, an error that is a number or null, and numbers of frames if any."""
+    groups, error, frames = line.get("groups"), line.get("error_mm", ""), line.get("frames_mm", [])
+    return (
+        isinstance(groups, list)
+        and all(isinstance(group, list) and all(isinstance(layer, int) for layer in group) for group in groups)
+        and (error is None or _is_number(error))
+        and isinstance(frames, list)
+        and all(map(_is_number, frames))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _free_name(path: Path) -> Path:

@@ -17,7 +17,7 @@ from hmrcompress.data.masks import MaskSource
 from hmrcompress.merging.fit import Patches
 from hmrcompress.merging.layers import merge_layers
 from hmrcompress.metrics.points import joint_errors, pve
-from hmrcompress.metrics.pose import Protocol, ScoringBody
+from hmrcompress.metrics.pose import Measure, Protocol, ScoringBody
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.models.vit import TokenState
 from hmrcompress.records import BodyParams, FrameBatch
@@ -76,7 +76,7 @@ class ErrorProbe:
         crops: CropSet,
         indices: np.ndarray,
         *,
-        body: ScoringBody,
+        body: ScoringBody | Measure,
         protocol: Protocol,
         merge_rule: str,
         masks: MaskSource | None,
@@ -91,7 +91,8 @@ class ErrorProbe:
         ground truth."""
         if network.conditioned and crops.conditions is None:
             raise missing_condition(crops.name)
-        self.network, self.crops, self.body, self.protocol = network, crops, body, protocol
+        self.network, self.crops = network, crops
+        self.measure = body if isinstance(body, Measure) else Measure(body, protocol)
         self.merge_rule, self.masks, self.dtype, self.target = merge_rule, masks, dtype, target
         self.device = next(network.parameters()).device
         self.frames = len(indices)
@@ -102,7 +103,8 @@ class ErrorProbe:
         self._indices, self._patches = indices, patches
         self._batches: dict[int, FrameBatch] = {}
         self._teacher: dict[int, BodyParams] = {}
-        crops.batches(indices, batch_size, masks, truth=target == "truth")  # says now what would fail later
+        self.needs_poses = target == "truth" and self.measure.protocol.truth == "body"
+        crops.batches(indices, batch_size, masks, truth=self.needs_poses)  # says now what would fail later
         useful = range(max(network.config.depth - 1, 0))
         self.cache = LayerCache(useful, layer_bytes(network, self.frames), cache_bytes, spill)
         self.prefix = PrefixTokens(network, self._embed, self.cache, dtype=dtype)
@@ -181,9 +183,9 @@ class ErrorProbe:
         with torch.no_grad():
             if self.target == "teacher":
                 teacher = self._teacher_of(number).to(self.device)
-                return pve(self.body(params), self.body(teacher), self.protocol).cpu().numpy()
-            truth = self._batch(number).params.to(device=self.device, dtype=torch.float32)
-            errors = joint_errors(self.body.joints(params), self.body.joints(truth), self.protocol)
+                return pve(self.measure(params), self.measure(teacher), self.measure.protocol).cpu().numpy()
+            truth = self.measure.true_joints(self._batch(number).to(device=self.device, dtype=torch.float32))
+            errors = joint_errors(self.measure.joints(params), truth, self.measure.protocol)
         return errors.cpu().numpy().mean(1)
 
     def _teacher_of(self, number: int) -> BodyParams:
@@ -204,6 +206,6 @@ class ErrorProbe:
         if not images and number in self._batches:
             return self._batches[number]
         indices = self._indices[self.parts[number]]
-        (batch,) = self.crops.batches(indices, len(indices), self.masks, truth=self.target == "truth")
-        self._batches[number] = replace(batch, images=batch.images[:0].clone())
+        (batch,) = self.crops.batches(indices, len(indices), self.masks, truth=self.needs_poses)
+        self._batches[number] = batch.without_images()
         return batch

@@ -14,12 +14,13 @@ from torch import nn
 
 from hmrcompress import __version__
 from hmrcompress.body.model import BodyModel
+from hmrcompress.data import seen
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.fit import fitted_and_measured
 from hmrcompress.merging.layers import FITTED
-from hmrcompress.metrics.pose import STARTER24, Protocol
+from hmrcompress.metrics.pose import STARTER24, Measure, Protocol
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import CheckpointRef, Plan
@@ -104,6 +105,7 @@ def search(
     settings: SearchSettings | None = None,
     source: str | None = None,
     mask_probe: SaliencyProbe | None = None,
+    measure: Measure | None = None,
     progress: Progress = no_progress,
 ) -> SearchResult:
     """Chooses the layers of `network` to merge. ECLM makes L-1 evaluations beside the baseline for a tau.
@@ -111,15 +113,17 @@ def search(
     Network (float32, in evaluation mode) and body lie on the same device. Every evaluation is written to `journal` at
     once; those that it holds already are not repeated, and the plan is the same, byte for byte. `masks` are used with
     `settings.with_tokens` and by the rule `lstsq`. `source` is what the crops were opened from, for the plan.
-    `mask_probe` finds the person where tokens are merged without masks. The rule `lstsq` fits on every second clip and
+    `mask_probe` finds the person where tokens are merged without masks. `measure` says what is compared where that
+    takes more than `body` and `protocol` (which then do not count). The rule `lstsq` fits on every second clip and
     measures on the others; the plan's number of frames counts both.
     Raises UserError for settings that do not fit, data without usable masks or, for the target truth, without ground
     truth, and a network that predicts NaN.
     """
     settings = settings or SearchSettings()
     settings.check(checkpoint.layers, crops)
+    measure = measure or Measure(body, protocol)
     if settings.target == "truth":
-        crops.check_body(body)
+        crops.check_measure(measure)
     indices = crops.sample(settings.frames_per_clip)
     if settings.limit is not None:
         indices = evenly(indices, settings.limit)
@@ -128,8 +132,8 @@ def search(
     if settings.merge_rule == FITTED:
         fitted_on, indices = fitted_and_measured(crops, indices)
     folder = journal.absolute().parent
-    fitter, probe = _probe(network, crops, indices, fitted_on, body, protocol, masks, settings, folder, mask_probe)
-    depends = _depends_on(checkpoint, crops, indices, body, protocol, masks, settings, probe.device)
+    fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
+    depends = _depends_on(checkpoint, crops, indices, measure, masks, settings, probe.device)
     if fitter is not None:
         depends["fitted_on"] = _sha256_of_frames(fitted_on)
     if mask_probe is not None:
@@ -156,7 +160,7 @@ def search(
         "final_mpjpe_mm": best.error_mm,
         "evaluations": len(evaluations.asked),
         "seed": settings.seed,
-        "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256, "source": source},
+        "data": seen.record(crops, np.union1d(indices, fitted_on)) | {"source": source},
         "target": settings.target,
         "layers": settings.layers,
         "frames_per_clip": settings.frames_per_clip,
@@ -179,7 +183,7 @@ def search(
         start_evaluations=start_evaluations,
         candidates=evaluations.asked,
         clips=len(np.unique(crops.clip[indices])),
-        protocol=protocol.name,
+        protocol=measure.protocol.name,
         evaluated=evaluations.evaluated,
         counts=probe.counts,
         set_aside=book.set_aside,
@@ -207,8 +211,7 @@ def _probe(
     crops: CropSet,
     indices: np.ndarray,
     fitted_on: np.ndarray,
-    body: BodyModel,
-    protocol: Protocol,
+    measure: Measure,
     masks: MaskSource | None,
     settings: SearchSettings,
     folder: Path,
@@ -227,8 +230,8 @@ def _probe(
         with_token_merging(network, settings.tokens if settings.with_tokens else None, mask_probe),
         crops,
         indices,
-        body=body,
-        protocol=protocol,
+        body=measure,
+        protocol=measure.protocol,
         merge_rule=settings.merge_rule,
         masks=masks if settings.with_tokens else None,
         batch_size=settings.batch_size,
@@ -249,8 +252,7 @@ def _depends_on(
     checkpoint: CheckpointRef,
     crops: CropSet,
     indices: np.ndarray,
-    body: BodyModel,
-    protocol: Protocol,
+    measure: Measure,
     masks: MaskSource | None,
     settings: SearchSettings,
     device: torch.device,
@@ -261,8 +263,9 @@ def _depends_on(
         "checkpoint": checkpoint.model_dump(),
         "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
         "frames": _sha256_of_frames(indices),
-        "body": _sha256_of(body),
-        "protocol": protocol.name,
+        "body": _sha256_of(measure.body),
+        "protocol": measure.protocol.name,
+        **measure.identity(),
         "target": settings.target,
         "merge_rule": settings.merge_rule,
         "tokens": tokens,

@@ -61,7 +61,7 @@ class SearchSettings:
         for name in ("limit", "beam_width", "evaluations"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"got {value}, expected at least 1", f"--{name.replace('_', '-')}")
-        if self.target == "truth" and not crops.has_truth:
+        if self.target == "truth" and not (crops.has_truth or "keypoints" in crops.arrays):
             fault = "these data come without ground truth (poses and betas)"
             raise UserError(fault, crops.name, "Try --target teacher")
 

@@ -32,6 +32,7 @@ class ShardStream:
     """
 
     name = "starter:train"
+    seen: dict[str, str] | None = None
 
     def __init__(
         self,

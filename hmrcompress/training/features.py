@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hmrcompress.data.crops import CropSet, normalise
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.data.seen import record
 from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import axis_angle_to_matrix, matrix_to_sixd, sixd_to_matrix
 from hmrcompress.io.atomic import atomic_file, write_json
@@ -71,6 +72,10 @@ class CropClips:
         self.identity: dict[str, Any] = {"data": crops.sha256, "masks": masks.name}
         self.fps = crops.fps
         self.clip_ids: Sequence[int] = crops.clip_ids
+
+    def seen(self, clips: Sequence[int]) -> dict[str, str]:
+        """The record (`data.seen`) of having seen all frames of these clips."""
+        return record(self.crops, np.concatenate([self.crops.frames_of(clip) for clip in clips]))
 
     def clips(self, wanted: Sequence[int]) -> Iterator[ClipCrops]:
         """These clips, in this order."""

@@ -14,6 +14,7 @@ import torch
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.data.seen import KEY
 from hmrcompress.errors import UserError
 from hmrcompress.models.folder import Folder, checkpoint_record, is_model_folder, read_model_folder, write_model_folder
 from hmrcompress.models.load import Checkpoint
@@ -135,6 +136,7 @@ def heal(
     about = {
         **origin,
         "data": stream.name,
+        **({KEY: stream.seen} if stream.seen else {}),
         "images": images,
         **{name: value for name, value in task.identity.items() if name in ("rank", "full", "with_head", "layers")},
         "masks": masks.name,
@@ -188,6 +190,7 @@ def add_probe(
     )
     about = {
         "fitted_on": stream.name,
+        **({KEY: stream.seen} if stream.seen else {}),
         "stream": stream.identity,
         "validation": f"{crops.name}:{crops.split}".rstrip(":"),
         **fit.to_json(),

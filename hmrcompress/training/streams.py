@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hmrcompress.data.crops import CropSet, normalise
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.data.seen import record
 from hmrcompress.records import IMAGENET_STD
 
 GAIN, OFFSET = 0.12, 0.04
@@ -30,6 +31,8 @@ class Stream(Protocol):
 
     name: str
     identity: dict[str, Any]
+    seen: dict[str, str] | None
+    """Which frames of which data it draws from (`data.seen`); None for crops that are made for it alone."""
 
     def batch(self, step: int) -> Crops:
         """The crops of a step, on the CPU: the same at every call, in every run."""
@@ -46,6 +49,7 @@ class CropStream:
         self.batch_size, self.seed = batch_size, seed
         self.name = f"{crops.name}:{crops.split}" if crops.split else crops.name
         self.identity = {"data": crops.sha256, "frames": len(indices), "masks": masks.name}
+        self.seen: dict[str, str] | None = record(crops, self.indices)
 
     def batch(self, step: int) -> Crops:
         """`batch_size` crops, drawn by (seed, step)."""

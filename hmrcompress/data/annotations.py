@@ -1,0 +1,201 @@
+"""`Annotations`: what a reader finds in a data set, and how it becomes a `CropSet` whose crops are cut on demand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from hmrcompress.data.conditions import bbox_info
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.on_demand import OnDemand
+from hmrcompress.data.pictures import Pictures, picture, picture_size
+from hmrcompress.data.warp import crop, square_side
+from hmrcompress.errors import UserError
+from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+
+GENDERS = {"neutral": 0, "male": 1, "female": 2}
+"""Numbers of the genders in the column `gender`."""
+BOX_SCALE = 1.2
+"""How much larger than a box around somebody (or around keypoints) the crop is, each way."""
+LAST_NUMBER = re.compile(r"(\d+)\D*$")
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """N people in pictures, in any order.
+
+    picture (N,): which of `pictures` each is in. center (N,2) = (x, y) and side (N,): its square box, pixels of that
+    picture. sequence: N names of clips; frame (N,): numbers in the clip that follow each other at `fps`.
+
+    Where known: poses (N,24,3) axis-angle in the camera frame, root first, and betas (N,10), SMPL's; gender (N,)
+    numbers of `GENDERS`; keypoints (N,19,3) metres, 4D-Humans' extra ones; focal (N,) pixels of the picture.
+    protocol: how such data are scored by default. antialias: whether small crops of large boxes are cut from blurred
+    pictures. left_out: how many people were passed over, by reason.
+    """
+
+    name: str
+    split: str
+    fps: float
+    protocol: str
+    pictures: Pictures
+    picture: np.ndarray
+    center: np.ndarray
+    side: np.ndarray
+    sequence: Sequence[str]
+    frame: np.ndarray
+    poses: np.ndarray | None = None
+    betas: np.ndarray | None = None
+    gender: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
+    focal: np.ndarray | None = None
+    antialias: bool = False
+    left_out: dict[str, int] | None = None
+
+    def crops(self, where: object) -> CropSet:
+        """The people as a set of crops. UserError for boxes and other numbers that make no sense."""
+        if not len(self.picture):
+            raise UserError("there is nobody in it", where)
+        self._check(where)
+        clips, clip = np.unique(np.asarray(_apart(self.sequence, self.frame)), return_inverse=True)
+        count = len(self.picture)
+        known = {"poses": self.poses, "betas": self.betas, "keypoints": self.keypoints}
+        arrays = {
+            "images": OnDemand((count, CROP_HEIGHT, CROP_WIDTH, 3), np.uint8, self._cut),
+            "clip": clip.astype(np.int64),
+            "frame": np.asarray(self.frame, np.int64),
+            **{name: np.asarray(values, np.float32) for name, values in known.items() if values is not None},
+        }
+        if self.gender is not None:
+            arrays["gender"] = np.asarray(self.gender, np.int8)
+        if self.focal is not None:
+            arrays["conditions"] = OnDemand((count, 3), np.float32, self._conditions)
+        meta = {
+            "schema": 1,
+            "name": self.name,
+            "split": self.split,
+            "fps": float(self.fps),
+            "sha256": self.sha256,
+            "body": {"name": "SMPL"},
+            "protocol": self.protocol,
+            "clips": clips.tolist(),
+            "left_out": dict(self.left_out or {}),
+        }
+        return CropSet(arrays, meta, where=where, pictures=[self.pictures.names[number] for number in self.picture])
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the names of the pictures and of all annotations, not of pixels."""
+        names = [self.pictures.names[number] for number in self.picture]
+        digest = hashlib.sha256(json.dumps([names, list(self.sequence), self.fps, self.antialias]).encode())
+        for name in ("center", "side", "frame", "poses", "betas", "gender", "keypoints", "focal"):
+            values = getattr(self, name)
+            if values is not None:
+                digest.update(name.encode() + np.ascontiguousarray(values, "<f8").tobytes())
+        return digest.hexdigest()
+
+    def _check(self, where: object) -> None:
+        for name in ("center", "side", "poses", "betas", "keypoints", "focal"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            bad = ~np.isfinite(np.asarray(values, np.float64).reshape(len(self.picture), -1)).all(1)
+            if name in ("side", "focal"):
+                bad |= np.asarray(values) <= 0
+            if bad.any():
+                place = f"{where}: {name} of {self.pictures.names[self.picture[int(bad.argmax())]]}"
+                raise UserError("holds NaN, infinity or, of a box or a focal length, no pixels", place)
+
+    def _cut(self, rows: np.ndarray) -> np.ndarray:
+        """(n,256,192,3) uint8; a picture is decoded once for all the rows that are in it."""
+        made = np.empty((len(rows), CROP_HEIGHT, CROP_WIDTH, 3), np.uint8)
+        numbers = self.picture[rows]
+        for number in np.unique(numbers):
+            whole = picture(self.pictures, int(number))
+            for place in np.flatnonzero(numbers == number):
+                row = rows[place]
+                made[place] = crop(whole, self.center[row], float(self.side[row]), antialias=self.antialias)
+        return made
+
+    def _conditions(self, rows: np.ndarray) -> np.ndarray:
+        """(n,3) float32, see `conditions.bbox_info`."""
+        assert self.focal is not None
+        sizes = {int(number): picture_size(self.pictures, int(number)) for number in np.unique(self.picture[rows])}
+        image_size = np.array([sizes[int(number)] for number in self.picture[rows]], np.float64)
+        return bbox_info(self.center[rows], self.side[rows], image_size, self.focal[rows]).numpy()
+
+
+def frame_number(name: str) -> int:
+    """The last number in a picture's file name (its last 18 digits), 0 where there is none."""
+    found = LAST_NUMBER.search(PurePosixPath(name).stem)
+    return int(found[1][-18:]) if found else 0
+
+
+def sequence_name(name: str, person: int | str | None = None) -> str:
+    """The clip that a picture is of: its folder, what its file is called but for the last number, and the person."""
+    path = PurePosixPath(name)
+    stem = LAST_NUMBER.sub("", path.stem).rstrip("_-. ")
+    parts = [part for part in (str(path.parent).strip("."), stem) if part]
+    folder = "/".join(parts) or "all"
+    return folder if person is None else f"{folder}:{person}"
+
+
+def numbered(names: Sequence[str], persons: Sequence[int | str] | None = None) -> tuple[list[str], np.ndarray]:
+    """Clips and frame numbers (N,) of pictures by their names, and by who is in them where that is known."""
+    who = [None] * len(names) if persons is None else persons
+    sequences = [sequence_name(name, person) for name, person in zip(names, who, strict=True)]
+    return sequences, np.array([frame_number(name) for name in names], np.int64)
+
+
+def _apart(sequences: Sequence[str], frames: np.ndarray) -> list[str]:
+    """Clips in which no frame occurs twice: the second of the same frame goes to a clip with #2 after its name."""
+    seen: dict[tuple[str, int], int] = {}
+    found = []
+    for sequence, frame in zip(sequences, np.asarray(frames).tolist(), strict=True):
+        times = seen[sequence, frame] = seen.get((sequence, frame), 0) + 1
+        found.append(sequence if times == 1 else f"{sequence}#{times}")
+    return found
+
+
+def find_pictures(names: Sequence[str], images: Path | None, file: Path) -> Path:
+    """The folder that the names of the pictures in a file start from: `images`, or, without it, the first in which the
+    first picture lies of the file's folder, its `images`, and the one above. UserError naming where it was looked for.
+    """
+    places = [file.parent, file.parent / "images", file.absolute().parent.parent] if images is None else [images]
+    if not names:
+        return places[0]
+    for place in places:
+        if (place / names[0]).is_file():
+            return place
+    looked = ", ".join(str(place) for place in dict.fromkeys(places))
+    raise UserError(f"the picture {names[0]} is not in {looked}", file, "Say where the pictures lie: ,images=DIR")
+
+
+def safe_names(names: Sequence[str], where: object) -> list[str]:
+    """Names of pictures with slashes. UserError for one that leads out of the folder of the pictures."""
+    found = [str(name).replace("\\", "/").removeprefix("./") for name in names]
+    for name in found:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not name or "\0" in name:
+            raise UserError(f"the picture's name {name!r} leads out of its folder", where)
+    return found
+
+
+def shared_pictures(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Pictures by name, each once, and which of them (N,) each person is in."""
+    unique, which = np.unique(np.asarray(names), return_inverse=True)
+    return unique.tolist(), which.reshape(-1)
+
+
+def squares(corners: np.ndarray, scale: float, where: object) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (…,4) = (left, top, right, bottom) around people -> centres (…,2) and sides (…) of their squares: `scale`
+    times as large, widened to 192:256, the larger side taken. UserError for boxes without any pixels."""
+    size = corners[..., 2:] - corners[..., :2]
+    if not (size > 0).all():
+        raise UserError("expected left, top, right, bottom of a box with pixels in it", where)
+    return (corners[..., :2] + corners[..., 2:]) / 2, square_side(scale * size[..., 0], scale * size[..., 1])

@@ -1,0 +1,139 @@
+"""A folder of pictures with a file of boxes: no ground truth, so for searches without labels, prediction and speed.
+
+The file of boxes is JSON, by default `boxes.json` in the folder: ours, {"boxes": [{"image": "a.jpg", "track": 0, "box":
+[left, top, right, bottom]}, …]}, where `frame` (the number of the picture in the sorted folder, from 0) may stand for
+`image`, and `centre` [x, y] and `side` of a square, used as they are, for `box`; or COCO's, {images, annotations,
+categories}, of which the category person counts. Boxes around people are enlarged by `box_scale` (1.2). Pictures are
+blurred before large boxes are made small, as the demonstration of 4D-Humans does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmrcompress.data.annotations import BOX_SCALE, Annotations, numbered, safe_names, shared_pictures, squares
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.formats import PICTURE_SUFFIXES, Options
+from hmrcompress.data.pictures import FilePictures
+from hmrcompress.errors import UserError
+from hmrcompress.io.jsons import read_json
+
+BOXES_FILE = "boxes.json"
+PERSON = "person"
+PERSON_ID = 1
+"""COCO's number of the category person, where a file names no categories."""
+
+
+def read(path: Path, options: Options) -> CropSet:
+    """The people that the boxes say are in the pictures of a folder. Raises UserError."""
+    file = options.boxes or path / BOXES_FILE
+    if not path.is_dir():
+        raise UserError("expected a folder of pictures", path)
+    if not file.is_file():
+        raise UserError("there is no such file of boxes", file, "Name one: images:DIR,boxes=FILE.json")
+    content = read_json(file, "a file of boxes")
+    scale = options.box_scale or BOX_SCALE
+    if isinstance(content, dict) and "annotations" in content:
+        names, tracks, center, side = _of_coco(content, file, scale)
+    else:
+        names, tracks, center, side = _of_ours(content, path, file, scale)
+    names = safe_names(names, file)
+    if missing := next((name for name in names if not (path / name).is_file()), None):
+        raise UserError(f"the picture {missing} is not in {path}", file)
+    sequence, frame = numbered(names, tracks)
+    unique, which = shared_pictures(names)
+    return Annotations(
+        name=path.absolute().name,
+        split="",
+        fps=options.fps or 30.0,
+        protocol="starter24",
+        pictures=FilePictures(path, unique),
+        picture=which,
+        center=center,
+        side=side,
+        sequence=sequence,
+        frame=frame,
+        antialias=options.antialias is not False,
+    ).crops(file)
+
+
+Boxes = tuple[list[str], list[int], np.ndarray, np.ndarray]
+
+
+def _of_ours(content: Any, folder: Path, file: Path, scale: float) -> Boxes:
+    rows = content.get("boxes") if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError("expected a list `boxes` of objects, or COCO's annotations", file)
+    sorted_names = sorted(each.name for each in folder.iterdir() if each.suffix.lower() in PICTURE_SUFFIXES)
+    names, tracks, center, side = [], [], np.empty((len(rows), 2)), np.empty(len(rows))
+    for number, row in enumerate(rows):
+        where = f"{file}: boxes[{number}]"
+        names.append(_picture_of(row, sorted_names, where))
+        tracks.append(_whole(row.get("track", 0), f"{where}: track"))
+        if "box" in row:
+            center[number], side[number] = squares(_numbers(row["box"], 4, f"{where}: box"), scale, f"{where}: box")
+        elif {"centre", "side"} <= set(row):
+            center[number] = _numbers(row["centre"], 2, f"{where}: centre")
+            side[number] = _numbers([row["side"]], 1, f"{where}: side")[0]
+        else:
+            raise UserError("has neither box nor centre and side", where)
+    return names, tracks, center, side
+
+
+def _picture_of(row: Mapping[str, Any], sorted_names: Sequence[str], where: str) -> str:
+    if "image" in row:
+        return str(row["image"])
+    number = _whole(row.get("frame"), f"{where}: frame")
+    if number >= len(sorted_names):
+        raise UserError(f"names picture {number} of {len(sorted_names)}", where)
+    return sorted_names[number]
+
+
+def _of_coco(content: Mapping[str, Any], file: Path, scale: float) -> Boxes:
+    images, people = content.get("images"), content["annotations"]
+    if not isinstance(images, list) or not isinstance(people, list):
+        raise UserError("expected lists `images` and `annotations`", file)
+    wanted = _person_category(content)
+    try:
+        names_by_id = {row["id"]: str(row["file_name"]) for row in images}
+        people = [row for row in people if row.get("category_id", wanted) == wanted and not row.get("iscrowd")]
+        names = [names_by_id[row["image_id"]] for row in people]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"an image or annotation lacks its id, file_name or image_id ({error})", file) from error
+    center, side = np.empty((len(people), 2)), np.empty(len(people))
+    seen: dict[str, int] = {}
+    tracks = []
+    for number, (row, name) in enumerate(zip(people, names, strict=True)):
+        where = f"{file}: bbox of annotation {row.get('id', number)}"
+        left, top, width, height = _numbers(row.get("bbox"), 4, where)
+        center[number], side[number] = squares(np.array([left, top, left + width, top + height]), scale, where)
+        seen[name] = seen.get(name, -1) + 1
+        tracks.append(_whole(row.get("track_id", seen[name]), where))
+    return names, tracks, center, side
+
+
+def _person_category(content: Mapping[str, Any]) -> Any:
+    categories = content.get("categories")
+    if not isinstance(categories, list):
+        return PERSON_ID
+    return next((each.get("id") for each in categories if isinstance(each, dict) and each.get("name") == PERSON), 1)
+
+
+def _whole(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UserError(f"got {value!r}, expected a whole number from 0", where)
+    return value
+
+
+def _numbers(value: Any, count: int, where: str) -> np.ndarray:
+    try:
+        found = np.asarray(value, np.float64)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"expected {count} numbers", where) from error
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise UserError(f"got {value!r}, expected {count} numbers", where)
+    return found

@@ -1,0 +1,191 @@
+"""Masks in files that somebody made: a PNG a frame, one .npz, or one JSON of run lengths, all of the size of crops."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmrcompress.data.masks import MaskedFrames, coverage_grid, person_tokens
+from hmrcompress.data.rle import decode_rle
+from hmrcompress.errors import UserError
+from hmrcompress.io.jsons import read_json
+from hmrcompress.io.npz import read_npz
+from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+
+MASK_FILE = "{clip:04d}_{frame:06d}.png"
+ARCHIVE, RUNS = "masks.npz", "masks.json"
+PERSON_GREY = 128
+SIZE = (CROP_HEIGHT, CROP_WIDTH)
+PACKED = (CROP_HEIGHT, CROP_WIDTH // 8)
+Frame = tuple[int, int]
+Table = Mapping[Frame, Callable[[], np.ndarray]]
+
+
+class FileMasks:
+    """A folder of grey PNG files of 192x256 pixels (width x height), `{clip:04d}_{frame:06d}.png`, person from 128; a
+    folder with a `masks.npz` or a `masks.json`; or such a file itself (docs/masks.md)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = f"files:{path}"
+
+    def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
+        """UserError for the first frame whose mask is missing, unreadable, or of another size."""
+        if not self.path.exists():
+            raise UserError("no such folder of masks", self.path)
+        for frame in _frames(crops, indices):
+            if self._table is None:
+                with _opened(self._png(frame)):
+                    pass
+            else:
+                self._entry(self._table, frame)
+
+    def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
+        """(n,16,12) bool."""
+        masks = np.stack([self._mask(frame) for frame in _frames(crops, indices)])
+        return person_tokens(coverage_grid(torch.from_numpy(masks)))
+
+    def _mask(self, frame: Frame) -> np.ndarray:
+        """(256,192) bool."""
+        return _read(self._png(frame)) if self._table is None else self._entry(self._table, frame)()
+
+    def _entry(self, table: Table, frame: Frame) -> Callable[[], np.ndarray]:
+        if frame not in table:
+            raise UserError(f"no mask of clip {frame[0]}, frame {frame[1]}", self.path, "One a frame is needed")
+        return table[frame]
+
+    def _png(self, frame: Frame) -> Path:
+        return self.path / MASK_FILE.format(clip=frame[0], frame=frame[1])
+
+    @cached_property
+    def _table(self) -> Table | None:
+        """Where the mask of each frame is to be had; None for a folder of PNG files."""
+        if self.path.is_dir():
+            there = [self.path / name for name in (ARCHIVE, RUNS) if (self.path / name).is_file()]
+            if len(there) > 1:
+                raise UserError(f"holds {ARCHIVE} and {RUNS}", self.path, "Name one of them")
+            return _table_of(there[0]) if there else None
+        return _table_of(self.path)
+
+
+def _frames(crops: MaskedFrames, indices: np.ndarray) -> list[Frame]:
+    return [(int(crops.clip[i]), int(crops.frame[i])) for i in indices]
+
+
+def _table_of(path: Path) -> Table:
+    if path.suffix == ".npz":
+        return _of_npz(path)
+    if path.suffix == ".json":
+        return _of_json(path)
+    raise UserError("got a file, expected a folder of PNG files, or a file ending in .npz or .json", path)
+
+
+def _of_npz(path: Path) -> Table:
+    arrays = read_npz(path, ("clip", "frame", "masks"))
+    if missing := [name for name in ("clip", "frame", "masks") if name not in arrays]:
+        raise UserError(f"no array {', '.join(missing)}", path)
+    clip, frame, masks = (arrays[name] for name in ("clip", "frame", "masks"))
+    for name, values in (("clip", clip), ("frame", frame)):
+        if values.ndim != 1 or values.shape != masks.shape[:1] or values.dtype.kind not in "iu":
+            raise UserError(f"got {values.dtype} {values.shape}, expected whole numbers, one a mask", f"{path}: {name}")
+    packed = masks.shape[1:] == PACKED and masks.dtype == np.uint8
+    if not packed and (masks.shape[1:] != SIZE or masks.dtype not in (np.bool_, np.uint8)):
+        fault = f"got {masks.dtype} {masks.shape}, expected bool or uint8 (N,256,192), or packed bits (N,256,24)"
+        raise UserError(fault, f"{path}: masks")
+
+    def mask(row: int) -> np.ndarray:
+        return np.unpackbits(masks[row], axis=-1).astype(bool) if packed else masks[row] != 0
+
+    return {key: _later(mask, row) for row, key in enumerate(zip(clip.tolist(), frame.tolist(), strict=True))}
+
+
+def _of_json(path: Path) -> Table:
+    found: dict[Frame, list[Any]] = {}
+    for frame, segmentation in _annotations(read_json(path), path):
+        found.setdefault(frame, []).append(segmentation)
+
+    def mask(parts: list[Any], frame: Frame) -> np.ndarray:
+        where = f"{path}: clip {frame[0]}, frame {frame[1]}"
+        return np.logical_or.reduce([decode_rle(part, SIZE, where) for part in parts])
+
+    return {frame: _later(mask, parts, frame) for frame, parts in found.items()}
+
+
+def _later(function: Callable[..., np.ndarray], *arguments: Any) -> Callable[[], np.ndarray]:
+    return lambda: function(*arguments)
+
+
+def _annotations(content: Any, path: Path) -> list[tuple[Frame, Any]]:
+    """Frame and segmentation of every entry of a list of {clip, frame, segmentation}, or of a COCO file whose images
+    are named `{clip:04d}_{frame:06d}`."""
+    if isinstance(content, list):
+        entries = [(entry, entry) for entry in content]
+    elif isinstance(content, dict) and all(isinstance(content.get(key), list) for key in ("images", "annotations")):
+        frames = {_plain_id(image, "id", path): _named_frame(image, path) for image in content["images"]}
+        entries = []
+        for entry in content["annotations"]:
+            image = _plain_id(entry, "image_id", path)
+            if image not in frames:
+                raise UserError(f"an annotation of image {image!r}, which is not in the file", path)
+            entries.append((frames[image], entry))
+    else:
+        raise UserError("neither a list of {clip, frame, segmentation} nor a COCO file", path)
+    found = []
+    for named, entry in entries:
+        keys = ("clip", "frame", "segmentation")
+        if not isinstance(entry, dict) or not isinstance(named, dict) or "segmentation" not in entry:
+            raise UserError(f"an entry without {', '.join(keys)}", path)
+        frame = (named.get("clip"), named.get("frame"))
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in frame):
+            raise UserError(f"clip and frame: got {frame}, expected whole numbers", path)
+        found.append((frame, entry["segmentation"]))
+    return found  # type: ignore[return-value]
+
+
+def _plain_id(entry: Any, key: str, path: Path) -> int | str:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(value, (int, str)):
+        raise UserError(f"an entry whose {key} is {value!r}, expected a number or a text", path)
+    return value
+
+
+def _named_frame(image: dict[str, Any], path: Path) -> dict[str, int]:
+    clip, _, frame = Path(str(image.get("file_name", ""))).stem.partition("_")
+    if not (clip.isascii() and clip.isdigit() and frame.isascii() and frame.isdigit()):
+        got = image.get("file_name")
+        raise UserError(f"an image named {got!r}, expected its clip and frame such as 0001_000005.png", path)
+    return {"clip": int(clip[:18]), "frame": int(frame[:18])}
+
+
+def _opened(path: Path):  # noqa: ANN202 - PIL.Image.Image, not imported at module level
+    """The image file, header read and size checked, pixels not yet decoded. Only PNG: other formats that the library
+    knows start programs of their own."""
+    from PIL import Image
+
+    if not path.is_file():
+        raise UserError("there is no such mask file", path, "One PNG a frame is needed")
+    try:
+        image = Image.open(path, formats=("PNG",))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"not a readable image ({error})", path) from error
+    if image.size != (CROP_WIDTH, CROP_HEIGHT):
+        got = "x".join(map(str, image.size))
+        image.close()
+        raise UserError(f"the mask is {got} pixels, expected {CROP_WIDTH}x{CROP_HEIGHT} (width x height)", path)
+    return image
+
+
+def _read(path: Path) -> np.ndarray:
+    """(256,192) bool."""
+    with _opened(path) as image:
+        try:
+            return np.asarray(image.convert("L")) >= PERSON_GREY
+        except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, zlib.error) as error:
+            raise UserError(f"not a readable image ({error})", path) from error

@@ -1,0 +1,196 @@
+"""What the fuzz test reads: a table of valid files and the readers that open them. A new reader is one line.
+
+A target is `Target(name, make, read)`: `make(folder)` writes a valid file or folder and gives its path; `read(path)`
+opens it, as a user would, and touches what is in it. Files are damaged by their suffix (`fuzz_mutations`).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import scipy.sparse
+import tiny
+import torch
+from foreign_pickles import foreign, python_2, sequence_3dpw, sequence_emdb
+from test_amass import content as amass_arrays
+from test_masks import write_archive, write_masks
+
+from hmrcompress.body.files import load_body
+from hmrcompress.body.pickled import convert_body
+from hmrcompress.data.crops import CropSet, write_crops
+from hmrcompress.data.masks import mask_source
+from hmrcompress.io.convert import convert_values
+from hmrcompress.models.convert import convert_checkpoint
+from hmrcompress.models.folder import write_model_folder
+from hmrcompress.models.load import load_checkpoint
+from hmrcompress.motion.amass import load_amass_segments
+from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
+from hmrcompress.searching.journal import Journal
+from hmrcompress.searching.probe import Measured
+
+SETTINGS = {"a": 1}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file: how to make a valid one, and how it is read."""
+
+    name: str
+    make: Callable[[Path], Path]
+    read: Callable[[Path], Any]
+
+
+def crops() -> CropSet:
+    return CropSet(tiny.crop_arrays(1, 3), tiny.crop_meta())
+
+
+def checkpoint_content() -> dict[str, Any]:
+    return {"state_dict": tiny.network().state_dict(), "epoch": 1, "hyper_parameters": {"cfg": {"lr": np.float64(0.1)}}}
+
+
+def make_lightning(folder: Path) -> Path:
+    with foreign("yacs.config.CfgNode") as (cfg,):
+        content = checkpoint_content() | {"hyper_parameters": {"cfg": cfg({"MODEL": cfg({"x": 1})})}}
+        torch.save(content, folder / "a.ckpt")
+    return folder / "a.ckpt"
+
+
+def make_legacy(folder: Path) -> Path:
+    torch.save(checkpoint_content(), folder / "a.pt", _use_new_zipfile_serialization=False)
+    return folder / "a.pt"
+
+
+def make_safetensors(folder: Path) -> Path:
+    safetensors.torch.save_file(tiny.network().state_dict(), folder / "a.safetensors")
+    return folder / "a.safetensors"
+
+
+def make_converted(folder: Path) -> Path:
+    return convert_checkpoint(
+        load_checkpoint(make_safetensors(folder), num_heads=2, head_heads=2), folder / "b"
+    ).weights
+
+
+def make_body_pickle(folder: Path) -> Path:
+    arrays = tiny.body_arrays()
+    with foreign("chumpy.ch.Ch") as (ch,):
+        content = {key: arrays[key] for key in ("v_template", "f", "weights", "kintree_table")}
+        content["shapedirs"] = ch(x=arrays["shapedirs"])
+        content["J_regressor"] = scipy.sparse.csc_matrix(arrays["J_regressor"])
+        (folder / "a.pkl").write_bytes(python_2(content))
+    return folder / "a.pkl"
+
+
+def make_pickle(content: Callable[[np.random.Generator], Any], way: int | None) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        made = content(np.random.default_rng(0))
+        (folder / "a.pkl").write_bytes(python_2(made) if way is None else pickle.dumps(made, protocol=way))
+        return folder / "a.pkl"
+
+    return make
+
+
+def make_crops(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        write_crops(folder / name, tiny.crop_arrays(1, 3), tiny.crop_meta())
+        return folder / name
+
+    return make
+
+
+def make_amass(folder: Path) -> Path:
+    np.savez(folder / "a.npz", **amass_arrays(40))
+    return folder / "a.npz"
+
+
+def plan() -> Plan:
+    reference = CheckpointRef(family="hmr2", sha256="0" * 64, layers=4)
+    return Plan(checkpoint=reference, groups=((0,), (1, 2), (3,)), tokens=TokenSettings())
+
+
+def make_plan(folder: Path) -> Path:
+    plan().write(folder / "plan.yaml")
+    return folder / "plan.yaml"
+
+
+def make_model(folder: Path) -> Path:
+    write_model_folder(folder / "model", tiny.network().state_dict(), tiny.CONFIG, body="tiny")
+    return folder / "model"
+
+
+def make_masks(form: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / "masks").mkdir()
+        write_masks(folder / "masks", crops()) if form == "png" else write_archive(folder / "masks", crops(), form)
+        return folder / "masks"
+
+    return make
+
+
+def make_journal(folder: Path) -> Path:
+    journal = Journal(folder / "a.jsonl", SETTINGS)
+    journal.add(((0,), (1,)), Measured(1.5, True), [1.0, 2.0])
+    journal.add(((0, 1),), Measured(2.5, False))
+    return folder / "a.jsonl"
+
+
+def read_checkpoint(path: Path) -> Any:
+    return sum(
+        float(tensor.float().sum()) for tensor in load_checkpoint(path, num_heads=2, head_heads=2).state().values()
+    )
+
+
+def read_model(path: Path) -> Any:
+    return sum(float(tensor.sum()) for tensor in load_checkpoint(path).state().values())
+
+
+def read_body_pickle(path: Path) -> Any:
+    return load_body(convert_body(path, path.parent / "converted.npz").path)
+
+
+def read_pickle(path: Path) -> Any:
+    return json.loads(convert_values(path, path.parent / "converted.npz").record_path.read_text())
+
+
+def read_crops(path: Path) -> Any:
+    return list(CropSet.open(path).batches(masks=mask_source("none"), truth=False))
+
+
+def read_masks(path: Path) -> Any:
+    return list(crops().batches(masks=mask_source(f"files:{path}")))
+
+
+def read_plan(path: Path) -> Any:
+    return Plan.read(path).to_yaml()
+
+
+def read_journal(path: Path) -> Any:
+    return Journal(path, SETTINGS).get(((0, 1),))
+
+
+TARGETS = (
+    Target("checkpoint .ckpt", make_lightning, read_checkpoint),
+    Target("checkpoint before torch 1.6", make_legacy, read_checkpoint),
+    Target("checkpoint .safetensors", make_safetensors, read_checkpoint),
+    Target("converted .safetensors", make_converted, read_checkpoint),
+    Target("compressed model", make_model, read_model),
+    Target("body npz", lambda folder: tiny.write_body(folder / "a.npz"), load_body),
+    Target("body pkl", make_body_pickle, read_body_pickle),
+    Target("3DPW pkl", make_pickle(sequence_3dpw, None), read_pickle),
+    Target("EMDB pkl", make_pickle(sequence_emdb, 4), read_pickle),
+    Target("crops npz", make_crops("a.npz"), read_crops),
+    Target("crops folder", make_crops("crops"), read_crops),
+    Target("AMASS npz", make_amass, load_amass_segments),
+    Target("plan", make_plan, read_plan),
+    Target("journal", make_journal, read_journal),
+    Target("masks png", make_masks("png"), read_masks),
+    Target("masks npz", make_masks("npz packed"), read_masks),
+    Target("masks of runs", make_masks("json coco"), read_masks),
+)
