@@ -23,16 +23,15 @@ UNREADABLE = (
     TypeError,
     OverflowError,
     MemoryError,
-    RecursionError,
     SyntaxError,
     tokenize.TokenError,
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,
+    RuntimeError,
 )
-"""Everything that numpy and zipfile raise on torn or hostile archives. NotImplementedError is zipfile's word for a
-compression, an encryption or a version of the format that it does not know; a flipped bit is enough to ask for one."""
+"""Everything that numpy and zipfile raise on torn or hostile archives. RuntimeError is zipfile's word for a compression,
+an encryption or a version of the format that it does not know; a flipped bit is enough to ask for one."""
 NPY_MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
 

@@ -16,6 +16,8 @@ from hmrcompress.models.vit import ViT
 from hmrcompress.records import HMROutput
 
 TOKEN_INPUTS = ("zero", "mean_shape")
+LARGEST, MOST_LAYERS = 1 << 16, 1024
+"""Bounds of what a file may claim: far above any network, and quick to find wrong."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class NetworkConfig:
         known = {field.name for field in fields(cls)}
         if odd := sorted(set(values) ^ known):
             raise UserError(f"unknown or missing fields: {', '.join(odd)}", where)
+        for name, value in values.items():
+            sizes = value if name == "grid" and isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+            if name != "token_input" and not all(type(size) is int and 1 <= size <= LARGEST for size in sizes):
+                raise UserError(f"got {value!r}, expected sizes of 1 to {LARGEST}", f"{where}: {name}")
+        if max(values["depth"], values["head_depth"], values["iterations"]) > MOST_LAYERS:
+            raise UserError(f"more than {MOST_LAYERS} layers or iterations", where)
         return cls(**dict(values))
 
 
