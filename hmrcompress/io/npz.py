@@ -30,8 +30,8 @@ UNREADABLE = (
     zlib.error,
     RuntimeError,
 )
-"""Everything that numpy and zipfile raise on torn or hostile archives. RuntimeError is zipfile's word for a compression,
-an encryption or a version of the format that it does not know; a flipped bit is enough to ask for one."""
+"""Everything that numpy and zipfile raise on torn or hostile archives. RuntimeError is zipfile's word for what is
+encrypted or compressed in a way that it does not know; a flipped bit is enough to ask for that."""
 NPY_MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
 

@@ -58,8 +58,9 @@ class NetworkConfig:
         if odd := sorted(set(values) ^ known):
             raise UserError(f"unknown or missing fields: {', '.join(odd)}", where)
         for name, value in values.items():
-            sizes = value if name == "grid" and isinstance(value, (list, tuple)) and len(value) == 2 else [value]
-            if name != "token_input" and not all(type(size) is int and 1 <= size <= LARGEST for size in sizes):
+            sizes = list(value) if isinstance(value, (list, tuple)) else [value]
+            fits = len(sizes) == (2 if name == "grid" else 1)
+            if name != "token_input" and not (fits and all(type(n) is int and 1 <= n <= LARGEST for n in sizes)):
                 raise UserError(f"got {value!r}, expected sizes of 1 to {LARGEST}", f"{where}: {name}")
         if max(values["depth"], values["head_depth"], values["iterations"]) > MOST_LAYERS:
             raise UserError(f"more than {MOST_LAYERS} layers or iterations", where)
