@@ -1,7 +1,7 @@
 """The one place where strings become objects.
 
 A model is `starter`, `random:FAMILY`, a checkpoint file or a compressed folder; data are `starter[:split]`,
-`crops:PATH` or a path; a body is `starter` or a file; masks are `data`, `files:DIR`, `self` or `none`. Whoever has the
+`crops:PATH` or a path; a body is `starter` or a file; masks are as docs/masks.md lists them. Whoever has the
 objects already may hand them in instead.
 """
 
@@ -185,7 +185,7 @@ def open_plan(plan: Plan | Path | str) -> Plan:
 
 
 def open_masks(masks: Masks) -> MaskSource:
-    """`data`, `files:DIR`, `self` or `none`. Raises UserError."""
+    """A mask source by its name, such as `data` or `onnx:FILE`. Raises UserError."""
     return mask_source(masks) if isinstance(masks, str) else masks
 
 

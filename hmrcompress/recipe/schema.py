@@ -157,7 +157,7 @@ class Recipe(_Part):
     model: str = Field(default="starter", description="CKPT: starter, random:FAMILY or a file")
     body: str = Field(default="starter", description="starter, or a body file")
     data: Data = Data()
-    masks: str = Field(default="data", description="Person masks: data, files:DIR or none")
+    masks: str = Field(default="data", description="Person masks: data, files:DIR, onnx:FILE, self or none")
     seed: int = 0
     batch_size: int = Field(default=32, gt=0, description="Crops at a time in search and eval")
     search: Search | None = None
