@@ -43,7 +43,9 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything draw
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug)]
 DataOption = Annotated[str, typer.Option("--data", help="starter[:split], crops:PATH, or a path.")]
-MasksOption = Annotated[str, typer.Option("--masks", help="Person masks: data, files:DIR, onnx:FILE, self, none or a plug-in.")]
+MasksOption = Annotated[
+    str, typer.Option("--masks", help="Person masks: data, files:DIR, onnx:FILE, self, none or a plug-in.")
+]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 
 
