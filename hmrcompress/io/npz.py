@@ -75,7 +75,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, remedy:
         if claimed > entry.file_size or min(shape, default=0) < 0:
             raise UserError(f"claims the shape {shape}, which the file has no bytes for", where, remedy)
     with archive.open(entry) as file:
-        return np.lib.format.read_array(file, allow_pickle=False, max_header_size=LONGEST_HEADER)  # type: ignore[arg-type]
+        return np.lib.format.read_array(file, allow_pickle=False, max_header_size=LONGEST_HEADER)
 
 
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
