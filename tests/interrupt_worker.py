@@ -94,12 +94,15 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def graphs_once(folder: str) -> None:
-    """Exporting a graph takes most of a second of search for the compiler, so every fork writes the same one."""
-    write, made = exporting._write_graph, Path(folder) / "graph.onnx"
+    """Exporting a graph takes most of a second of search for the compiler, so every fork with the same weights writes the same one."""
+    write = exporting._write_graph
 
     def copy(network: Any, path: Path, batch: Any) -> None:
+        weights = sum(float(parameter.sum()) for parameter in network.parameters())
+        made, part = Path(folder) / f"{weights:.9e}.onnx", Path(folder) / f"part{os.getpid()}.onnx"
         if not made.exists():
-            write(network, made, batch)
+            write(network, part, batch)
+            os.rename(part, made)
         shutil.copyfile(made, path)
 
     exporting._write_graph = copy
