@@ -94,11 +94,11 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def graphs_once(folder: str) -> None:
-    """Exporting a graph takes most of a second of search for the compiler, so every fork with the same weights writes the same one."""
+    """Exporting takes the compiler seconds, so every fork with the same weights writes the same graph."""
     write = exporting._write_graph
 
     def copy(network: Any, path: Path, batch: Any) -> None:
-        weights = sum(float(parameter.sum()) for parameter in network.parameters())
+        weights = sum(float(parameter.detach().sum()) for parameter in network.parameters())
         made, part = Path(folder) / f"{weights:.9e}.onnx", Path(folder) / f"part{os.getpid()}.onnx"
         if not made.exists():
             write(network, part, batch)
