@@ -7,6 +7,7 @@ prints with `Printer` and writes its record with `write_record`. Errors need no 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,8 @@ from hmrcompress.errors import HMRCompressError
 
 DEBUG_KEY = "hmrcompress.debug"
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""Disk full, file larger than is allowed, quota used up."""
 MAX_WIDTH = 1000
 
 
@@ -51,7 +54,9 @@ RegressorOption = Annotated[
     Path | None,
     typer.Option("--regressor", help="Joint regressor that a protocol needs (npy, npz).", show_default=False),
 ]
-MasksOption = Annotated[str, typer.Option("--masks", help="Person masks: data, files:DIR, self or none.")]
+MasksOption = Annotated[
+    str, typer.Option("--masks", help="Person masks: data, files:DIR, onnx:FILE, self, none or a plug-in.")
+]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 
 
@@ -68,9 +73,12 @@ class SafeGroup(TyperGroup):
             complain(str(error))
             raise typer.Exit(error.exit_code) from error
         except OSError as error:
-            if ctx.meta.get(DEBUG_KEY) or error.filename is None:
+            if ctx.meta.get(DEBUG_KEY) or (error.filename is None and error.errno not in NO_ROOM):
                 raise
-            complain(f"{error.filename}: {error.strerror}.")
+            if error.errno in NO_ROOM:
+                complain(f"there was no room to write ({error.strerror}); nothing was left half-written. Free some.")
+            else:
+                complain(f"{error.filename}: {error.strerror}.")
             raise typer.Exit(HMRCompressError.exit_code) from error
         except KeyboardInterrupt as error:
             complain("interrupted")

@@ -2,8 +2,7 @@
 
 A model is `starter`, `starter-fast`, `random:FAMILY`, a checkpoint file or a compressed folder; data are
 `starter[:split]`, `FORMAT:PATH[,option=value…]` or a path; a body is `starter`, a file, or a folder of three
-(`open_measure`); masks are `data`, `files:DIR`, `onnx:FILE`, `self` or `none`. Whoever has the objects already may hand
-them in instead.
+(`open_measure`); masks are as docs/masks.md lists them. Whoever has the objects already may hand them in instead.
 """
 
 from __future__ import annotations
@@ -266,7 +265,7 @@ def open_plan(plan: Plan | Path | str) -> Plan:
 
 
 def open_masks(masks: Masks) -> MaskSource:
-    """`data`, `files:DIR`, `self` or `none`. Raises UserError."""
+    """A mask source by its name, such as `data` or `onnx:FILE`. Raises UserError."""
     return mask_source(masks) if isinstance(masks, str) else masks
 
 

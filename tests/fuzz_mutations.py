@@ -125,15 +125,15 @@ HEADERS = (
 
 @functools.cache
 def folded() -> bytes:
-    """An .npy file of 600 MB of zeros, as a zip folds it."""
+    """An .npy file of 300 MB of zeros, as a zip folds it."""
     packed = io.BytesIO()
     with (
         zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("x.npy", "w") as file,
     ):
-        header = claimed((600_000_000,), "|u1")[:-64]
+        header = claimed((300_000_000,), "|u1")[:-64]
         file.write(header)
-        for _ in range(600):
+        for _ in range(300):
             file.write(bytes(1_000_000))
     return packed.getvalue()
 

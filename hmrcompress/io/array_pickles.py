@@ -111,8 +111,11 @@ def _shaped(decoder: Decoder, raw: Any, kind: Inert, shape: Any, order: Any) -> 
 def _dtype(kind: Inert) -> np.dtype | None:
     """The type of numbers or text, None for objects and fields."""
     code = str(_text(kind.args[0]))
-    order = _text(kind.state[1]) if kind.state else "="
-    return np.dtype(code).newbyteorder(order if order in ("<", ">") else "=") if code[0] in NUMBERS + TEXTS else None
+    if code[0] not in NUMBERS + TEXTS:
+        return None
+    big = bool(kind.state) and _text(kind.state[1]) == ">"
+    little = bool(kind.state) and _text(kind.state[1]) == "<"
+    return np.dtype(code).newbyteorder(">" if big else "<" if little else "=")
 
 
 def _scalar(decoder: Decoder, record: Inert) -> Any:

@@ -56,8 +56,12 @@ def atomic_folder(path: Path | str, *, replaceable: Callable[[Path], bool] | Non
         if path.is_dir():
             old = _beside(path)
             os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
+            try:
+                os.replace(temporary, path)
+            except BaseException:  # also for Ctrl-C: what stood there goes back
+                os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, path)
     finally:

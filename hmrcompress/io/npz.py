@@ -23,16 +23,15 @@ UNREADABLE = (
     TypeError,
     OverflowError,
     MemoryError,
-    RecursionError,
     SyntaxError,
     tokenize.TokenError,
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,
+    RuntimeError,
 )
-"""Everything that numpy and zipfile raise on torn or hostile archives. NotImplementedError is zipfile's word for a
-compression, an encryption or a version of the format that it does not know; a flipped bit is enough to ask for one."""
+"""Everything that numpy and zipfile raise on torn or hostile archives. RuntimeError is zipfile's word for what is
+encrypted or compressed in a way that it does not know; a flipped bit is enough to ask for that."""
 NPY_MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
 
@@ -76,7 +75,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, remedy:
         if claimed > entry.file_size or min(shape, default=0) < 0:
             raise UserError(f"claims the shape {shape}, which the file has no bytes for", where, remedy)
     with archive.open(entry) as file:
-        return np.lib.format.read_array(file, allow_pickle=False, max_header_size=LONGEST_HEADER)  # type: ignore[arg-type]
+        return np.lib.format.read_array(file, allow_pickle=False, max_header_size=LONGEST_HEADER)
 
 
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:

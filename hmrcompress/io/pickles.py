@@ -22,6 +22,7 @@ import numpy as np
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import DAMAGED, Decoder
 from hmrcompress.io.known_globals import DEFAULT_MAPPING, MAPPINGS, RECORDS
+from hmrcompress.io.npz import UNREADABLE
 from hmrcompress.io.pickle_machine import Inert, Machine, PickleFault
 from hmrcompress.io.unpickler import load, refuse
 from hmrcompress.io.zips import check_zip
@@ -77,7 +78,7 @@ def _scan_zip(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             data = archive.read(inner[0])
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(NOT_TORCH, path) from error
     return _scan(Machine(data, persistent=True, also_known=TORCH), path, 1)
 

@@ -22,6 +22,8 @@ from hmrcompress.models.vit import ViT
 from hmrcompress.records import HMROutput
 
 TOKEN_INPUTS = ("zero", "mean_shape")
+LARGEST, MOST_LAYERS = 1 << 16, 1024
+"""Bounds of what a file may claim: far above any network, and quick to find wrong."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ class NetworkConfig:
         known = {field.name for field in fields(kind)}
         if odd := sorted(set(given) ^ known):
             raise UserError(f"unknown or missing fields: {', '.join(odd)}", where)
+        for name, value in given.items():
+            sizes = list(value) if isinstance(value, (list, tuple)) else [value]
+            fits = len(sizes) == (2 if name == "grid" else 1)
+            if name != "token_input" and not (fits and all(type(n) is int and 1 <= n <= LARGEST for n in sizes)):
+                raise UserError(f"got {value!r}, expected sizes of 1 to {LARGEST}", f"{where}: {name}")
+        if max(given["depth"], given["head_depth"], given["iterations"]) > MOST_LAYERS:
+            raise UserError(f"more than {MOST_LAYERS} layers or iterations", where)
         return kind(**given)
 
 

@@ -158,7 +158,7 @@ class Recipe(_Part):
     body: str = Field(default="starter", description="starter, a body file, or a folder of SMPL's three")
     regressor: str | None = Field(default=None, description="Joint regressor that the data's protocol needs")
     data: Data = Data()
-    masks: str = Field(default="data", description="Person masks: data, files:DIR or none")
+    masks: str = Field(default="data", description="Person masks: data, files:DIR, onnx:FILE, self or none")
     seed: int = 0
     batch_size: int = Field(default=32, gt=0, description="Crops at a time in search and eval")
     search: Search | None = None
