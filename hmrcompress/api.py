@@ -5,6 +5,7 @@ Arguments are names and paths, or the objects that `hmrcompress.opening` makes o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from hmrcompress.opening import (
     Masks,
     Model,
     Module,
+    adaptive_network,
     compressed_network,
     decoder_for,
     load,
@@ -168,6 +170,7 @@ def evaluate(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     sequences: SequenceSettings | None = None,
+    buckets: Sequence[int] | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Evaluation:
@@ -175,16 +178,20 @@ def evaluate(
 
     A compressed model is scored with merged layers, and with merged tokens too where its plan merges them. The network
     as it was before is the stage `baseline`. A model that holds a temporal decoder is scored with it too; `sequences`
-    says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. Raises
-    UserError.
+    says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `buckets`
+    adds the stage `adaptive_tokens`: as many of the numbers of tokens as each crop's person needs. Raises UserError.
     """
     surface, where, source = open_body(body), pick_device(device), open_masks(masks)
     checkpoint = load(model, seed=seed)
     probe = probe_for(checkpoint, source) if checkpoint.tokens else None
     reference = None if against is None else on_device(load(against, seed=seed).network, where)
     decoder = temporal_decoder(checkpoint)
+    network = on_device(checkpoint.network, where)
+    stages = stages_of(network, checkpoint.plan, against=reference, dtype=dtype, probe=probe)
+    if buckets is not None:
+        stages = stages.with_adaptive(adaptive_network(checkpoint, network, source, buckets), dtype=dtype)
     return evaluate_stages(
-        stages_of(on_device(checkpoint.network, where), checkpoint.plan, against=reference, dtype=dtype, probe=probe),
+        stages,
         open_data(data, body=surface, progress=progress),
         body=on_device(surface, where),
         protocol=open_protocol(protocol),
