@@ -50,7 +50,7 @@ TokensOption = Annotated[
     str,
     typer.Option(
         "--tokens",
-        help="plan: as the model was made for; auto: as many as each person needs, of 64, 90, 128, 192 (auto:48,96,192).",
+        help="plan: as the model was made for; auto: what each person needs, of 64, 90, 128, 192 (or auto:48,96,192).",
     ),
 ]
 BackgroundCoarseOption = Annotated[

@@ -1,9 +1,9 @@
 """Compress pretrained transformer networks for human mesh recovery: layer merging, token merging, and the evidence.
 
-`import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx`; for networks of other
-code `hc.apply, hc.person_mask, hc.unapply`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. The functions live in
-`hmrcompress.api` and `hmrcompress.tuning` and are loaded when first used, so that importing the package costs next to
-nothing.
+`import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx, hc.predict,
+hc.profile`; for networks of other code `hc.apply, hc.person_mask, hc.unapply`; to train `hc.heal, hc.fit_probe,
+hc.fit_decoder`. The functions live in `hmrcompress.api` and `hmrcompress.tuning` and are loaded when first used, so
+that importing the package costs next to nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hmrcompress.api import apply, bench, evaluate, export_onnx, load, merge, person_mask, search, unapply
+    from hmrcompress.api import (
+        apply,
+        bench,
+        evaluate,
+        export_onnx,
+        load,
+        merge,
+        person_mask,
+        predict,
+        profile,
+        search,
+        unapply,
+    )
     from hmrcompress.tuning import extract_features, fit_decoder, fit_probe, heal
 
 __version__ = "0.1.0"
@@ -29,6 +41,8 @@ __all__ = [
     "load",
     "merge",
     "person_mask",
+    "predict",
+    "profile",
     "search",
     "unapply",
 ]

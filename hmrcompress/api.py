@@ -50,9 +50,18 @@ from hmrcompress.opening import (
     open_plan,
     open_protocol,
     pipeline_of,
+    pipeline_reader,
     probe_for,
     temporal_decoder,
 )
+from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
+from hmrcompress.pipeline.detect import open_boxes
+from hmrcompress.pipeline.frames import open_source
+from hmrcompress.pipeline.predict import PredictSettings
+from hmrcompress.pipeline.predict import predict as predict_pipeline
+from hmrcompress.pipeline.profile import Profile
+from hmrcompress.pipeline.profile import profile as profile_pipeline
+from hmrcompress.pipeline.summary import Summary
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.searching.search import SearchResult, SearchSettings
@@ -62,7 +71,7 @@ __all__ = [
     "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "compressed_network",
     "decoder_for", "evaluate", "export_decoder", "export_onnx", "layer_similarity", "load", "merge", "of_starter",
     "on_device", "open_body", "open_data", "open_masks", "open_plan", "open_protocol", "person_mask", "pipeline_of",
-    "probe_for", "search", "temporal_decoder", "unapply",
+    "predict", "probe_for", "profile", "search", "temporal_decoder", "unapply",
 ]  # fmt: skip
 
 
@@ -237,6 +246,65 @@ def bench(
         checkpoint, original, layers=layers, tokens=tokens, seed=seed, alone=pipeline is not None
     )
     return bench_networks(before, after, settings=settings, pipeline=pipeline, device=where, progress=progress)
+
+
+def predict(
+    model: Model,
+    source: Path | str,
+    out: Path | str,
+    *,
+    boxes: str | BoxSource = "full",
+    box_scale: float = BOX_SCALE,
+    masks: Masks = "auto",
+    buckets: Sequence[int] | None = None,
+    fps: float | None = None,
+    settings: PredictSettings | None = None,
+    body: Body = "starter",
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = no_progress,
+) -> Summary:
+    """Bodies of the people in a picture, a folder of pictures or a video, written to the folder `out`: params.npz,
+    overlay, track.glb. See `pipeline.predict`.
+
+    boxes: `full`, `onnx:FILE`, or a file (see `pipeline.boxes`). masks: `auto` is the model's own saliency probe where
+    it holds one, else none, and then no tokens are merged. fps: of a folder that is a sequence. Raises UserError.
+    """
+    reader, found = pipeline_reader(
+        load(model, seed=settings.seed if settings else 0), masks, open_body(body), device, dtype=dtype, buckets=buckets
+    ), open_source(source, fps)  # fmt: skip
+    people = open_boxes(boxes, scale=box_scale, cuda=reader.device.type == "cuda") if isinstance(boxes, str) else boxes
+    return predict_pipeline(found, people, reader, Path(out), settings, progress=progress)
+
+
+def profile(
+    model: Model,
+    source: Path | str,
+    *,
+    boxes: str = "full",
+    box_scale: float = BOX_SCALE,
+    masks: Masks = "auto",
+    buckets: Sequence[int] | None = None,
+    fps: float | None = None,
+    settings: PredictSettings | None = None,
+    body: Body = "starter",
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = no_progress,
+) -> Profile:
+    """Where the time of `predict` goes, stage by stage, run one after the other. See `pipeline.profile`. Arguments as
+    of `predict`; nothing stays on disk. Raises UserError."""
+    reader = pipeline_reader(
+        load(model, seed=settings.seed if settings else 0), masks, open_body(body), device, dtype=dtype, buckets=buckets
+    )
+    cuda = reader.device.type == "cuda"
+    return profile_pipeline(
+        open_source(source, fps),
+        lambda: open_boxes(boxes, scale=box_scale, cuda=cuda),
+        reader,
+        settings,
+        progress=progress,
+    )
 
 
 def layer_similarity(

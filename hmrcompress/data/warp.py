@@ -67,7 +67,9 @@ def _forward(center: np.ndarray, side: float) -> list[float]:
         rows[i], rows[pivot], goal[i], goal[pivot] = rows[pivot], rows[i], goal[pivot], goal[i]
         for j in range(i + 1, 6):
             share = rows[j][i] * (-1 / rows[i][i])
-            rows[j] = rows[j][: i + 1] + [a + share * b for a, b in zip(rows[j][i + 1 :], rows[i][i + 1 :], strict=True)]
+            rows[j] = rows[j][: i + 1] + [
+                a + share * b for a, b in zip(rows[j][i + 1 :], rows[i][i + 1 :], strict=True)
+            ]
             goal[j] += share * goal[i]
     for i in reversed(range(6)):
         for j in range(i + 1, 6):

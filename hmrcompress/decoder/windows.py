@@ -13,9 +13,7 @@ class ClipStream:
     """Pose numbers of a clip, fed piece by piece: those of `decode_clip` on the whole clip, each as soon as no later
     frame can change it, at most two windows after its own. Holds at most three windows, however long the clip is."""
 
-    def __init__(
-        self, decoder: TemporalDecoder, *, overlap: int | None = None, steps: int = 1, seed: int = 0
-    ) -> None:
+    def __init__(self, decoder: TemporalDecoder, *, overlap: int | None = None, steps: int = 1, seed: int = 0) -> None:
         """Arguments as of `decode_clip`. Raises UserError for a wrong overlap."""
         self.decoder, self.steps, self.noise = decoder, steps, window_noise(decoder, seed)
         self.frames = decoder.config.frames

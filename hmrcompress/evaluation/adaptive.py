@@ -20,7 +20,7 @@ FORCED_EVERY = 8
 
 @dataclass
 class AdaptiveTally:
-    """How many crops ran in each bucket, and how many person tokens were lost on those frames where that was counted."""
+    """How many crops ran in each bucket, and how many person tokens were lost where that was counted."""
 
     network: AdaptiveTokens
     frames: Counter[int] = field(default_factory=Counter)
@@ -34,8 +34,8 @@ class AdaptiveTally:
             self.frames[keep] += len(rows)
 
     def to_json(self) -> dict[str, Any]:
-        """{buckets: {kept: frames}, how, mean_kept, mean_macs, mean_macs_with_attention[, forced_person_merges_per_frame,
-        forced_counted_on_frames]}; MACs of one crop, averaged over the crops seen."""
+        """{buckets: {kept: frames}, how, mean_kept, mean_macs, mean_macs_with_attention[,
+        forced_person_merges_per_frame, forced_counted_on_frames]}; MACs of one crop, averaged over the crops seen."""
         total = sum(self.frames.values())
         costs = {keep: network_cost(self.network.config, self.network.settings_of(keep)) for keep in self.frames}
 

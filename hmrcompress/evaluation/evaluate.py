@@ -16,10 +16,10 @@ from hmrcompress.decoder.clips import check_lookahead
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
+from hmrcompress.evaluation.adaptive import ADAPTIVE, AdaptiveTally, adaptive_outputs
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.sequences import Outputs, interpolated, observe, sequence_predict, spans
 from hmrcompress.geometry.rotations import sixd_to_matrix
-from hmrcompress.evaluation.adaptive import ADAPTIVE, AdaptiveTally, adaptive_outputs
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import forced_merges, merging_settings, token_counts, with_token_merging
 from hmrcompress.metrics.bootstrap import clip_interval

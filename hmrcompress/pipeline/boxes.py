@@ -95,7 +95,9 @@ def read_boxes(path: Path, scale: float = BOX_SCALE) -> BoxTable:
     else:
         corners = _column(arrays, "box", (4,), path)
         if wrong := np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(1)).tolist():
-            raise UserError(f"box {wrong[0]}: got {corners[wrong[0]].tolist()}, expected left, top, right, bottom", path)
+            raise UserError(
+                f"box {wrong[0]}: got {corners[wrong[0]].tolist()}, expected left, top, right, bottom", path
+            )
         centre, side = squares(corners, scale)
     if len(centre) != count or len(side) != count or (side <= 0).any():
         raise UserError(f"expected {count} boxes, one for each frame and track, with sides above 0", path)
@@ -103,9 +105,7 @@ def read_boxes(path: Path, scale: float = BOX_SCALE) -> BoxTable:
     key = np.stack([frame, track])[:, order]
     if (twice := np.flatnonzero((key[:, 1:] == key[:, :-1]).all(0))).size:
         raise UserError(f"frame {int(key[0, twice[0]])}, track {int(key[1, twice[0]])} occurs twice", path)
-    return BoxTable(
-        str(path), frame[order].astype(np.int64), track[order].astype(np.int64), centre[order], side[order]
-    )
+    return BoxTable(str(path), frame[order].astype(np.int64), track[order].astype(np.int64), centre[order], side[order])
 
 
 def _column(arrays: dict[str, Any], name: str, shape: tuple[int, ...], path: Path) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the network said of one crop, float32 on the CPU: features (D,), rotations (J,3,3), betas (10,), cam (3,)."""
+    """The network's answer to one crop, float32 on the CPU: features (D,), rotations (J,3,3), betas (10,), cam (3,)."""
 
     features: Tensor
     rotations: Tensor
@@ -91,6 +91,7 @@ class TrackStream:
     ) -> None:
         self.track, self.codec = track, codec
         self.decoder, self.steps, self.seed = decoder, steps, seed + track
+        self.newest = -1
         self._begin()
 
     def _begin(self) -> None:
@@ -98,9 +99,7 @@ class TrackStream:
         self.predictions: list[Prediction | None] = []
         self.owed: list[Rows] = []
         self.open = True
-        self.stream = (
-            None if self.decoder is None else ClipStream(self.decoder, steps=self.steps, seed=self.seed)
-        )
+        self.stream = None if self.decoder is None else ClipStream(self.decoder, steps=self.steps, seed=self.seed)
 
     def push(self, seen: Sequence[Seen], predictions: Sequence[Prediction | None]) -> list[Rows]:
         """The track's next boxes, by rising frame, with what the network said of those that it ran on."""
@@ -108,6 +107,7 @@ class TrackStream:
         for each, prediction in zip(seen, predictions, strict=True):
             if self.seen and each.frame - self.seen[-1].frame > LONGEST_HOLE + 1:
                 made += self.flush()
+            self.newest = each.frame
             self.seen.append(each)
             self.predictions.append(prediction)
         return made + self._advance(last=False)
