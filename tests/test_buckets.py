@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
 import torch
+from typer.testing import CliRunner
 
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import DataMasks
 from hmrcompress.errors import ShapeError, UserError
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import forced_merges, with_token_merging
 from hmrcompress.merging.buckets import bucket_of, check_buckets, group, split_order
+from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.tokens import layer_count, match, merge
 from hmrcompress.plan import TokenSettings
+from hmrcompress_cli.main import app
 
 
 def persons(generator: np.random.Generator, tokens: int, count: int) -> torch.Tensor:
@@ -163,3 +171,27 @@ def test_what_cannot_go_with_buckets_is_refused() -> None:
         AdaptiveTokens(tiny.network(), TokenSettings(protect=2))
     with pytest.raises(UserError, match="person masks"):
         AdaptiveTokens(tiny.network(), TokenSettings())(torch.zeros(1, 3, 256, 192))
+
+
+def test_eval_measures_adaptive_tokens_beside_the_others(
+    tmp_path: Path, tiny_model: Path, tiny_body_file: Path, tiny_crops: CropSet, tiny_crops_file: Path
+) -> None:
+    """Kept tokens and MACs are means over the crops, each counted by itself here."""
+    common = ["eval", str(tiny_model), "--data", f"crops:{tiny_crops_file}", "--body", str(tiny_body_file)]
+    figures = tmp_path / "figures.json"
+    done = CliRunner().invoke(app, [*common, "--tokens", "auto:56,70,90", "--json", str(figures)])
+    assert done.exit_code == 0 and "adaptive tokens" in done.output, done.output
+    made = json.loads(figures.read_text())
+    assert list(made["stages"]) == ["mean_pose", "baseline", "adaptive_tokens"]
+    found = made["tokens"]["adaptive"]
+    masks = DataMasks().person(tiny_crops, np.arange(12))
+    assert masks is not None
+    kept = [next(keep for keep in (56, 70, 90, 192) if keep > count) for count in masks.flatten(1).sum(1).tolist()]
+    assert found["buckets"] == {str(keep): kept.count(keep) for keep in (56, 70, 90, 192)}
+    assert found["mean_kept"] == pytest.approx(np.mean(kept)) and found["forced_person_merges_per_frame"] == 0
+    macs = [
+        network_cost(tiny.CONFIG, TokenSettings(keep=keep, schedule=None) if keep < 192 else None).macs for keep in kept
+    ]
+    assert found["mean_macs"] == pytest.approx(np.mean(macs))
+    done = CliRunner().invoke(app, [*common, "--tokens", "auto", "--masks", "none"])
+    assert done.exit_code == 2 and "masks before the network runs" in done.output

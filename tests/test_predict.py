@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import tiny_decoder
 import torch
 from PIL import Image

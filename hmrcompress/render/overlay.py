@@ -102,6 +102,6 @@ def draw_meshes(
     normals = vertex_normals(flat, every)
     tones = np.ascontiguousarray(colours, np.float32)
     _blend(
-        drawn, int(top), int(left), face_index, bary, every, normals, tones, len(faces), SAMPLES, np.float32(opacity)
+        drawn, int(top), int(left), face_index, bary, every, normals, tones, len(faces), SAMPLES, opacity
     )
     return drawn
