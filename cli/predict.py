@@ -75,7 +75,7 @@ def predict(
     debug: DebugOption = False,
 ) -> None:
     """Bodies in pictures or a video: SMPL parameters (npz), an overlay (mp4, png), an animated mesh (glb)."""
-    from hmrcompress import api
+    from hmrcompress import predicting
     from hmrcompress.pipeline.predict import PredictSettings
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
 
@@ -92,7 +92,7 @@ def predict(
         seed=seed,
     )
     with progress_bar(quiet=quiet) as progress:
-        summary = api.predict(
+        summary = predicting.predict(
             model,
             source,
             out,

@@ -60,7 +60,7 @@ def profile(
     debug: DebugOption = False,
 ) -> None:
     """Where the time of `predict` goes: its stages one after the other, the first frame apart. Writes no files."""
-    from hmrcompress import api
+    from hmrcompress import predicting
     from hmrcompress.pipeline.predict import PredictSettings
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
 
@@ -76,7 +76,7 @@ def profile(
         seed=seed,
     )
     with progress_bar(quiet=quiet) as progress:
-        result = api.profile(
+        result = predicting.profile(
             model,
             source,
             boxes=boxes,

@@ -20,11 +20,10 @@ if TYPE_CHECKING:
         load,
         merge,
         person_mask,
-        predict,
-        profile,
         search,
         unapply,
     )
+    from hmrcompress.predicting import predict, profile
     from hmrcompress.tuning import extract_features, fit_decoder, fit_probe, heal
 
 __version__ = "0.1.0"
@@ -49,11 +48,13 @@ __all__ = [
 
 TUNING = ("extract_features", "fit_decoder", "fit_probe", "heal")
 """Those of them that live in `hmrcompress.tuning`."""
+PREDICTING = ("predict", "profile")
+"""Those that live in `hmrcompress.predicting`."""
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = "tuning" if name in TUNING else "api"
+        module = "tuning" if name in TUNING else "predicting" if name in PREDICTING else "api"
         return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module 'hmrcompress' has no attribute {name!r}")
 

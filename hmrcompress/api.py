@@ -13,6 +13,7 @@ import torch
 
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.errors import UserError
+from hmrcompress.evaluation.adaptive_bench import AdaptiveTiming, time_adaptive
 from hmrcompress.evaluation.bench import BenchResult, BenchSettings
 from hmrcompress.evaluation.bench import bench as bench_networks
 from hmrcompress.evaluation.contenders import contenders
@@ -24,6 +25,7 @@ from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_
 from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
 from hmrcompress.exporting.onnx import OnnxExport
 from hmrcompress.exporting.onnx import export_onnx as export_network
+from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.merging.live import apply as apply_to_live
@@ -50,28 +52,20 @@ from hmrcompress.opening import (
     open_plan,
     open_protocol,
     pipeline_of,
-    pipeline_reader,
     probe_for,
     temporal_decoder,
 )
-from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
-from hmrcompress.pipeline.detect import open_boxes
-from hmrcompress.pipeline.frames import open_source
-from hmrcompress.pipeline.predict import PredictSettings
-from hmrcompress.pipeline.predict import predict as predict_pipeline
-from hmrcompress.pipeline.profile import Profile
-from hmrcompress.pipeline.profile import profile as profile_pipeline
-from hmrcompress.pipeline.summary import Summary
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
 
 __all__ = [
-    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "compressed_network",
+    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "adaptive_network", "apply", "bench",
+    "bench_adaptive", "compressed_network",
     "decoder_for", "evaluate", "export_decoder", "export_onnx", "layer_similarity", "load", "merge", "of_starter",
     "on_device", "open_body", "open_data", "open_masks", "open_plan", "open_protocol", "person_mask", "pipeline_of",
-    "predict", "probe_for", "profile", "search", "temporal_decoder", "unapply",
+    "probe_for", "search", "temporal_decoder", "unapply",
 ]  # fmt: skip
 
 
@@ -248,61 +242,30 @@ def bench(
     return bench_networks(before, after, settings=settings, pipeline=pipeline, device=where, progress=progress)
 
 
-def predict(
+def bench_adaptive(
     model: Model,
-    source: Path | str,
-    out: Path | str,
     *,
-    boxes: str | BoxSource = "full",
-    box_scale: float = BOX_SCALE,
-    masks: Masks = "auto",
-    buckets: Sequence[int] | None = None,
-    fps: float | None = None,
-    settings: PredictSettings | None = None,
-    body: Body = "starter",
+    tokens: TokenSettings | None = None,
+    buckets: Sequence[int] = BUCKETS,
+    settings: BenchSettings | None = None,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
     progress: Progress = no_progress,
-) -> Summary:
-    """Bodies of the people in a picture, a folder of pictures or a video, written to the folder `out`: params.npz,
-    overlay, track.glb. See `pipeline.predict`.
-
-    boxes: `full`, `onnx:FILE`, or a file (see `pipeline.boxes`). masks: `auto` is the model's own saliency probe where
-    it holds one, else none, and then no tokens are merged. fps: of a folder that is a sequence. Raises UserError.
-    """
-    reader, found = pipeline_reader(
-        load(model, seed=settings.seed if settings else 0), masks, open_body(body), device, dtype=dtype, buckets=buckets
-    ), open_source(source, fps)  # fmt: skip
-    people = open_boxes(boxes, scale=box_scale, cuda=reader.device.type == "cuda") if isinstance(boxes, str) else boxes
-    return predict_pipeline(found, people, reader, Path(out), settings, progress=progress)
-
-
-def profile(
-    model: Model,
-    source: Path | str,
-    *,
-    boxes: str = "full",
-    box_scale: float = BOX_SCALE,
-    masks: Masks = "auto",
-    buckets: Sequence[int] | None = None,
-    fps: float | None = None,
-    settings: PredictSettings | None = None,
-    body: Body = "starter",
-    device: str = "auto",
-    dtype: torch.dtype = torch.float32,
-    progress: Progress = no_progress,
-) -> Profile:
-    """Where the time of `predict` goes, stage by stage, run one after the other. See `pipeline.profile`. Arguments as
-    of `predict`; nothing stays on disk. Raises UserError."""
-    reader = pipeline_reader(
-        load(model, seed=settings.seed if settings else 0), masks, open_body(body), device, dtype=dtype, buckets=buckets
-    )
-    cuda = reader.device.type == "cuda"
-    return profile_pipeline(
-        open_source(source, fps),
-        lambda: open_boxes(boxes, scale=box_scale, cuda=cuda),
-        reader,
-        settings,
+) -> AdaptiveTiming:
+    """Times a model with as many tokens as each person needs beside the same model with all of them and with a fixed
+    number. tokens: how they are merged, by default as the model's plan says. See `evaluation.adaptive_bench`. Raises
+    UserError."""
+    checkpoint, settings = load(model, seed=seed), settings or BenchSettings()
+    return time_adaptive(
+        checkpoint.network,
+        tokens or checkpoint.tokens,
+        buckets,
+        batch_sizes=settings.batch_sizes,
+        dtype=settings.dtype,
+        device=pick_device(device),
+        rounds=settings.rounds,
+        max_seconds=settings.max_seconds,
+        seed=seed,
         progress=progress,
     )
 

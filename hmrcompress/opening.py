@@ -19,7 +19,7 @@ from torch import nn
 from hmrcompress.body.files import load_body, starter_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
-from hmrcompress.data.masks import MaskSource, NoMasks, mask_source
+from hmrcompress.data.masks import MaskSource, mask_source
 from hmrcompress.decoder.config import PRESETS
 from hmrcompress.decoder.files import build_decoder
 from hmrcompress.decoder.model import TemporalDecoder
@@ -29,16 +29,13 @@ from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS
-from hmrcompress.metrics.pose import PROTOCOLS, Protocol, network_outputs
+from hmrcompress.metrics.pose import PROTOCOLS, Protocol
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.pipeline.predict import Reader
 from hmrcompress.plan import Plan, TokenSettings
-from hmrcompress.runtime import Progress, no_progress, pick_device
+from hmrcompress.runtime import Progress, no_progress
 
-STARTER_BODY = "hmrcompress-starter-body"
-"""The body of networks trained in the starter world, whose camera places the root joint."""
 STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
 
 Model = str | Path | Checkpoint
@@ -153,42 +150,6 @@ def pipeline_of(
     name = checkpoint.name if decoder is None else f"{decoder}, random weights"
     codec = on_device(PoseCodec(body), device)
     return Pipeline(on_device(found, device), codec, name, clips or PipelineSettings())
-
-
-def pipeline_reader(
-    checkpoint: Checkpoint,
-    masks: Masks,
-    body: BodyModel,
-    device: str,
-    *,
-    dtype: torch.dtype = torch.float32,
-    buckets: Sequence[int] | None = None,
-) -> Reader:
-    """A model as the pipeline runs it. masks: `auto` is the model's saliency probe where it holds one, else none, and
-    then no tokens are merged; `none` merges them without. buckets: adaptive tokens. Raises UserError."""
-    where, tokens = pick_device(device), checkpoint.tokens
-    if masks == "auto":
-        masks = "none" if checkpoint.probe is None or tokens is None or buckets is not None else "self"
-        tokens = tokens if masks == "self" else None
-    source = open_masks(masks)
-    if source.name == "data":
-        raise UserError("pictures and videos come without masks", "--masks data", "Try auto, self or files:DIR")
-    network = on_device(checkpoint.network, where)
-    ready: nn.Module
-    if buckets is not None:
-        ready = adaptive_network(checkpoint, network, source, buckets)
-    else:
-        ready = with_token_merging(network, tokens, probe_for(checkpoint, source) if tokens else None).eval()
-    surface, decoder = on_device(body, where), temporal_decoder(checkpoint)
-    return Reader(
-        outputs=network_outputs(ready, dtype=dtype),
-        body=surface,
-        masks=source if tokens is not None or buckets is not None else NoMasks(),
-        device=where,
-        decoder=None if decoder is None else on_device(decoder, where),
-        codec=None if decoder is None else PoseCodec(surface),
-        root_centred=checkpoint.body == STARTER_BODY,
-    )
 
 
 def open_body(body: Body = "starter") -> BodyModel:

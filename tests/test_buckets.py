@@ -195,3 +195,15 @@ def test_eval_measures_adaptive_tokens_beside_the_others(
     assert found["mean_macs"] == pytest.approx(np.mean(macs))
     done = CliRunner().invoke(app, [*common, "--tokens", "auto", "--masks", "none"])
     assert done.exit_code == 2 and "masks before the network runs" in done.output
+
+
+def test_bench_times_adaptive_tokens_on_people_of_every_size(tmp_path: Path, tiny_model: Path) -> None:
+    figures = tmp_path / "figures.json"
+    flags = ["--tokens", "auto", "--keep-tokens", "90", "--batch-sizes", "4", "--rounds", "1", "--json", str(figures)]
+    done = CliRunner().invoke(app, ["bench", str(tiny_model), "--device", "cpu", *flags])
+    assert done.exit_code == 0 and "adaptive tokens" in done.output, done.output
+    found = json.loads(figures.read_text())["adaptive"]
+    # The sixteen sizes by hand: 8 below 64 tokens, 7 below 90, one above.
+    assert found["adaptive"]["buckets"] == {"64": 8, "90": 7, "128": 1, "192": 0}
+    assert set(found["batch_sizes"]["4"]["fps"]) == {"plain", "fixed", "adaptive"}
+    assert found["macs"]["plain"] > found["macs"]["fixed"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmrcompress import api
+from hmrcompress import api, predicting
 from hmrcompress.metrics.pose import mpjpe
 from hmrcompress.pipeline.predict import PredictSettings
 from hmrcompress.pipeline.starter_video import write_crop_video
@@ -27,7 +27,7 @@ def test_the_error_is_that_of_eval_on_the_same_frames(
     video = tmp_path / f"video{suffix}"
     boxes, _ = write_crop_video(video, crops, CLIPS, frames=FRAMES, lossless=lossless)
     settings = PredictSettings(overlay=False, glb=False)
-    api.predict("starter", video, tmp_path / "out", boxes=str(boxes), settings=settings)
+    predicting.predict("starter", video, tmp_path / "out", boxes=str(boxes), settings=settings)
     made = np.load(tmp_path / "out" / "params.npz")
     assert made["frame"].tolist() == np.repeat(np.arange(FRAMES), len(CLIPS)).tolist()
 

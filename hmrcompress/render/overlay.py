@@ -101,7 +101,5 @@ def draw_meshes(
     rasterise(inside, depth, every, face_index, inverse_depth, bary)
     normals = vertex_normals(flat, every)
     tones = np.ascontiguousarray(colours, np.float32)
-    _blend(
-        drawn, int(top), int(left), face_index, bary, every, normals, tones, len(faces), SAMPLES, opacity
-    )
+    _blend(drawn, int(top), int(left), face_index, bary, every, normals, tones, len(faces), SAMPLES, opacity)
     return drawn
