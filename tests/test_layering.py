@@ -15,8 +15,8 @@ BASE = ("errors", "records", "runtime")
 # The rooms of the design, top to bottom; rooms that do not exist yet keep their place.
 ORDER = (
     "recipe", "report", "tuning", "decoder_tuning", "predicting", "api", "opening", "pipeline", "starter", "exporting",
-    "evaluation", "training", "searching", "decoder", "merging", "models", "data", "motion", "render", "metrics", "body",
-    "geometry", "io", "plan", *BASE,
+    "evaluation", "training", "searching", "decoder", "merging", "models", "data", "motion", "render", "metrics",
+    "body", "geometry", "io", "plan", *BASE,
 )  # fmt: skip
 
 
