@@ -32,6 +32,7 @@ class Shown:
         self.store, self.body = store, body
         self.rows = store.order() if store.count else np.zeros(0, np.int64)
         self.frames = store.column("frame")[self.rows] if store.count else self.rows
+        self.tracks = np.unique(store.column("track")) if store.count else self.rows
 
     def on(self, number: int) -> np.ndarray:
         """Row numbers of a frame's people."""
@@ -56,7 +57,8 @@ def overlay(frame: Frame, shown: Shown, vertices: np.ndarray, rows: np.ndarray) 
         return frame.image
     width, height = frame.size
     focal = float(shown.store.column("focal")[rows[0]])
-    colours = [COLOURS[int(track) % len(COLOURS)] for track in shown.store.column("track")[rows]]
+    ranks = np.searchsorted(shown.tracks, shown.store.column("track")[rows])
+    colours = [COLOURS[rank % len(COLOURS)] for rank in ranks]
     faces = np.ascontiguousarray(shown.body.faces, np.int32)
     return draw_meshes(frame.image, vertices, faces, focal, (width / 2, height / 2), colours)
 

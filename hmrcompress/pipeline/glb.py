@@ -90,7 +90,10 @@ def write_glb(path: Path, motions: Sequence[Motion], body: BodyModel) -> None:
     end = max(each.seconds[-1] for each in motions)
     channels: list[dict[str, Any]] = []
     samplers: list[dict[str, Any]] = []
-    people = [_person(writer, each, body, (begin, end), channels, samplers) for each in motions]
+    people = [
+        _person(writer, each, body, (begin, end), channels, samplers, COLOURS[rank % len(COLOURS)])
+        for rank, each in enumerate(motions)
+    ]
     top = writer.add("nodes", {"name": "camera frame", "rotation": HALF_TURN_ABOUT_X, "children": people})
     if channels:
         writer.document["animations"] = [{"name": "tracks", "channels": channels, "samplers": samplers}]
@@ -105,6 +108,7 @@ def _person(
     span: tuple[float, float],
     channels: list[dict[str, Any]],
     samplers: list[dict[str, Any]],
+    colour: tuple[float, float, float],
 ) -> int:
     """Nodes, mesh, skin and keyframes of one track; the number of its topmost node."""
     betas = torch.from_numpy(np.asarray(motion.betas, np.float32))[None].to(body.v_template.device)
@@ -125,7 +129,9 @@ def _person(
     binding = np.tile(np.eye(4, dtype="<f4"), (body.num_joints, 1, 1))
     binding[:, 3, :3] = -joints  # columns of the matrix stand one after the other
     skin = writer.add("skins", {"joints": nodes, "skeleton": nodes[0], "inverseBindMatrices": writer.accessor(binding)})
-    mesh = writer.add("nodes", {"name": f"{name} mesh", "mesh": _mesh(writer, motion, body, rest), "skin": skin})
+    mesh = writer.add(
+        "nodes", {"name": f"{name} mesh", "mesh": _mesh(writer, motion, body, rest, colour), "skin": skin}
+    )
     top = writer.add("nodes", {"name": name, "children": [nodes[0], mesh]})
     if len(motion.seconds) > 1:
         times = writer.accessor((motion.seconds - span[0]).astype("<f4"), bounds=True)
@@ -169,7 +175,9 @@ def _appear(
     channels.append({"sampler": len(samplers) - 1, "target": {"node": node, "path": "scale"}})
 
 
-def _mesh(writer: _Writer, motion: Motion, body: BodyModel, rest: np.ndarray) -> int:
+def _mesh(
+    writer: _Writer, motion: Motion, body: BodyModel, rest: np.ndarray, colour: tuple[float, float, float]
+) -> int:
     """The template of the track's shape with its four strongest weights a vertex; the number of the mesh."""
     weights = body.weights.cpu().numpy()
     strongest = np.argsort(-weights, axis=1, kind="stable")[:, :INFLUENCES]
@@ -184,10 +192,9 @@ def _mesh(writer: _Writer, motion: Motion, body: BodyModel, rest: np.ndarray) ->
         "JOINTS_0": writer.accessor(strongest.astype("<u2"), ARRAY),
         "WEIGHTS_0": writer.accessor(shares.astype("<f4"), ARRAY),
     }
-    colour = [*COLOURS[motion.track % len(COLOURS)], 1.0]
     material = writer.add(
         "materials",
-        {"pbrMetallicRoughness": {"baseColorFactor": colour, "metallicFactor": 0.0, "roughnessFactor": 0.7}},
+        {"pbrMetallicRoughness": {"baseColorFactor": [*colour, 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.7}},
     )
     indices = writer.accessor(faces.reshape(-1).astype("<u4"), ELEMENTS)
     primitive = {"attributes": attributes, "indices": indices, "material": material}

@@ -13,9 +13,10 @@ from hmrcompress.render.raster import Float, Int, project, rasterise, vertex_nor
 
 Picture = NDArray[np.uint8]
 COLOURS = (
-    (0.35, 0.62, 0.95), (0.96, 0.62, 0.32), (0.45, 0.80, 0.47), (0.90, 0.45, 0.60),
-    (0.70, 0.56, 0.92), (0.93, 0.82, 0.38), (0.38, 0.80, 0.82), (0.80, 0.66, 0.52),
+    (0.35, 0.62, 0.95), (0.93, 0.82, 0.38), (0.45, 0.80, 0.47), (0.70, 0.52, 0.95),
+    (0.38, 0.82, 0.84), (0.72, 0.88, 0.36), (0.88, 0.46, 0.86), (0.78, 0.80, 0.84),
 )  # fmt: skip
+"""Of people, one after the other; none of them looks like skin."""
 OPACITY = 0.85
 SAMPLES = 2
 """Samples a pixel, each way."""
