@@ -16,7 +16,7 @@ from hmrcompress.decoder.clips import check_lookahead
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.adaptive import ADAPTIVE, AdaptiveTally, adaptive_outputs
+from hmrcompress.evaluation.adaptive import ADAPTIVE, FORCED_EVERY, AdaptiveTally, adaptive_outputs
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.sequences import Outputs, interpolated, observe, sequence_predict, spans
 from hmrcompress.geometry.rotations import sixd_to_matrix
@@ -41,10 +41,6 @@ from hmrcompress.runtime import Progress, no_progress
 
 MEAN_POSE, BASELINE, MERGED, MERGED_TOKENS = "mean_pose", "baseline", "merged", "merged_tokens"
 LEAK_WARNING = "the plan was searched on these very data, so its figures are optimistic"
-
-
-FORCED_EVERY = 8
-"""Forced merges are counted on every so many batches: counting runs the merging layers once more."""
 
 
 @dataclass
