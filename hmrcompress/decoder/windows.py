@@ -72,9 +72,8 @@ class ClipStream:
 
     def _finished(self, until: int) -> Tensor:
         """Poses of the frames from the first one not given to before `until`; lets go of windows before it."""
-        count, mass, total = until - self.given, 0, self.nothing()
-        total = total.new_zeros(count, total.shape[1])
-        mass = total.new_zeros(count, 1)
+        like, count = self.nothing(), until - self.given
+        total, mass = like.new_zeros(count, like.shape[1]), like.new_zeros(count, 1)
         for start, poses, weights in self.windows:
             low, high = max(start, self.given), min(start + self.frames, until)
             if low < high:

@@ -54,7 +54,7 @@ def write_crop_video(
     corners, (width, height) = places(len(clips), count)
     behind = _backdrop(np.asarray(crops.arrays["images"][rows[0][0]]), (width, height))
     how = LOSSLESS if lossless else {"options": {"crf": "12", "preset": "fast"}}
-    with video_writer(path, crops.fps, **how) as write:  # type: ignore[arg-type]
+    with video_writer(path, crops.fps, **how) as write:
         for number in range(count):
             picture = behind.copy()
             for person, mine in enumerate(rows):
@@ -84,7 +84,7 @@ def _write_masks(
         for number in range(count):
             masks = crops.pixel_masks(mine[number : number + 1])
             assert masks is not None
-            picture = Image.fromarray(np.uint8(masks[0]) * np.uint8(255))
+            picture = Image.fromarray(masks[0].astype(np.uint8) * np.uint8(255))
             picture.save(folder / MASK_FILE.format(clip=clip, frame=number))
     return folder
 
@@ -92,4 +92,4 @@ def _write_masks(
 def _backdrop(crop: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A picture of that (width, height), blurred and darkened beyond recognition."""
     large = Image.fromarray(crop).resize(size).filter(ImageFilter.GaussianBlur(size[1] / 8))
-    return np.uint8(np.asarray(large) * 0.55)
+    return (np.asarray(large) * 0.55).astype(np.uint8)
