@@ -94,10 +94,11 @@ def write_glb(path: Path, motions: Sequence[Motion], body: BodyModel) -> None:
         _person(writer, each, body, (begin, end), channels, samplers, COLOURS[rank % len(COLOURS)])
         for rank, each in enumerate(motions)
     ]
-    top = writer.add("nodes", {"name": "camera frame", "rotation": HALF_TURN_ABOUT_X, "children": people})
+    roots, meshes = ([each[part] for each in people] for part in (0, 1))
+    top = writer.add("nodes", {"name": "camera frame", "rotation": HALF_TURN_ABOUT_X, "children": roots})
     if channels:
         writer.document["animations"] = [{"name": "tracks", "channels": channels, "samplers": samplers}]
-    writer.document |= {"scenes": [{"nodes": [top]}], "scene": 0}
+    writer.document |= {"scenes": [{"nodes": [top, *meshes]}], "scene": 0}
     write_bytes(path, writer.packed())
 
 
@@ -109,8 +110,9 @@ def _person(
     channels: list[dict[str, Any]],
     samplers: list[dict[str, Any]],
     colour: tuple[float, float, float],
-) -> int:
-    """Nodes, mesh, skin and keyframes of one track; the number of its topmost node."""
+) -> tuple[int, int]:
+    """Nodes, mesh, skin and keyframes of one track; the numbers of its root joint's node and of its mesh's, which
+    stands at the top of the scene, as only joints move a skin."""
     betas = torch.from_numpy(np.asarray(motion.betas, np.float32))[None].to(body.v_template.device)
     with torch.no_grad():
         rest, joints = (part[0].cpu().numpy().astype("<f4") for part in body.rest(betas))
@@ -132,7 +134,6 @@ def _person(
     mesh = writer.add(
         "nodes", {"name": f"{name} mesh", "mesh": _mesh(writer, motion, body, rest, colour), "skin": skin}
     )
-    top = writer.add("nodes", {"name": name, "children": [nodes[0], mesh]})
     if len(motion.seconds) > 1:
         times = writer.accessor((motion.seconds - span[0]).astype("<f4"), bounds=True)
 
@@ -147,7 +148,7 @@ def _person(
             animate(node, "rotation", quaternions[:, number])
     if motion.seconds[0] > span[0] or motion.seconds[-1] < span[1]:
         _appear(writer, nodes[0], motion, span, channels, samplers)
-    return top
+    return nodes[0], mesh
 
 
 def _appear(
