@@ -17,8 +17,12 @@ def convert(
     ],
     out: OutOption,
     format: Annotated[
-        Literal["native", "original"],
-        typer.Option("--format", help="Our safetensors, or a .ckpt (or .safetensors) for the original code base."),
+        Literal["native", "original", "half"],
+        typer.Option(
+            "--format",
+            help="Our safetensors, a .ckpt (or .safetensors) for the original code base, or a whole model folder, "
+            "decoder and probe included, in float16.",
+        ),
     ] = "native",
     pad_identity: Annotated[
         bool,
@@ -42,7 +46,7 @@ def convert(
         written, about, record = made.path, made.record_path, made.record
     else:
         from hmrcompress.api import load
-        from hmrcompress.models.convert import convert_checkpoint
+        from hmrcompress.models.convert import convert_checkpoint, write_half
         from hmrcompress.models.original import write_original
 
         checkpoint = load(file, num_heads=num_heads, head_heads=head_heads, seed=seed)
@@ -52,6 +56,12 @@ def convert(
             Printer(quiet).say(
                 f"{original.weights}: {original.layers} layers; how to use it is in {original.card.name}"
             )
+            return
+        if format == "half":
+            folder = write_half(checkpoint, out)
+            sizes = {name: file.bytes for name, file in folder.config.files.items()}
+            write_record(json, "convert", {"files": sizes}, seed=seed)
+            Printer(quiet).say(f"{out}: {', '.join(f'{name} {size / 1e6:.1f} MB' for name, size in sizes.items())}")
             return
         converted = convert_checkpoint(checkpoint, out)
         written, about, record = converted.weights, converted.record_path, converted.record

@@ -47,13 +47,21 @@ def finetune(
         str, typer.Option("--motions", help="What the motion VAE learns: starter, or amass:DIR beside it.")
     ] = "starter",
     clips: Annotated[
-        int | None, _option("--clips", min=1, help="Clips of --data for the decoder (400 of the starter).")
+        int | None, _option("--clips", min=1, help="Clips of --data for the decoder (500 of the starter).")
+    ] = None,
+    clip_frames: Annotated[
+        int | None, _option("--clip-frames", min=1, help="Frames of a clip of starter:train (a window and a fifth).")
     ] = None,
     preset: Annotated[str, typer.Option("--preset", help="Size of the decoder: starter or paper.")] = "starter",
     objective: Annotated[
         str, typer.Option("--objective", "--decoder", help="Of the decoder: both, velocity, noise or regress.")
     ] = "both",
-    steps: Annotated[int | None, _option("--steps", min=1, help="Steps of the VAE and of the decoder (10000).")] = None,
+    readout: Annotated[
+        bool | None,
+        _option("--readout/--no-readout", help="The decoder starts from the network's own read-out (as the preset)."),
+    ] = None,
+    vae: Annotated[str | None, _option("--vae", help="--stage decoder: the model whose motion VAE to take.")] = None,
+    steps: Annotated[int | None, _option("--steps", min=1, help="Steps of the VAE and of the decoder (2000).")] = None,
     masks: MasksOption = "data",
     teacher: Annotated[
         str | None, _option("--teacher", help="The network to learn from: by default the one the model was made from.")
@@ -79,7 +87,7 @@ def finetune(
     full: Annotated[bool, typer.Option("--full", help="Train all weights of the backbone, without adapters.")] = False,
     with_head: Annotated[bool, typer.Option("--with-head", help="Train the head too.")] = False,
     rate: Annotated[
-        float | None, _option("--rate", min=0, help="Highest learning rate (0.0003, decoder 0.001).")
+        float | None, _option("--rate", min=0, help="Highest learning rate (0.0003, VAE 0.001, decoder 0.0001).")
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that render starter:train.")] = 1,
     json: JsonOption = None,
@@ -103,6 +111,7 @@ def finetune(
         from hmrcompress_cli.finetune_decoder import run
 
         given = {"stage": stage, "motions": motions, "validation": validation, "clips": clips, "masks": masks}
+        given |= {"readout": readout, "vae": vae, "clip_frames": clip_frames}
         given |= {"preset": preset, "objective": objective, "steps": steps, "max_minutes": max_minutes, "rate": rate}
         given |= {"batch_size": batch_size, "body": body, "device": device, "workers": workers, "seed": seed}
         run(model, out, data, given, json=json, quiet=quiet)

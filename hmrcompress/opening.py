@@ -1,8 +1,8 @@
 """The one place where strings become objects.
 
-A model is `starter`, `random:FAMILY`, a checkpoint file or a compressed folder; data are `starter[:split]`,
-`crops:PATH` or a path; a body is `starter` or a file; masks are `data`, `files:DIR`, `self` or `none`. Whoever has the
-objects already may hand them in instead.
+A model is `starter`, `starter-fast`, `random:FAMILY`, a checkpoint file or a compressed folder; data are
+`starter[:split]`, `crops:PATH` or a path; a body is `starter` or a file; masks are `data`, `files:DIR`, `self` or
+`none`. Whoever has the objects already may hand them in instead.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import Progress, no_progress
 
 STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
+STARTER_FAST = STARTER_MODEL.with_name("starter_fast")
+"""The starter network with layers and tokens merged and a temporal decoder."""
 
 Model = str | Path | Checkpoint
 Body = str | Path | BodyModel
@@ -48,7 +50,8 @@ Module = TypeVar("Module", bound=nn.Module)
 def load(
     model: Model, *, num_heads: int | None = None, head_heads: int | None = None, seed: int = 0, verify: bool = True
 ) -> Checkpoint:
-    """Opens a model: `starter`, `random:FAMILY` (with `seed`), a checkpoint file or a compressed folder, on the CPU.
+    """Opens a model: `starter`, `starter-fast` (compressed, with a temporal decoder), `random:FAMILY` (with `seed`), a
+    checkpoint file or a compressed folder, on the CPU.
 
     `.network` has the layers of the model and does not merge tokens; `compressed_network` gives it as the plan wants
     it. The numbers of heads are asked for only where a file does not tell. Raises UserError.
@@ -56,8 +59,10 @@ def load(
     if isinstance(model, Checkpoint):
         return model
     text = str(model)
-    if text == "starter":
-        return load_checkpoint(STARTER_MODEL, verify=verify)
+    if text == "starter-fast" and not STARTER_FAST.is_dir():
+        raise UserError("is not part of this installation", text, "Take starter, and compress it")
+    if text in ("starter", "starter-fast"):
+        return load_checkpoint(STARTER_MODEL if text == "starter" else STARTER_FAST, verify=verify)
     if text.startswith("random:"):
         return random_checkpoint(text.removeprefix("random:"), seed)
     return load_checkpoint(Path(model), num_heads=num_heads, head_heads=head_heads, verify=verify)

@@ -105,7 +105,7 @@ def _skew(v: torch.Tensor) -> torch.Tensor:
 def test_windows_are_stretches_of_the_clips(clips: list[ClipFeatures], tiny_body: BodyModel) -> None:
     gap = replace(clips[0], frame=np.concatenate([np.arange(20), np.arange(25, 45)]))
     codec = PoseCodec(tiny_body)
-    windows = Windows([gap, clips[1]], codec, torch.device("cpu"))
+    windows = Windows([gap, clips[1]], codec, tiny_decoder.CONFIG, torch.device("cpu"))
     assert windows.lengths.tolist() == [20, 20, 40]
     batch = windows.draw(np.random.default_rng(0), 64, 12, PLAIN, slice(0, 64))
     assert batch.known.all() and batch.valid.all()
@@ -116,7 +116,7 @@ def test_windows_are_stretches_of_the_clips(clips: list[ClipFeatures], tiny_body
         torch.from_numpy(gap.features[20:]),
         torch.tensor(clips[1].features),
     ]
-    for pose, feature in zip(batch.pose, batch.features, strict=True):
+    for pose, feature in zip(batch.pose, batch.inputs, strict=True):
         hits = [
             (piece, start)
             for piece in range(3)
@@ -133,25 +133,29 @@ def test_windows_are_stretches_of_the_clips(clips: list[ClipFeatures], tiny_body
 def test_too_short(clips: list[ClipFeatures], tiny_body: BodyModel) -> None:
     scattered = replace(clips[0], frame=2 * np.arange(40))
     with pytest.raises(UserError, match="frames that follow each other"):
-        Windows([scattered], PoseCodec(tiny_body), torch.device("cpu"))
+        Windows([scattered], PoseCodec(tiny_body), tiny_decoder.CONFIG, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("readout", [False, True])
 @pytest.mark.parametrize("objective", ["both", "velocity", "regress", "noise"])
 def test_it_learns_and_the_vae_stays(
     objective: str,
+    readout: bool,
     clips: list[ClipFeatures],
     tiny_body: BodyModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = replace(tiny_decoder.CONFIG, objective=objective, zero_snr=objective != "noise")
+    config = replace(tiny_decoder.CONFIG, objective=objective, zero_snr=objective != "noise", readout=readout)
     decoder = TemporalDecoder(config, seed=1)
     decoder.set_statistics(pose_std=torch.tensor(0.3))
     frozen = {name: p.clone() for name, p in decoder.vae.named_parameters()}
     task = DecoderFit(decoder, PoseCodec(tiny_body), clips[:2], clips[2:], DecoderSettings(batch_size=8), {})
-    z0 = task._latents(task.windows.draw(np.random.default_rng(5), 64, 12, PLAIN, slice(0, 64)))
+    batch = task.windows.draw(np.random.default_rng(5), 64, 12, PLAIN, slice(0, 64))
+    z0 = task._latents(batch, decoder.condition(batch.inputs, batch.known, batch.valid).start)
     assert abs(float(z0.mean())) < 0.2 and 0.7 < float(z0.std()) < 1.3, "latents of unit scale"
-    features = decoder.normalise_features(task.windows.features.float())
+    inputs = task.windows.inputs[:, : config.feature_dim]
+    features = (inputs - decoder.feature_mean) / decoder.feature_std
     assert features.mean(0).abs().max() < 1e-2 and (features.std(0) - 1).abs().max() < 0.05
     monkeypatch.setattr(loop, "LOG_STEPS", 1)
     run = train(task, LoopSettings(20, rate=3e-3, ema=0.9, validations=1), tmp_path)

@@ -9,7 +9,9 @@ import pytest
 import tiny
 import torch
 from test_decoder_nets import TINY, draw, every
+from typer.testing import CliRunner
 
+from hmrcompress import opening
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
 from hmrcompress.decoder.files import build_decoder, decoder_part, decoder_tensors
@@ -17,12 +19,14 @@ from hmrcompress.decoder.model import STATISTICS, TemporalDecoder
 from hmrcompress.errors import UserError
 from hmrcompress.io.safetensors_file import read_safetensors
 from hmrcompress.merging.merge import merge_checkpoint
+from hmrcompress.models.convert import write_half
 from hmrcompress.models.decoder_part import DecoderPart
 from hmrcompress.models.folder import DECODER, read_model_folder, write_model_folder
 from hmrcompress.models.load import load_checkpoint
 from hmrcompress.plan import Plan
 from hmrcompress.training.finetune import add_probe
 from hmrcompress.training.streams import Crops
+from hmrcompress_cli.main import app
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +146,28 @@ def test_a_probe_beside_a_decoder(tmp_path: Path, decoder: TemporalDecoder, tiny
     probed = tmp_path / "probed"
     assert load_checkpoint(probed).probe is not None
     assert (probed / DECODER).read_bytes() == (path / DECODER).read_bytes()
+
+
+def test_packed_for_shipping(tmp_path: Path, decoder: TemporalDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`convert --format half` makes a folder that `starter-fast` opens: half the bytes, the decoder with it."""
+    path = write(tmp_path / "model", decoder_part(decoder))
+    monkeypatch.setattr(opening, "STARTER_FAST", tmp_path / "starter_fast")
+    with pytest.raises(UserError, match="starter-fast: is not part of this installation"):
+        opening.load("starter-fast")
+    done = CliRunner().invoke(app, ["convert", str(path), "-o", str(opening.STARTER_FAST), "--format", "half"])
+    assert done.exit_code == 0 and "decoder.safetensors" in done.output, done.output
+    for name in ("model.safetensors", "decoder.safetensors"):
+        ratio = (opening.STARTER_FAST / name).stat().st_size / (path / name).stat().st_size
+        assert 0.45 < ratio < 0.75, name
+    half, full = opening.load("starter-fast"), load_checkpoint(path)
+    assert half.stored_dtype == "float16" and half.plan == full.plan and half.source
+    for name, tensor in full.network.state_dict().items():
+        assert torch.equal(half.network.state_dict()[name], tensor.half().float()), name
+    assert half.decoder is not None
+    made = build_decoder(half.decoder.config, half.decoder.tensors).state_dict()
+    assert torch.equal(made["pose_mean"], decoder.pose_mean)
+    assert torch.equal(made["vae.pose_in.weight"], decoder.vae.pose_in.weight.half().float())
+    with pytest.raises(UserError, match="is the model to be converted"):
+        write_half(full, path)
+    again = write_half(half, tmp_path / "again")
+    assert again.sha256 == half.sha256, "what is in half precision already stays as it is"

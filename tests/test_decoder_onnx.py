@@ -129,3 +129,27 @@ def test_other_decoders(objective: str, steps: int, frames: int, tmp_path: Path)
     assert ("noise" in names) == (objective != "regress")
     (pose,) = session.run(None, {name: given[name].numpy() for name in names})
     np.testing.assert_allclose(pose, expected.numpy(), atol=1e-4)
+
+
+@torch.no_grad()
+def test_with_a_read_out(tmp_path: Path) -> None:
+    """The read-out is an input of its own; where a frame has none it is never read."""
+    decoder = TemporalDecoder(replace(TINY, objective="regress", readout=True), seed=1).eval()
+    decoder.denoiser.latent_out.reset_parameters()
+    decoder.vae.pieces.copy_(0.1 * draw(*decoder.vae.pieces.shape))
+    decoder.denoiser.blend.confidence.weight.normal_(generator=torch.Generator().manual_seed(1))
+    decoder.set_statistics(pose_std=torch.tensor(0.3), feature_mean=draw(8))
+    made = decoder_onnx.export_decoder(decoder, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["features", "known", "valid", "readout"]
+    assert json.loads(made.contract.read_text())["inputs"]["readout"]["shape"] == ["B", 12, 133]
+    given = {name: tensor for name, tensor in inputs(3).items() if name != "noise"}
+    readout = 0.3 * draw(3, 12, 133, seed=2)
+    expected = decoder(torch.cat([given["features"], readout], -1), given["known"], given["valid"])
+    read = (given["known"] & given["valid"])[..., None]
+    given["readout"] = readout.masked_fill(~read, float("nan"))
+    (pose,) = session.run(None, {name: tensor.numpy() for name, tensor in given.items()})
+    there = given["valid"].numpy()
+    np.testing.assert_allclose(pose[there], expected.numpy()[there], atol=1e-4)
+    moved = decoder(torch.cat([given["features"], 0.9 * readout], -1), *list(given.values())[1:3])
+    assert (moved - expected).abs().max() > 1e-2

@@ -74,8 +74,24 @@ def test_stages_and_resumption(
     assert parts.decoder is not None and set(parts.decoder.tensors) == set(whole.decoder.tensors)
     for name, tensor in whole.decoder.tensors.items():
         assert torch.equal(tensor, parts.decoder.tensors[name]), name
-    other = fitted(tmp_path / "vae", tmp_path / "reg", *world, stage="decoder", objective="regress")
+    with pytest.raises(UserError, match="--vae: the stage all trains one of its own"):
+        fitted(tiny_model, tmp_path / "x", *world, vae=tmp_path / "vae")
+    given: dict[str, Any] = {"stage": "decoder", "vae": tmp_path / "vae", "objective": "regress", "readout": True}
+    other = fitted(tiny_model, tmp_path / "reg", *world, **given)
     made = load_checkpoint(tmp_path / "reg")
+    for name in ("vae.pieces", "vae.pose_in.weight", "pose_std"):
+        assert torch.equal(made.motion_vae.tensors[name], alone.motion_vae.tensors[name]), name
+    assert (
+        made.decoder is not None and made.decoder.config["readout"] and "denoiser.blend.mixture" in made.decoder.tensors
+    )
+    lowest = min(figure["mpjpe_mm"] for figure in other.runs["decoder"].validations)
+    assert made.source["decoder"]["mpjpe_mm"] == lowest, "the best validation is kept"
+    resumed = tmp_path / "again"
+    monkeypatch.setattr(loop._Loop, "_out_of_time", lambda self: self.step == 5)
+    assert fitted(tiny_model, resumed, *world, **given).folder is None
+    monkeypatch.setattr(loop._Loop, "_out_of_time", lambda self: False)
+    fitted(tiny_model, resumed, *world, **given)
+    assert (resumed / "decoder.safetensors").read_bytes() == (tmp_path / "reg" / "decoder.safetensors").read_bytes()
     assert other.folder is not None and made.decoder is not None and made.decoder.config["objective"] == "regress"
 
 

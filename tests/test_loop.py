@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,27 @@ def test_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other.identity = {"problem": "parabola"}
     with pytest.raises(UserError, match=r"other settings \(problem\)"):
         train(other, SETTINGS, tmp_path / "done")
+
+
+def test_the_best_validation_is_kept(tmp_path: Path) -> None:
+    """Where a named figure was lowest, also when the run was interrupted after that; not the last one."""
+
+    class Overshoots(Line):
+        def validate(self) -> dict[str, float]:
+            self.validated.append(float(self.weight.detach()))
+            return {"distance": float((self.weight.detach() - 1.5).abs())}
+
+    settings = replace(SETTINGS, keep="distance")
+    whole, cut = Overshoots(), Overshoots()
+    run = train(whole, settings, tmp_path / "whole")
+    distances = [record["distance"] for record in run.validations]
+    assert run.kept["distance"] == min(distances) < distances[-1] and 0 < run.kept["step"] < 200
+    assert abs(float(whole.weight.detach()) - 1.5) == pytest.approx(min(distances))
+    best = run.kept["step"]
+    cut.fault = "stop"
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, replace(settings, save_seconds=0.0), tmp_path / "cut")
+    assert best < 57 == steps_done(tmp_path / "cut"), "the interruption came after the best validation"
+    cut = Overshoots()
+    train(cut, settings, tmp_path / "cut")
+    assert torch.equal(cut.weight, whole.weight) and torch.equal(cut.bias, whole.bias)

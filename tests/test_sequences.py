@@ -97,7 +97,7 @@ def test_a_network_is_observed_once_and_put_in_its_place() -> None:
         assert each.features.dtype == torch.float32
         assert each.features.tolist() == [[each.clip, each.first + p] for p in each.positions.tolist()]
     assert seen[0].known.tolist() == [True, True, False, True]
-    assert seen[0].spread_features.tolist() == [[0, 3], [0, 4], [0, 0], [0, 6]]
+    assert seen[0].spread(seen[0].features).tolist() == [[0, 3], [0, 4], [0, 0], [0, 6]]
     assert told == [(4, 6), (6, 6)]
 
 

@@ -33,7 +33,8 @@ def decode_clip(
     resample: bool = False,
     max_batch: int = MAX_BATCH,
 ) -> Tensor:
-    """Pose numbers (T,P) float32 of a clip of any length, where `features` (T,D) lie.
+    """Pose numbers (T,P) float32 of a clip of any length, where `features` (T,config.input_dim) lie, one row a frame as
+    `readout.decoder_inputs` makes it.
 
     known (T,) bool: which frames have features (None: all; the others' are never read). Windows of `config.frames`
     share `overlap` frames (None: a third of a window), over which their numbers are cross-faded linearly; the last
@@ -116,8 +117,8 @@ class StreamingDecoder:
         return 1000.0 * self.lookahead / fps
 
     def push(self, feature: Tensor | None) -> list[Tensor]:
-        """Takes the next frame's features (D,), None where the network was not run on it. Gives the poses (P,) that are
-        finished now, in order: one, or none during the first `lookahead` frames."""
+        """Takes the next frame's features (config.input_dim,), None where the network was not run on it. Gives the
+        poses (P,) that are finished now, in order: one, or none during the first `lookahead` frames."""
         self.seen = [*self.seen, feature][-self.decoder.config.frames :]
         self.arrived += 1
         return self._finish(self.arrived - self.lookahead)
@@ -134,7 +135,7 @@ class StreamingDecoder:
         if until <= self.finished:
             return []
         device = self.decoder.pose_mean.device
-        blank = torch.zeros(self.decoder.config.feature_dim, device=device)
+        blank = torch.zeros(self.decoder.config.input_dim, device=device)
         features = torch.stack([blank if each is None else each.to(blank) for each in self.seen])[None]
         known = torch.tensor([[each is not None for each in self.seen]], device=device)
         poses = self.decoder(features, known, torch.ones_like(known), steps=self.steps, noise=self.noise)[0]
@@ -158,8 +159,8 @@ def window_noise(decoder: TemporalDecoder, seed: int) -> Tensor:
 
 def _check(decoder: TemporalDecoder, features: Tensor, known: Tensor | None) -> Tensor:
     """The mask of known frames. Raises ShapeError, and UserError where there is no known frame."""
-    if features.ndim != 2 or not len(features) or features.shape[1] != decoder.config.feature_dim:
-        raise ShapeError(f"got {tuple(features.shape)}, expected (T,{decoder.config.feature_dim})", "features")
+    if features.ndim != 2 or not len(features) or features.shape[1] != decoder.config.input_dim:
+        raise ShapeError(f"got {tuple(features.shape)}, expected (T,{decoder.config.input_dim})", "features")
     if known is None:
         return torch.ones(len(features), dtype=torch.bool, device=features.device)
     if known.shape != features.shape[:1] or known.dtype != torch.bool:

@@ -23,6 +23,11 @@ class DecoderConfig:
     without noise and timestep. zero_snr: the noise schedule (`train_steps` scaled-linear betas from beta_start to
     beta_end) is rescaled so that nothing of the signal is left at its end. dropout is the VAE's.
 
+    readout (ours, not the paper's): a frame's pose as the network's own linear head reads it out, `pose_dim` numbers,
+    follows its features. Averaged over time, a window of them is taken to latents by the VAE's linear map; what is
+    found, by whatever objective, is the difference between the true latents and these. A decoder that is untrained
+    then gives the read-out, smoothed and projected on what motion looks like.
+
     The defaults are the paper's sizes. Raises UserError for values that make no network, and for `noise` at zero
     signal-to-noise ratio, where the latents cannot be recovered from the noise (a division by zero).
     """
@@ -47,6 +52,7 @@ class DecoderConfig:
     beta_end: float = 0.012
     dropout: float = 0.1
     denoiser_dropout: float = 0.001
+    readout: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -71,6 +77,11 @@ class DecoderConfig:
                 "noise cannot be the prediction at zero signal-to-noise ratio: recovering the latents divides by zero"
             )
             raise UserError(fault, "objective", "Set zero_snr to false, or take the objective velocity or both")
+
+    @property
+    def input_dim(self) -> int:
+        """Numbers that the decoder reads of a frame: its features, and the read-out's pose where it is wanted."""
+        return self.feature_dim + (self.pose_dim if self.readout else 0)
 
     @property
     def diffuses(self) -> bool:
@@ -113,6 +124,8 @@ STARTER = DecoderConfig(
     width=160,
     layers=5,
     mlp=320,
+    denoiser_dropout=0.0,
+    readout=True,
 )
 """Small enough to be shipped (below 3 million parameters) and to be trained and run on a CPU.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.layers import SkipStack, attention_mask, hide, learned, seeded
+from hmrcompress.decoder.readout import Blend
 
 LONGEST_PERIOD = 10_000.0
 
@@ -27,7 +28,10 @@ def time_waves(t: Tensor, width: int) -> Tensor:
 class Denoiser(nn.Module):
     """A post-norm transformer with long skips over [latents, timestep, frames]; only the latents' outputs are kept.
 
-    Frames whose features are missing carry a learned token in their place. Weights depend on `seed` alone.
+    Frames whose features are missing carry a learned token in their place. With `config.readout` every frame carries
+    the read-out's pose too, and the output is zero before any training; `blend` averages the read-out over time for the
+    latents to start from (`TemporalDecoder.condition`).
+    Weights depend on `seed` alone.
     """
 
     def __init__(self, config: DecoderConfig, *, seed: int = 0) -> None:
@@ -44,16 +48,32 @@ class Denoiser(nn.Module):
                 self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
             self.stack = SkipStack(config.layers, width, config.heads, config.mlp, dropout=config.denoiser_dropout)
             self.latent_out = nn.Linear(width, config.latent_dim)
+            if config.readout:
+                self.pose_in = nn.Linear(config.pose_dim, width)
+                self.blend = Blend(config.feature_dim, config.pose_dim)
+                nn.init.zeros_(self.latent_out.weight)
+                nn.init.zeros_(self.latent_out.bias)
 
-    def forward(self, z: Tensor, t: Tensor | None, features: Tensor, known: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor | None,
+        features: Tensor,
+        known: Tensor,
+        valid: Tensor,
+        readout: Tensor | None = None,
+    ) -> Tensor:
         """z (B,Nz,Dz), t (B,) timesteps (None: no token for them, as the regressor), features (B,T,D) normalised,
-        known (B,T) bool, valid (B,T) bool -> (B,Nz,Dz). T is at most `config.frames`.
+        known (B,T) bool, valid (B,T) bool, with `config.readout` readout (B,T,P), see `model.Condition` -> (B,Nz,Dz). T
+        is at most `config.frames`.
 
         Features of frames that are not known and valid are never read.
         """
         read = known & valid
         frames = torch.where(read[..., None], self.feature_in(hide(features, read)), self.missing)
         tokens = [self.latent_in(z) + self.latent_positions]
+        if readout is not None:
+            frames = frames + self.pose_in(readout)
         if t is not None:
             tokens.append(self.time_in(time_waves(t, self.config.width).to(z.dtype))[:, None])
         before = self.config.latents + len(tokens) - 1

@@ -8,6 +8,11 @@ With abar the share of signal left after t steps, noise eps and latents z0:
 (Salimans and Ho 2022). The schedule is rescaled so that abar = 0 at its end (Lin et al. 2023, algorithm 1): there z_t
 is pure noise, z0 = -v, and one step of sampling is plain regression of z0. Velocity and the noise derived from it stay
 finite there; latents derived from predicted noise do not, which `DecoderConfig` refuses.
+
+With `config.readout` z0 is not the latents of a motion but their difference from what the network's read-out projects
+to. Latents and difference are an affine map apart that knows nothing of noise or timestep, so all of the above holds as
+it stands, for every objective and at both ends of the schedule; where the network gives v = 0 for pure noise, the
+read-out's own projection is decoded.
 """
 
 from __future__ import annotations
@@ -104,6 +109,7 @@ def training_loss(
     *,
     config: DecoderConfig,
     generator: torch.Generator,
+    readout: Tensor | None = None,
 ) -> Tensor:
     """The loss of `config.objective`, a mean over all numbers of the batch -> scalar.
 
@@ -112,11 +118,11 @@ def training_loss(
     `generator`, on its device. `regress` compares with z0 and draws nothing.
     """
     if not config.diffuses:
-        return compared(denoiser, z0, None, None, features, known, valid, config=config)[0]
+        return compared(denoiser, z0, None, None, features, known, valid, config=config, readout=readout)[0]
     where = generator.device
     t = torch.randint(config.train_steps, (len(z0),), generator=generator, device=where).to(z0.device)
     noise = torch.randn(z0.shape, generator=generator, device=where, dtype=z0.dtype).to(z0.device)
-    return compared(denoiser, z0, t, noise, features, known, valid, config=config)[0]
+    return compared(denoiser, z0, t, noise, features, known, valid, config=config, readout=readout)[0]
 
 
 def compared(
@@ -129,17 +135,18 @@ def compared(
     valid: Tensor,
     *,
     config: DecoderConfig,
+    readout: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`training_loss` at given timesteps t (B,) with given noise (B,Nz,Dz), and the z0^ (B,Nz,Dz) that was predicted.
 
     The regressor reads neither; they may be None.
     """
     if t is None or noise is None or not config.diffuses:
-        found = denoiser(torch.zeros_like(z0), None, features, known, valid)
+        found = denoiser(torch.zeros_like(z0), None, features, known, valid, readout)
         return F.mse_loss(found, z0), found
     abar = noise_schedule(config).to(z0.device)[t].to(z0.dtype)[:, None, None]
     z = noisy(z0, noise, abar)
-    predicted = denoiser(z, t, features, known, valid)
+    predicted = denoiser(z, t, features, known, valid, readout)
     found, eps = clean(z, predicted, abar, config)
     if config.objective == "noise":
         return F.mse_loss(predicted, noise), found
@@ -157,6 +164,7 @@ def sample(
     steps: int = 1,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
+    readout: Tensor | None = None,
 ) -> Tensor:
     """Latents (B,Nz,Dz), normalised, by deterministic DDIM (Song et al. 2021, eta = 0) from noise.
 
@@ -168,14 +176,14 @@ def sample(
     if not config.diffuses:
         if steps != 1:
             raise UserError(f"got {steps}, the decoder `regress` takes one step", "steps")
-        return denoiser(features.new_zeros(shape), None, features, known, valid)
+        return denoiser(features.new_zeros(shape), None, features, known, valid, readout)
     if noise is None:
         generator = seeded_generator(0) if generator is None else generator
         noise = torch.randn(shape, generator=generator, device=generator.device)
     z = noise.to(features).expand(shape)
     for step in sampling_steps(config, steps):
         t = torch.full(shape[:1], step.t, device=features.device)
-        z0, eps = clean(z, denoiser(z, t, features, known, valid), step.before, config)
+        z0, eps = clean(z, denoiser(z, t, features, known, valid, readout), step.before, config)
         z = noisy(z0, eps, step.after)
     return z
 

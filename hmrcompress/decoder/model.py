@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.denoiser import Denoiser
 from hmrcompress.decoder.diffusion import sample
+from hmrcompress.decoder.layers import hide
+from hmrcompress.decoder.readout import filled
 from hmrcompress.decoder.vae import MotionVAE
 from hmrcompress.errors import ShapeError
 from hmrcompress.metrics.cost import Cost, cost
@@ -18,11 +20,28 @@ STATISTICS = ("pose_mean", "pose_std", "feature_mean", "feature_std", "latent_me
 SMALLEST_STD = 1e-4
 
 
+class Condition(NamedTuple):
+    """What is known of a window before anything is decoded: features (B,T,D) normalised, and with `config.readout` the
+    read-out's average over time `blended` (B,T,P), how far every frame's read-out is from it (B,T,P), normalised, and
+    the latents `start` (B,Nz,Dz) that the average projects to, in the VAE's units, to which z0 is added; no gradient
+    goes from there to the average, which has a loss of its own.
+
+    The denoiser then sees features and read-outs as they differ from their means: who is seen, where, and in which
+    posture is what it would learn by heart from a few hundred clips, and what helps on no other.
+    """
+
+    features: Tensor
+    readout: Tensor | None = None
+    start: Tensor | None = None
+    blended: Tensor | None = None
+
+
 class TemporalDecoder(nn.Module):
     """Motion VAE, denoiser, and the statistics that their inputs and outputs are normalised with.
 
     Buffers: pose_mean, pose_std (P,); feature_mean, feature_std (D,); latent_mean, latent_std (Nz,Dz), the latter one
-    number for all (see `latent_statistics`). `train()` leaves the VAE in evaluation mode, because the denoiser is
+    number for all (see `latent_statistics`), of the latents or, with `config.readout`, of their difference from what
+    the read-out projects to. `train()` leaves the VAE in evaluation mode, because the denoiser is
     trained over a frozen one; `vae.train()` is for training the VAE itself. Weights depend on `seed` alone.
     """
 
@@ -68,17 +87,29 @@ class TemporalDecoder(nn.Module):
         """The inverse of `normalise_pose`."""
         return x * self.pose_std + self.pose_mean
 
-    def normalise_features(self, features: Tensor) -> Tensor:
-        """Features (...,D) of the network -> what the denoiser reads."""
-        return (features - self.feature_mean) / self.feature_std
+    def condition(self, inputs: Tensor, known: Tensor, valid: Tensor) -> Condition:
+        """Inputs (B,T,config.input_dim), see `readout.decoder_inputs`, known and valid (B,T) bool -> what the denoiser
+        reads of them, and where it starts from."""
+        features = (inputs[..., : self.config.feature_dim] - self.feature_mean) / self.feature_std
+        if not self.config.readout:
+            return Condition(features)
+        read = known & valid
+        present = hide(features, read)
+        mean = present.sum(1, keepdim=True) / read.sum(1).clamp(min=1)[:, None, None]
+        pose = hide(filled(self.normalise_pose(inputs[..., self.config.feature_dim :]), read), valid)
+        blended = self.denoiser.blend(pose, features, read, valid)
+        average = blended.detach()
+        start = self.vae.project(average, valid)
+        return Condition(features - mean, hide(pose - average, valid), start, self.denormalise_pose(blended))
 
-    def normalise_latents(self, z: Tensor) -> Tensor:
-        """Latents (...,Nz,Dz) of the VAE -> z0 of the diffusion."""
-        return (z - self.latent_mean) / self.latent_std
+    def normalise_latents(self, z: Tensor, start: Tensor | None = None) -> Tensor:
+        """Latents (...,Nz,Dz) of the VAE -> z0 of the diffusion; start: see `Condition`."""
+        return ((z if start is None else z - start) - self.latent_mean) / self.latent_std
 
-    def denormalise_latents(self, z0: Tensor) -> Tensor:
+    def denormalise_latents(self, z0: Tensor, start: Tensor | None = None) -> Tensor:
         """The inverse of `normalise_latents`."""
-        return z0 * self.latent_std + self.latent_mean
+        z = z0 * self.latent_std + self.latent_mean
+        return z if start is None else z + start
 
     def latents(
         self,
@@ -90,16 +121,24 @@ class TemporalDecoder(nn.Module):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Latents of the VAE (B,Nz,Dz) for features (B,T,D) as the network gives them, known and valid (B,T) bool.
+        """Latents of the VAE (B,Nz,Dz) for features (B,T,config.input_dim) as `forward` takes them.
 
         steps, generator, noise: see `diffusion.sample`. Raises ShapeError.
         """
         self._check(features, known, valid)
-        normalised = self.normalise_features(features)
+        given = self.condition(features, known, valid)
         z0 = sample(
-            self.denoiser, normalised, known, valid, config=self.config, steps=steps, generator=generator, noise=noise
+            self.denoiser,
+            given.features,
+            known,
+            valid,
+            config=self.config,
+            steps=steps,
+            generator=generator,
+            noise=noise,
+            readout=given.readout,
         )
-        return self.denormalise_latents(z0)
+        return self.denormalise_latents(z0, given.start)
 
     def forward(
         self,
@@ -113,15 +152,17 @@ class TemporalDecoder(nn.Module):
     ) -> Tensor:
         """Pose numbers (B,T,P), un-normalised (`decoder.pose`), of windows of T frames, at most `config.frames`.
 
-        features (B,T,D) float32; known (B,T) bool: the frame has features; valid (B,T) bool: the frame exists. Poses of
-        frames that are not valid mean nothing. steps, generator, noise: see `diffusion.sample`. Raises ShapeError.
+        features (B,T,config.input_dim) float32: those of the network as it gives them and, with `config.readout`, the
+        pose numbers of its own read-out (`readout.decoder_inputs`); known (B,T) bool: the frame has them; valid (B,T)
+        bool: the frame exists. Poses of frames that are not valid mean nothing. steps, generator, noise: see
+        `diffusion.sample`. Raises ShapeError.
         """
         z = self.latents(features, known, valid, steps=steps, generator=generator, noise=noise)
         return self.denormalise_pose(self.vae.decode(z, features.shape[1]))
 
     def _check(self, features: Tensor, known: Tensor, valid: Tensor) -> None:
-        if features.ndim != 3 or features.shape[2] != self.config.feature_dim:
-            raise ShapeError(f"got {tuple(features.shape)}, expected (B,T,{self.config.feature_dim})", "features")
+        if features.ndim != 3 or features.shape[2] != self.config.input_dim:
+            raise ShapeError(f"got {tuple(features.shape)}, expected (B,T,{self.config.input_dim})", "features")
         if not 1 <= features.shape[1] <= self.config.frames:
             raise ShapeError(f"got {features.shape[1]} frames, expected 1 to {self.config.frames}", "features")
         for name, mask in (("known", known), ("valid", valid)):
@@ -145,6 +186,6 @@ def decoder_cost(config: DecoderConfig) -> Cost:
     step. Nothing is computed."""
     with torch.device("meta"):
         decoder = TemporalDecoder(config).eval()
-        features = torch.empty(1, config.frames, config.feature_dim)
+        features = torch.empty(1, config.frames, config.input_dim)
         every = torch.ones(1, config.frames, dtype=torch.bool)
     return cost(decoder, features, every, every)

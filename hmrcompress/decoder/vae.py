@@ -51,8 +51,11 @@ class MotionVAE(nn.Module):
         queries = self.latent_queries.expand(x.shape[0], -1, -1)
         tokens = self.encoder(torch.cat([frames, queries], dim=1), attention_mask(valid, after=self.config.latents))
         mean, logvar = self.latent_out(tokens[:, x.shape[1] :]).chunk(2, dim=-1)
-        mean = mean + self.cut(hide(x, valid)) @ self.pieces.mT
-        return mean, logvar.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
+        return mean + self.project(x, valid), logvar.clamp(-LOGVAR_LIMIT, LOGVAR_LIMIT)
+
+    def project(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x, valid as `encode` takes them -> (B,Nz,Dz): what the linear map alone makes of them."""
+        return self.cut(hide(x, valid)) @ self.pieces.mT
 
     def decode(self, z: Tensor, frames: int | None = None) -> Tensor:
         """z (B,Nz,Dz) -> normalised poses (B,T,P) of the window's first `frames` frames (None: all of them).

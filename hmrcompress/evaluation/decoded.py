@@ -16,6 +16,7 @@ from hmrcompress.decoder.clips import decode_clip, decode_streaming
 from hmrcompress.decoder.filters import one_euro, savgol
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder.readout import decoder_inputs
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.sequences import Timeline, betas_in_time, interpolated, sequence_predict, stage_name
 from hmrcompress.metrics.pose import Predict
@@ -85,15 +86,17 @@ def decode(
     median_shape: bool = False,
     seed: int = 0,
 ) -> BodyParams:
-    """Bodies of all T frames from the features of the K known ones; noise is drawn by `seed` and the clip's number.
+    """Bodies of all T frames from what the network gives for the K known ones; noise is drawn by `seed` and the clip's
+    number.
 
     Decoder and codec lie where the timeline does, float32.
     """
-    features, known, noise = timeline.spread_features, timeline.known, seed + timeline.clip
+    inputs = timeline.spread(decoder_inputs(decoder.config, codec, timeline.features, timeline.params))
+    known, noise = timeline.known, seed + timeline.clip
     if lookahead is None:
-        pose = decode_clip(decoder, features, known, steps=steps, seed=noise)
+        pose = decode_clip(decoder, inputs, known, steps=steps, seed=noise)
     else:
-        pose = decode_streaming(decoder, features, known, lookahead=lookahead, steps=steps, seed=noise)
+        pose = decode_streaming(decoder, inputs, known, lookahead=lookahead, steps=steps, seed=noise)
     return codec.decode(pose, betas_in_time(timeline, lookahead=lookahead, median=median_shape))
 
 

@@ -20,12 +20,14 @@ from torch import nn
 from hmrcompress.decoder.clips import OVERLAP_SHARE, decode_clip, window_starts
 from hmrcompress.decoder.model import TemporalDecoder, decoder_cost
 from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder.readout import decoder_inputs
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.contenders import AFTER, BACKBONE, BEFORE
 from hmrcompress.evaluation.made_up import made_up_batch
 from hmrcompress.evaluation.timing import time_interleaved
+from hmrcompress.geometry.rotations import sixd_to_matrix
 from hmrcompress.models.network import HMR2
-from hmrcompress.records import FrameBatch
+from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import Progress, no_progress
 
 CLIP_FRAMES = 243
@@ -219,13 +221,20 @@ def _over(module: nn.Module, frames: int, batch_size: int) -> Callable[[FrameBat
 
 
 def _decoding(pipeline: Pipeline, stride: int, device: torch.device) -> Callable[[FrameBatch], object]:
-    """Decodes a clip of made-up features, of which every k-th is known."""
-    seeded = torch.Generator().manual_seed(0)
-    features = torch.randn(pipeline.settings.clip_frames, pipeline.decoder.config.feature_dim, generator=seeded).to(
-        device
-    )
-    known = torch.arange(pipeline.settings.clip_frames, device=device) % stride == 0
-    return lambda batch: decode_clip(pipeline.decoder, features, known, steps=pipeline.settings.steps)
+    """Decodes a clip of made-up features and read-outs, of which every k-th is known."""
+    seeded, frames, config = torch.Generator().manual_seed(0), pipeline.settings.clip_frames, pipeline.decoder.config
+    known = torch.arange(frames, device=device) % stride == 0
+    count, joints = int(known.sum()), len(pipeline.codec.body.parents)
+    features = torch.randn(count, config.feature_dim, generator=seeded).to(device)
+    turned = sixd_to_matrix(torch.randn(count, joints, 6, generator=seeded)).to(device)
+    said = BodyParams(turned[:, :1], turned[:, 1:], torch.zeros(count, pipeline.codec.body.num_betas, device=device))
+
+    def run(batch: FrameBatch) -> None:
+        inputs = torch.zeros(frames, config.input_dim, device=device)
+        inputs[known] = decoder_inputs(config, pipeline.codec, features, said)
+        decode_clip(pipeline.decoder, inputs, known, steps=pipeline.settings.steps)
+
+    return run
 
 
 def _posing(pipeline: Pipeline, device: torch.device) -> Callable[[FrameBatch], object]:

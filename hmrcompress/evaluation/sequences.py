@@ -46,11 +46,10 @@ class Timeline:
         known[self.positions] = True
         return known
 
-    @property
-    def spread_features(self) -> Tensor:
-        """(T,D): the features in their places, zeros where there is no prediction."""
-        spread = self.features.new_zeros(self.length, self.features.shape[1])
-        spread[self.positions] = self.features
+    def spread(self, rows: Tensor) -> Tensor:
+        """Rows (K,C) of the predictions in their places, zeros where there is none -> (T,C)."""
+        spread = rows.new_zeros(self.length, rows.shape[1])
+        spread[self.positions] = rows
         return spread
 
     def every(self, stride: int) -> Timeline:

@@ -28,7 +28,7 @@ JOINT_NUMBERS = 87
 
 
 class _Exported(nn.Module):
-    """The decoder with all inputs of the graph as arguments; without noise where it has no use for any."""
+    """The decoder with all inputs of the graph as arguments; without read-out or noise where it has no use for any."""
 
     def __init__(self, decoder: TemporalDecoder, steps: int) -> None:
         super().__init__()
@@ -36,8 +36,11 @@ class _Exported(nn.Module):
         if decoder.config.diffuses:
             sampling_steps(decoder.config, steps)  # made here, because tracing turns its tensors into symbols
 
-    def forward(self, features: Tensor, known: Tensor, valid: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.decoder(features, known, valid, steps=self.steps, noise=noise)
+    def forward(self, features: Tensor, known: Tensor, valid: Tensor, *more: Tensor) -> Tensor:
+        given = list(more)
+        if self.decoder.config.readout:
+            features = torch.cat([features, given.pop(0)], -1)
+        return self.decoder(features, known, valid, steps=self.steps, noise=given[0] if given else None)
 
 
 def export_decoder(
@@ -97,6 +100,9 @@ def _windows(decoder: TemporalDecoder, frames: int) -> dict[str, Tensor]:
     valid = torch.ones(WINDOWS, frames, dtype=torch.bool)
     valid[-1] = numbers < (frames + 1) // 2
     inputs = {"features": features * decoder.feature_std + decoder.feature_mean, "known": known, "valid": valid}
+    if config.readout:
+        pose = torch.randn(WINDOWS, frames, config.pose_dim, generator=random)
+        inputs["readout"] = decoder.denormalise_pose(pose)
     if config.diffuses:
         inputs["noise"] = torch.randn(WINDOWS, config.latents, config.latent_dim, generator=random)
     return inputs
@@ -104,6 +110,7 @@ def _windows(decoder: TemporalDecoder, frames: int) -> dict[str, Tensor]:
 
 def _write_graph(exported: _Exported, path: Path, inputs: Mapping[str, Tensor]) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
+    rows = [{0: batch} for _ in inputs]
     with quietly():
         torch.onnx.export(
             exported,
@@ -111,7 +118,7 @@ def _write_graph(exported: _Exported, path: Path, inputs: Mapping[str, Tensor]) 
             str(path),
             input_names=list(inputs),
             output_names=["pose"],
-            dynamic_shapes={name: {0: batch} for name in inputs},
+            dynamic_shapes=(*rows[:3], tuple(rows[3:])),
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -153,16 +160,23 @@ def _contract(decoder: TemporalDecoder, frames: int, steps: int, parity: Parity)
         "known": flags | {"meaning": "true where a frame has features"},
         "valid": flags | {"meaning": "true where the frame exists; a clip shorter than a window fills its beginning"},
     }
+    pose = (
+        "29 joint locations relative to joint 0 (metres, camera frame: x right, y down, z forward; xyz per joint; "
+        "24 SMPL joints, then head top, hands, feet), then (cos, sin) of 23 twists"
+    )
+    if config.readout:
+        inputs["readout"] = {
+            "shape": ["B", frames, config.pose_dim],
+            "dtype": "float32",
+            "meaning": f"the pose that the network's own head reads out, on the shape that it reads out: {pose}; "
+            "anything where a frame has none",
+        }
     if config.diffuses:
         inputs["noise"] = {
             "shape": ["B", config.latents, config.latent_dim],
             "dtype": "float32",
             "meaning": "normal noise to begin with; the same for all windows of a clip",
         }
-    pose = (
-        "29 joint locations relative to joint 0 (metres, camera frame: x right, y down, z forward; xyz per joint; "
-        "24 SMPL joints, then head top, hands, feet), then (cos, sin) of 23 twists"
-    )
     return {
         "schema": SCHEMA,
         "kind": "hmrcompress decoder onnx",

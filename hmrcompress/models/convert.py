@@ -1,4 +1,5 @@
-"""Any known checkpoint to safetensors that loads without pickles, and a JSON file that says what was in it."""
+"""Any known checkpoint to safetensors that loads without pickles, and a JSON file that says what was in it; or to a
+model folder in half precision, for shipping."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.safetensors_file import write_safetensors
+from hmrcompress.models.folder import Folder, as_half, checkpoint_record, write_model_folder
 from hmrcompress.models.load import METADATA_KEY, Checkpoint
 
 
@@ -45,3 +47,28 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path | str) -> Converted:
     record_path = weights.with_suffix(".json")
     write_json(record_path, record)
     return Converted(weights, record_path, record)
+
+
+def write_half(checkpoint: Checkpoint, out: Path | str) -> Folder:
+    """Writes a model folder with float16 weights: network, probe, and what there is of a temporal decoder, whose
+    statistics stay as they are (`DecoderPart.half`). Plan, provenance and card go with them.
+
+    Weights that are stored in float16 already stay the same. Raises UserError where `out` is the folder that is read,
+    or something else than a model folder is there.
+    """
+    out = Path(out)
+    if checkpoint.path is not None and out.exists() and out.samefile(checkpoint.path):
+        raise UserError("is the model to be converted", out, "Choose another name")
+    decoder = checkpoint.motion_vae
+    return write_model_folder(
+        out,
+        as_half(checkpoint.state()),
+        checkpoint.config,
+        family=checkpoint.family,
+        plan=checkpoint.plan,
+        provenance=checkpoint.source
+        or checkpoint_record(checkpoint.reference, name=checkpoint.name, command="convert"),
+        body=checkpoint.body,
+        probe=checkpoint.probe,
+        decoder=None if decoder is None else decoder.half(),
+    )

@@ -63,20 +63,20 @@ FINE = (
 )
 """The last stages: at full size, at the end with all tokens (trained on 80 alone it was 7 mm worse with 192)."""
 GO_ON = (
-    Stage("readout", 9_600, (128, 96), head=False, rate=2e-3, rate_end=1e-3, batch=96, frozen=True),
+    Stage("readout", 9_600, (256, 192), head=False, rate=2e-3, rate_end=1e-3, batch=96, tokens=80, frozen=True),
     Stage(
-        "body",
-        240_000,
-        (128, 96),
+        "full",
+        384_000,
+        (256, 192),
         head=True,
-        rate=8e-4,
-        rate_end=3e-4,
-        dense_weight=0.5,
+        rate=5e-4,
+        rate_end=5e-5,
+        dense_weight=0.3,
         batch=96,
         adam_rate=0.25,
-        tokens=32,
+        tokens=80,
     ),
-    *FINE,
+    Stage("all", 48_000, (256, 192), head=True, rate=5e-5, rate_end=0.0, dense_weight=0.3, batch=96, adam_rate=0.25),
 )
 """Stages for a network that was trained before: its dense read-out, which is not kept, first."""
 
@@ -122,11 +122,11 @@ class Recipe:
     warmup_images: int = 3_200
     layer_drop: float = 0.1
     spare: tuple[int, ...] = (4, 6, 8, 10)
-    spare_drop: float = 0.35
+    spare_drop: float = 0.5
     ema: float = 0.999
-    shard_crops: int = 4096
-    reuse: float = 3.0
-    window: int = 10
+    shard_crops: int = 2048
+    reuse: float = 6.0
+    window: int = 12
     mocap: float = 0.1
     config: NetworkConfig = field(default_factory=lambda: STARTER_CONFIG)
 

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmrcompress.decoder.clips import decode_clip
+from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.diffusion import compared, noise_schedule
 from hmrcompress.decoder.model import TemporalDecoder, latent_statistics
 from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder.readout import decoder_inputs
 from hmrcompress.errors import UserError
 from hmrcompress.metrics.points import accel
 from hmrcompress.training.augment_time import TimeSettings, draw_known, draw_times, read_at
@@ -27,31 +29,35 @@ STATISTICS_WINDOWS = 512
 SHORTEST_RUN = 4
 METRES_TO_UNITS = 10.0
 """The reconstruction loss is in decimetres, in which errors of a network are about as large as normalised latents."""
+BLEND_RATE = 10.0
+"""The rate of the average over time over that of the transformer: it has few numbers, which stand for much."""
 
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """Beside the loss of the objective (`diffusion.compared`), `reconstruction` weighs the mean absolute error, in
+    """Beside the loss of the objective (`diffusion.compared`), `reconstruction` weighs the mean distance, in
     decimetres, of the joint locations that the frozen VAE makes of the predicted latents. (It is ours, not the paper's:
-    it says what an error in the latents costs. Diffusion weighs it by 1 - abar, as at little noise all is known. The
-    objective `noise`, whose latents come from a division by nearly zero, goes without.)
+    it is what is scored. Diffusion weighs it by 1 - abar, as at little noise all is known. The objective `noise`, whose
+    latents come from a division by nearly zero, goes without.) The read-out's average over time learns from the same
+    distance and from nothing else.
 
     last_step: share of samples at the last timestep, pure noise, which is the one that a single step of sampling sees;
     uniform timesteps, as in the paper, would show it once in a thousand.
     """
 
     batch_size: int = 32
-    reconstruction: float = 1.0
-    last_step: float = 0.25
+    reconstruction: float = 3.0
+    last_step: float = 0.5
+    weight_decay: float = 0.0
     time: TimeSettings = field(default_factory=TimeSettings)
     seed: int = 0
 
 
 class Batch(NamedTuple):
-    """pose (B,T,133) and features (B,T,D) as they are, known and valid (B,T) bool."""
+    """pose (B,T,133) and inputs (B,T,input_dim) as they are, known and valid (B,T) bool."""
 
     pose: Tensor
-    features: Tensor
+    inputs: Tensor
     known: Tensor
     valid: Tensor
 
@@ -77,10 +83,14 @@ class DecoderFit:
         self.decoder, self.codec, self.settings, self.held = decoder, codec, settings, list(held)
         self.rows = own_rows(settings.batch_size)
         decoder.requires_grad_(False).eval()
-        self.windows = Windows(clips, codec, self.device)
+        self.windows = Windows(clips, codec, decoder.config, self.device)
+        self.held_inputs = [clip_inputs(clip, codec, decoder.config, self.device) for clip in self.held]
         self._set_statistics()
         decoder.denoiser.requires_grad_(True)
-        self.groups = [ParameterGroup({f"denoiser.{name}": p for name, p in decoder.denoiser.named_parameters()})]
+        named = {f"denoiser.{name}": p for name, p in decoder.denoiser.named_parameters()}
+        blend = {name: named.pop(name) for name in list(named) if name.startswith("denoiser.blend.")}
+        self.groups = [ParameterGroup(named, weight_decay=settings.weight_decay)]
+        self.groups += [ParameterGroup(blend, rate_factor=BLEND_RATE)] if blend else []
         self.identity = {
             "task": self.name,
             **identity,
@@ -101,7 +111,8 @@ class DecoderFit:
         rng = np.random.default_rng(np.random.SeedSequence([settings.seed, step]))
         batch = self.windows.draw(rng, settings.batch_size, config.frames, settings.time, self.rows)
         batch = Batch(*(part.to(self.device) for part in batch))
-        z0 = self._latents(batch)
+        given = decoder.condition(batch.inputs, batch.known, batch.valid)
+        z0 = self._latents(batch, given.start)
         t, noise = self._draw_noise(rng)
         with seeded_dropout(settings.seed, step, self.device):
             decoder.denoiser.train()
@@ -110,16 +121,20 @@ class DecoderFit:
                 z0,
                 t,
                 noise,
-                decoder.normalise_features(batch.features),
+                given.features,
                 batch.known,
                 batch.valid,
                 config=config,
+                readout=given.readout,
             )
             decoder.denoiser.eval()
         parts: dict[str, Tensor] = {config.objective: loss}
         if settings.reconstruction and config.objective != "noise":
-            parts["reconstruction"] = self._reconstruction(predicted, batch, t)
+            parts["reconstruction"] = self._reconstruction(predicted, given.start, batch, t)
             loss = loss + settings.reconstruction * parts["reconstruction"]
+        if given.blended is not None:
+            parts["blend"] = distances(given.blended, batch)
+            loss = loss + parts["blend"]
         return loss, parts
 
     @torch.no_grad()
@@ -129,9 +144,8 @@ class DecoderFit:
         figures: dict[str, float] = {}
         for stride in (1, 4):
             poses = []
-            for clip in self.held:
-                known = torch.arange(len(clip)) % stride == 0
-                poses.append(decode_clip(self.decoder, torch.from_numpy(clip.features).float(), known))
+            for inputs in self.held_inputs:
+                poses.append(decode_clip(self.decoder, inputs, torch.arange(len(inputs)) % stride == 0))
             errors, accelerations = [], []
             for clip, pose in zip(self.held, poses, strict=True):
                 betas = torch.from_numpy(clip.predicted_betas).to(self.device)
@@ -152,9 +166,9 @@ class DecoderFit:
         return joint_errors_mm(self.codec, clip.prediction.to(self.device), clip.truth.to(self.device))
 
     @torch.no_grad()
-    def _latents(self, batch: Batch) -> Tensor:
+    def _latents(self, batch: Batch, start: Tensor | None) -> Tensor:
         mean, _ = self.decoder.vae.encode(self.decoder.normalise_pose(batch.pose), batch.valid)
-        return self.decoder.normalise_latents(mean)
+        return self.decoder.normalise_latents(mean, start)
 
     def _draw_noise(self, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None]:
         """Timesteps (b,) and noise (b,Nz,Dz) of this process's rows; None for the regressor."""
@@ -167,18 +181,16 @@ class DecoderFit:
         noise = rng.standard_normal((count, config.latents, config.latent_dim), np.float32)
         return tuple(torch.from_numpy(part[self.rows]).to(self.device) for part in (t, noise))  # type: ignore[return-value]
 
-    def _reconstruction(self, predicted: Tensor, batch: Batch, t: Tensor | None) -> Tensor:
+    def _reconstruction(self, predicted: Tensor, start: Tensor | None, batch: Batch, t: Tensor | None) -> Tensor:
         decoder, config = self.decoder, self.decoder.config
-        pose = decoder.denormalise_pose(decoder.vae.decode(decoder.denormalise_latents(predicted)))
-        error = METRES_TO_UNITS * (pose - batch.pose)[..., :LOCATIONS].abs()
+        pose = decoder.denormalise_pose(decoder.vae.decode(decoder.denormalise_latents(predicted, start)))
         if t is None:
-            return over_frames(error, batch.valid)
-        weight = (1 - noise_schedule(config).to(error.device)[t]).to(error.dtype)
-        return over_frames(error * weight[:, None, None], batch.valid)
+            return distances(pose, batch)
+        return distances(pose, batch, (1 - noise_schedule(config).to(pose.device)[t]).to(pose.dtype))
 
     def _set_statistics(self) -> None:
         decoder, windows = self.decoder, self.windows
-        features = windows.features.double()
+        features = windows.inputs[:, : decoder.config.feature_dim].double()
         decoder.set_statistics(
             feature_mean=features.mean(0).float().to(self.device),
             feature_std=features.std(0, unbiased=False).float().to(self.device),
@@ -190,26 +202,40 @@ class DecoderFit:
         frames, found = decoder.config.frames, []
         for _ in range(0, STATISTICS_WINDOWS, 32):
             batch = windows.draw(rng, 32, frames, plain, slice(0, 32))
-            found.append(self._latents(Batch(*(part.to(self.device) for part in batch))))
+            batch = Batch(*(part.to(self.device) for part in batch))
+            found.append(self._latents(batch, decoder.condition(batch.inputs, batch.known, batch.valid).start))
         mean, std = latent_statistics(torch.cat(found))
+        if decoder.config.readout:
+            # The mean of what a read-out gets wrong is that of a few bad clips: added, it makes held-out clips worse.
+            mean, std = torch.zeros_like(mean), torch.cat(found).square().mean().sqrt()
         decoder.set_statistics(latent_mean=mean, latent_std=std)
+
+
+def distances(pose: Tensor, batch: Batch, weights: Tensor | None = None) -> Tensor:
+    """Mean distance of pose numbers (B,T,133) from the truth over joints, frames and windows, in decimetres; `weights`
+    (B,) of the windows."""
+    apart = (pose - batch.pose)[..., :LOCATIONS].unflatten(-1, (-1, 3)).norm(dim=-1) * METRES_TO_UNITS
+    return over_frames(apart if weights is None else apart * weights[:, None, None], batch.valid)
 
 
 class Windows:
     """Frames of all clips in one table, and windows of time drawn from it. Frames across a gap never share a window."""
 
-    def __init__(self, clips: Sequence[ClipFeatures], codec: PoseCodec, device: torch.device) -> None:
-        poses, features, lengths = [], [], []
+    def __init__(
+        self, clips: Sequence[ClipFeatures], codec: PoseCodec, config: DecoderConfig, device: torch.device
+    ) -> None:
+        poses, inputs, lengths = [], [], []
         for clip in clips:
+            read = clip_inputs(clip, codec, config, device)
             for run in clip.runs():
                 if run.stop - run.start < SHORTEST_RUN:
                     continue
                 poses.append(codec_rows(clip, run, codec, device))
-                features.append(torch.from_numpy(clip.features[run]))
+                inputs.append(read[run])
                 lengths.append(run.stop - run.start)
         if not lengths:
             raise UserError(f"no clip has {SHORTEST_RUN} frames that follow each other", "--data", "Give longer clips")
-        self.poses, self.features = torch.cat(poses), torch.cat(features)
+        self.poses, self.inputs = torch.cat(poses), torch.cat(inputs)
         self.lengths = np.array(lengths)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
         self.chances = self.lengths / self.lengths.sum()
@@ -227,10 +253,17 @@ class Windows:
         twists = F.normalize(pose[..., LOCATIONS:].unflatten(-1, (-1, 2)), dim=-1).flatten(-2)
         return Batch(
             torch.cat([pose[..., :LOCATIONS], twists], -1),
-            read_at(self.features, *where),
+            read_at(self.inputs, *where),
             torch.from_numpy(known[rows]),
             torch.from_numpy(valid[rows]),
         )
+
+
+@torch.no_grad()
+def clip_inputs(clip: ClipFeatures, codec: PoseCodec, config: DecoderConfig, device: torch.device) -> Tensor:
+    """What a decoder reads of the frames of a clip: (T, config.input_dim) float32, on the CPU."""
+    features = torch.from_numpy(clip.features).to(device)
+    return decoder_inputs(config, codec, features, clip.prediction.to(device)).cpu()
 
 
 @torch.no_grad()

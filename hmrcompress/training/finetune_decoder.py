@@ -49,7 +49,7 @@ class Fitted:
                 "steps": run.steps,
                 "finished": run.finished,
                 "before": figures(run.validations[0]),
-                "after": figures(run.validations[-1]),
+                "after": figures(run.kept),
                 "validations": run.validations,
             }
             for name, run in self.runs.items()
@@ -140,7 +140,8 @@ def write_decoder(
         tensors = {name: tensor for name, tensor in tensors.items() if _of_vae(name)}
     source = checkpoint.source or checkpoint_record(checkpoint.reference, name=checkpoint.name, command="finetune")
     made = {
-        name: {**about[name], "steps": run.steps, **figures(run.validations[-1])} for name, run in fitted.runs.items()
+        name: {**about[name], "steps": run.steps, "kept_step": run.kept["step"], **figures(run.kept)}
+        for name, run in fitted.runs.items()
     }
     earlier = {name: value for name, value in source.items() if name != DECODER}
     team, folder = Team(decoder.pose_mean.device), None

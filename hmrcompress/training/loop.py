@@ -58,7 +58,8 @@ class LoopSettings:
     interrupts the run, and a later one goes on.
 
     rate: AdamW's highest, after a linear warm-up over the first `warmup` (share of the run); then half a cosine down to
-    `rate_end` times that. clip_norm: of the whole gradient. ema: decay of the moving average, which is what is kept.
+    `rate_end` times that. clip_norm: of the whole gradient. ema: decay of the moving average, which is what is kept:
+    as it is at the end, or where `keep` names a figure of the validations, as it was when that was lowest.
     """
 
     steps: int | None
@@ -66,6 +67,7 @@ class LoopSettings:
     rate: float = 3e-4
     warmup: float = 0.03
     rate_end: float = 0.01
+    keep: str | None = None
     clip_norm: float = 1.0
     ema: float = 0.999
     betas: tuple[float, float] = (0.9, 0.99)
@@ -75,12 +77,19 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run ended: steps in all and in this run; every validation {step, …figures}; False if it was interrupted."""
+    """How a run ended: steps in all and in this run; every validation {step, …figures}; False if it was interrupted.
+    kept: the validation of the parameters that were kept."""
 
     steps: int
     steps_now: int
     validations: list[dict[str, Any]]
     finished: bool
+    keep: str | None = None
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        figure = self.keep
+        return self.validations[-1] if figure is None else min(self.validations, key=lambda record: record[figure])
 
 
 def train(
@@ -136,6 +145,7 @@ class _Loop:
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.team = Team(next(iter(self.parameters.values())).device)
         self.step, self.before = 0, 0.0
+        self.best, self.lowest = self.average, math.inf
         self.records: list[dict[str, Any]] = []
         self.started = self.saved = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,8 +190,8 @@ class _Loop:
         self._save()
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(self.average[name])
-        return Trained(self.step, self.step - self.begun_at, self._validations(), True)
+                parameter.copy_((self.average if settings.keep is None else self.best)[name])
+        return Trained(self.step, self.step - self.begun_at, self._validations(), True, settings.keep)
 
     def _out_of_time(self) -> bool:
         limit = self.settings.max_minutes
@@ -222,6 +232,9 @@ class _Loop:
     def _validate(self) -> None:
         with self._averaged():
             figures = self.task.validate()
+        if self.settings.keep is not None and figures[self.settings.keep] < self.lowest:
+            self.lowest = figures[self.settings.keep]
+            self.best = {name: tensor.clone() for name, tensor in self.average.items()}
         record = {"step": self.step, "val": figures}
         self._record(record)
         fraction = self.fraction()
@@ -257,6 +270,7 @@ class _Loop:
         self.saved = time.monotonic()
         if not self.team.leads:
             return
+        settings = self.settings
         state = {
             "schema": SCHEMA,
             "identity": self._identity(),
@@ -264,6 +278,7 @@ class _Loop:
             "minutes": self.minutes,
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "average": self.average,
+            "best": None if settings.keep is None else {"lowest": self.lowest, "parameters": self.best},
             "optimiser": self.optimiser.state_dict(),
             "records": self.records,
         }
@@ -283,6 +298,8 @@ class _Loop:
         for name, tensor in state["average"].items():
             self.average[name].copy_(tensor)
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.settings.keep is not None:
+            self.lowest, self.best = state["best"]["lowest"], state["best"]["parameters"]
         self.step, self.before, self.records = state["step"], state["minutes"], state["records"]
 
     def _identity(self) -> dict[str, Any]:
@@ -293,6 +310,7 @@ class _Loop:
             "max_minutes": settings.max_minutes if settings.steps is None else None,
             "rate": [settings.rate, settings.warmup, settings.rate_end, settings.clip_norm, settings.ema],
             "betas": list(settings.betas),
+            "keep": settings.keep,
             "validations": settings.validations,
             "torch": torch.__version__,
         }
