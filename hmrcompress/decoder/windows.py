@@ -20,13 +20,14 @@ class ClipStream:
         self.overlap = self.frames // OVERLAP_SHARE if overlap is None else overlap
         window_starts(1, self.frames, self.overlap)
         self.device = decoder.pose_mean.device
-        self.features = torch.zeros(0, decoder.config.feature_dim, device=self.device)
+        self.features = torch.zeros(0, decoder.config.input_dim, device=self.device)
         self.known = torch.zeros(0, dtype=torch.bool, device=self.device)
         self.first = self.total = self.next = self.given = 0
         self.windows: list[tuple[int, Tensor, Tensor]] = []
 
     def push(self, features: Tensor, known: Tensor) -> Tensor:
-        """features (n,D), known (n,) bool of the next n frames -> the poses (m,P) that are finished now, in order."""
+        """features (n,config.input_dim), known (n,) bool of the next n frames -> the poses (m,P) that are finished, in
+        their order."""
         self.features = torch.cat([self.features, features.to(self.device, torch.float32)])
         self.known = torch.cat([self.known, known.to(self.device)])
         self.total += len(features)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder.readout import decoder_inputs
 from hmrcompress.decoder.windows import ClipStream
 from hmrcompress.evaluation.sequences import LONGEST_HOLE, Timeline, interpolated, neighbours
 from hmrcompress.pipeline.boxes import Box
@@ -138,7 +139,7 @@ class TrackStream:
         return self._decoded(poses.cpu())
 
     def _filled(self, known: list[int], end: int) -> tuple[Rows, Tensor]:
-        """Rows of every frame from the one after those given up to `end`, and features (n,D), zeros where unknown."""
+        """Rows of every frame from the one after those given up to `end`, and what the decoder reads of each."""
         given = [self.predictions[place] for place in known]
         found = [each for each in given if each is not None]
         first, length = self.seen[0].frame, self.seen[end].frame - self.seen[0].frame + 1
@@ -170,7 +171,15 @@ class TrackStream:
             timeline.known,
         )
         fresh = slice(0 if self.open else 1, None)
-        return rows.cut(fresh), timeline.spread_features[fresh]
+        return rows.cut(fresh), self._inputs(timeline)[fresh]
+
+    def _inputs(self, timeline: Timeline) -> Tensor:
+        """What the decoder reads of each frame, (T,config.input_dim), zeros where nothing is known; (T,0) without."""
+        if self.decoder is None or self.codec is None:
+            return timeline.features.new_zeros(timeline.length, 0)
+        device = self.codec.leaf_index.device
+        given = timeline.features.to(device), timeline.params.to(device)
+        return timeline.spread(decoder_inputs(self.decoder.config, self.codec, *given).cpu())
 
     def _decoded(self, poses: Tensor) -> list[Rows]:
         """The owed rows that poses (n,P) have come for, with the decoder's rotations."""
