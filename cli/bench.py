@@ -30,6 +30,8 @@ from hmrcompress_cli.tokens import (
     SizeWeightedOption,
     TokenMetricOption,
     TokenScheduleOption,
+    TokensOption,
+    token_buckets,
     token_settings,
 )
 
@@ -60,6 +62,7 @@ def bench(
     drop_background: DropBackgroundOption = False,
     background_ring: BackgroundRingOption = None,
     background_coarse: BackgroundCoarseOption = None,
+    tokens: TokensOption = "plan",
     batch_sizes: Annotated[str, typer.Option("--batch-sizes", help="Crops in a call, such as 1,8.")] = "1,8",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds at every batch size.")] = 9,
     max_seconds: Annotated[
@@ -100,6 +103,7 @@ def bench(
     from hmrcompress.evaluation.pipeline_bench import PipelineSettings
     from hmrcompress.runtime import fast_dtype, pick_device, pick_dtype, progress_bar
 
+    buckets = token_buckets(tokens)
     given = {
         "keep_tokens": keep_tokens,
         "merge_per_layer": merge_per_layer,
@@ -125,6 +129,20 @@ def bench(
     )
     if where.type == "cpu" and dtype != "float32" and fast_dtype(where) != wanted:
         complain(f"warning: this CPU has no units for {dtype}, which is emulated: expect it to be slower than float32")
+    if buckets is not None:
+        with progress_bar(quiet=quiet) as progress:
+            adaptive = api.bench_adaptive(
+                model or "starter",
+                tokens=token_settings(**given) if asked else None,
+                buckets=buckets,
+                settings=settings,
+                device=device,
+                seed=seed,
+                progress=progress,
+            ).to_json()
+        write_record(json, "bench", {"adaptive": adaptive}, device=where, seed=seed)
+        _show_adaptive(Printer(quiet), adaptive, f"{dtype} on {where}")
+        return
     with progress_bar(quiet=quiet) as progress:
         result = api.bench(
             model,
@@ -153,6 +171,28 @@ def _show(printer: Printer, figures: dict[str, Any], device: str) -> None:
         _show_networks(printer, figures, place)
     if "pipeline" in figures:
         _show_pipeline(printer, figures["pipeline"], place)
+
+
+def _show_adaptive(printer: Printer, found: dict[str, Any], place: str) -> None:
+    """The untouched network, a fixed number of tokens, and as many as each person needs."""
+    named = {"plain": "all tokens", "fixed": f"{found['keep']} tokens", "adaptive": "adaptive tokens"}
+    macs = found["macs"] | {"adaptive": found["adaptive"]["mean_macs_with_attention"]}
+    rows = [
+        (
+            named[name],
+            size,
+            measured["fps"][name],
+            f"{measured['speedup'][name]:.2f}x" if name in measured["speedup"] else None,
+            _range(measured["speedup_quartiles"][name]) if name in measured["speedup"] else None,
+            f"{macs['plain'] / macs[name]:.2f}",
+        )
+        for size, measured in found["batch_sizes"].items()
+        for name in named
+    ]
+    columns = ("", "batch", "frames/s", "speed-up", "middle half", "MAC ratio")
+    printer.table(f"people of every size: {place}", columns, rows)
+    buckets = ", ".join(f"{count} at {keep}" for keep, count in found["adaptive"]["buckets"].items())
+    printer.say(f"crops by kept tokens: {buckets}; mean {found['adaptive']['mean_kept']:.1f}")
 
 
 def _show_networks(printer: Printer, figures: dict[str, Any], place: str) -> None:

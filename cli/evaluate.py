@@ -24,6 +24,7 @@ from hmrcompress_cli.common import (
     complain,
     write_record,
 )
+from hmrcompress_cli.tokens import TokensOption, token_buckets
 
 COLUMNS = ("stage", "MPJPE mm", "PA-MPJPE mm", "PVE mm", "Accel mm/frame²", "MPJPE, 95 %", "increase", "95 %")
 
@@ -62,6 +63,7 @@ def evaluate(
         ),
     ] = None,
     median_shape: Annotated[bool, typer.Option("--median-shape", help="One shape a clip, the median.")] = False,
+    tokens: TokensOption = "plan",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -106,6 +108,7 @@ def evaluate(
             device=device,
             dtype=pick_dtype(dtype),
             sequences=sequences,
+            buckets=token_buckets(tokens),
             seed=seed,
             progress=progress,
         )
@@ -122,6 +125,8 @@ def evaluate(
         for sure in [_intervals(figures["stages"][name])]
     ]
     printer.table(title, COLUMNS, rows)
+    if adaptive := result.tokens.get("adaptive"):
+        printer.say(_buckets(adaptive))
     if result.sequence:
         printer.say(_how(result.sequence, checkpoint.decoder is not None))
 
@@ -136,6 +141,14 @@ def _how(sequence: dict[str, Any], decodes: bool) -> str:
     if sequence["median_shape"]:
         parts.append("one shape a clip")
     return ", ".join(parts)
+
+
+def _buckets(found: dict[str, Any]) -> str:
+    """What adaptive tokens came to, in one line."""
+    frames = ", ".join(f"{count} at {keep}" for keep, count in found["buckets"].items())
+    lost = found.get("forced_person_merges_per_frame")
+    forced = f", {lost:g} person tokens lost a frame" if lost is not None else ""
+    return f"adaptive tokens: {frames}; mean {found['mean_kept']:.1f}, {found['mean_macs'] / 1e9:.4g} GMACs{forced}"
 
 
 def _ordinals(strides: list[int]) -> str:

@@ -14,6 +14,8 @@ from hmrcompress_cli import (
     finetune,
     inspect_,
     merge,
+    predict,
+    profile_,
     report,
     run,
     search,
@@ -39,6 +41,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("export")(export.export)
 app.command("convert")(convert.convert)
+app.command("predict")(predict.predict)
+app.command("profile")(profile_.profile)
 app.command("run")(run.run)
 app.command("ablate")(ablate.ablate)
 app.command("report")(report.report)

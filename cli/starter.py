@@ -1,4 +1,4 @@
-"""`hmrcompress starter build|train|info`: the open starter world."""
+"""`hmrcompress starter build|video|train|info`: the open starter world."""
 
 from __future__ import annotations
 
@@ -60,6 +60,32 @@ def build(
 
             for path in write_starter_sheets(sheets, model, progress):
                 printer.say(f"Wrote {path}.")
+
+
+@app.command()
+def video(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The video, .mp4 or .mkv.", show_default=False)],
+    data: Annotated[str, typer.Option("--data", help="starter[:split] or crops:PATH.")] = "starter:test",
+    clips: Annotated[str, typer.Option("--clips", help="Clips side by side, a person each, such as 0,1.")] = "0,1",
+    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Frames of each.", show_default="all")] = None,
+    lossless: Annotated[bool, typer.Option("--lossless", help="FFV1, for .mkv, instead of x264.")] = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """A video of clips with known boxes, masks and ground truth, to try `predict` on."""
+    from hmrcompress import api
+    from hmrcompress.errors import UserError
+    from hmrcompress.pipeline.starter_video import write_crop_video
+    from hmrcompress.runtime import progress_bar
+
+    parts = [part.strip() for part in clips.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise UserError(f"got {clips!r}, expected numbers such as 0,1", "--clips")
+    with progress_bar(quiet=quiet) as progress:
+        crops = api.open_data(data, body=api.open_body("starter"), progress=progress)
+    boxes, masks = write_crop_video(out, crops, list(map(int, parts)), frames=frames, lossless=lossless)
+    printer = Printer(quiet)
+    printer.say(f"Wrote {out}; its boxes are {boxes}{'' if masks is None else f', its masks files:{masks}'}.")
 
 
 @app.command()

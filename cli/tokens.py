@@ -46,6 +46,13 @@ DropBackgroundOption = Annotated[
 BackgroundRingOption = Annotated[
     int | None, _option("--background-ring", min=0, help="Ring of background kept around the person, in tokens (1).")
 ]
+TokensOption = Annotated[
+    str,
+    typer.Option(
+        "--tokens",
+        help="plan: as the model was made for; auto: what each person needs, of 64, 90, 128, 192 (or auto:48,96,192).",
+    ),
+]
 BackgroundCoarseOption = Annotated[
     int | None, _option("--background-coarse", min=0, help="Spacing of the grid of background kept, 0 for none (4).")
 ]
@@ -91,6 +98,18 @@ def token_settings(
     if merge_per_layer is not None:
         changed["schedule"] = None
     return settings.changed(**changed)
+
+
+def token_buckets(text: str) -> tuple[int, ...] | None:
+    """`plan` -> None; `auto`, `auto:48,96,192` -> numbers of tokens. Raises UserError."""
+    from hmrcompress.merging.buckets import BUCKETS
+
+    kind, _, rest = text.partition(":")
+    if text == "plan":
+        return None
+    if kind != "auto" or not all(part.strip().isdigit() for part in (rest.split(",") if rest else ())):
+        raise UserError(f"got {text!r}, expected plan, auto, or auto with numbers such as auto:48,96,192", "--tokens")
+    return tuple(map(int, rest.split(","))) if rest else BUCKETS
 
 
 def _numbers(text: str) -> list[int]:

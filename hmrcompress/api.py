@@ -5,6 +5,7 @@ Arguments are names and paths, or the objects that `hmrcompress.opening` makes o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.seen import KEY, record, records_in
 from hmrcompress.errors import UserError
+from hmrcompress.evaluation.adaptive_bench import AdaptiveTiming, time_adaptive
 from hmrcompress.evaluation.bench import BenchResult, BenchSettings
 from hmrcompress.evaluation.bench import bench as bench_networks
 from hmrcompress.evaluation.contenders import contenders
@@ -24,6 +26,7 @@ from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_
 from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
 from hmrcompress.exporting.onnx import OnnxExport
 from hmrcompress.exporting.onnx import export_onnx as export_network
+from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.merging.live import apply as apply_to_live
@@ -39,6 +42,7 @@ from hmrcompress.opening import (
     Masks,
     Model,
     Module,
+    adaptive_network,
     body_for,
     compressed_network,
     decoder_for,
@@ -63,10 +67,11 @@ from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
 
 __all__ = [
-    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "apply", "bench", "body_for", "compressed_network",
-    "decoder_for", "evaluate", "export_decoder", "export_onnx", "focal_lengths", "layer_similarity", "load", "load_fov",
-    "merge", "of_starter", "on_device", "open_body", "open_data", "open_masks", "open_plan", "open_protocol",
-    "person_mask", "pipeline_of", "probe_for", "search", "temporal_decoder", "unapply",
+    "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "adaptive_network", "apply", "bench",
+    "bench_adaptive", "body_for", "compressed_network", "decoder_for", "evaluate", "export_decoder", "export_onnx",
+    "focal_lengths", "layer_similarity", "load", "load_fov", "merge", "of_starter", "on_device", "open_body",
+    "open_data", "open_masks", "open_plan", "open_protocol", "person_mask", "pipeline_of", "probe_for", "search",
+    "temporal_decoder", "unapply",
 ]  # fmt: skip
 
 
@@ -189,6 +194,7 @@ def evaluate(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     sequences: SequenceSettings | None = None,
+    buckets: Sequence[int] | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Evaluation:
@@ -196,8 +202,9 @@ def evaluate(
 
     A compressed model is scored with merged layers, and with merged tokens too where its plan merges them. The network
     as it was before is the stage `baseline`. A model that holds a temporal decoder is scored with it too; `sequences`
-    says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `protocol`,
-    by default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. Raises UserError.
+    says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `buckets`
+    adds the stage `adaptive_tokens`: as many of the numbers of tokens as each crop's person needs. `protocol`, by
+    default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. Raises UserError.
     """
     checkpoint = load(model, seed=seed)
     require_truth(checkpoint)
@@ -207,8 +214,12 @@ def evaluate(
     decoder = temporal_decoder(checkpoint)
     crops = open_data(data, body=surface, progress=progress)
     measure = open_measure(protocol, crops, body, surface, regressor=regressor, device=where)
+    network = on_device(checkpoint.network, where)
+    stages = stages_of(network, checkpoint.plan, against=reference, dtype=dtype, probe=probe)
+    if buckets is not None:
+        stages = stages.with_adaptive(adaptive_network(checkpoint, network, source, buckets), dtype=dtype)
     return evaluate_stages(
-        stages_of(on_device(checkpoint.network, where), checkpoint.plan, against=reference, dtype=dtype, probe=probe),
+        stages,
         crops,
         body=on_device(surface, where),
         measure=measure,
@@ -255,6 +266,34 @@ def bench(
         checkpoint, original, layers=layers, tokens=tokens, seed=seed, alone=pipeline is not None
     )
     return bench_networks(before, after, settings=settings, pipeline=pipeline, device=where, progress=progress)
+
+
+def bench_adaptive(
+    model: Model,
+    *,
+    tokens: TokenSettings | None = None,
+    buckets: Sequence[int] = BUCKETS,
+    settings: BenchSettings | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> AdaptiveTiming:
+    """Times a model with as many tokens as each person needs beside the same model with all of them and with a fixed
+    number. tokens: how they are merged, by default as the model's plan says. See `evaluation.adaptive_bench`. Raises
+    UserError."""
+    checkpoint, settings = load(model, seed=seed), settings or BenchSettings()
+    return time_adaptive(
+        checkpoint.network,
+        tokens or checkpoint.tokens,
+        buckets,
+        batch_sizes=settings.batch_sizes,
+        dtype=settings.dtype,
+        device=pick_device(device),
+        rounds=settings.rounds,
+        max_seconds=settings.max_seconds,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def layer_similarity(

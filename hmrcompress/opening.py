@@ -7,6 +7,7 @@ A model is `starter`, `starter-fast`, `random:FAMILY`, a checkpoint file or a co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +28,16 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings
+from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.metrics.hands import HAND16
 from hmrcompress.metrics.measure import GENDERS, Measure, read_regressor
 from hmrcompress.metrics.points import PROTOCOLS, ROWS, Protocol
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.plan import Plan
+from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import Progress, no_progress
 
 STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
@@ -84,6 +87,18 @@ def compressed_network(checkpoint: Checkpoint, masks: MaskSource | None = None) 
     """
     probe = checkpoint.probe if masks is None else probe_for(checkpoint, masks)
     return with_token_merging(checkpoint.network, checkpoint.tokens, probe).eval()
+
+
+def adaptive_network(
+    checkpoint: Checkpoint, network: HMR2, masks: MaskSource, buckets: Sequence[int] = BUCKETS
+) -> AdaptiveTokens:
+    """`network`, of this model and where it is wanted, with as many of its tokens as each crop's person needs: merged
+    or dropped as the model's plan says, merged by default. UserError for `masks` that say nothing before it runs."""
+    if masks.name in ("self", "none"):
+        raise UserError(
+            f"got --masks {masks.name}, but adaptive tokens need masks before the network runs", "--tokens auto"
+        )
+    return AdaptiveTokens(network, checkpoint.tokens or TokenSettings(), buckets).eval()
 
 
 def probe_for(checkpoint: Checkpoint, masks: MaskSource) -> SaliencyProbe | None:

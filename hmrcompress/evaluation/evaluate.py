@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from hmrcompress.decoder.clips import check_lookahead
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
+from hmrcompress.evaluation.adaptive import ADAPTIVE, FORCED_EVERY, AdaptiveTally, adaptive_outputs
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.sequences import Outputs, interpolated, observe, sequence_predict, spans
+from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import forced_merges, merging_settings, token_counts, with_token_merging
 from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import (
@@ -42,10 +44,6 @@ MEAN_POSE, BASELINE, MERGED, MERGED_TOKENS = "mean_pose", "baseline", "merged", 
 LEAK_WARNING = "{seen} of the {all} frames were searched or trained on, so the figures are optimistic"
 
 
-FORCED_EVERY = 8
-"""Forced merges are counted on every so many batches: counting runs the merging layers once more."""
-
-
 @dataclass
 class ForcedMerges:
     """How many person tokens token merging took from how many frames; `batches` seen, counted or not."""
@@ -66,6 +64,15 @@ class Stages:
     outputs: Outputs
     token_counts: tuple[int, ...] = ()
     forced: ForcedMerges = field(default_factory=ForcedMerges)
+    adaptive: AdaptiveTally | None = None
+
+    def with_adaptive(self, network: AdaptiveTokens, *, dtype: torch.dtype = torch.float32) -> Stages:
+        """The same and, last, the stage `adaptive_tokens`: as many tokens as each crop's person needs."""
+        tally = AdaptiveTally(network)
+        outputs = adaptive_outputs(network, tally, dtype=dtype)
+        return replace(
+            self, predictors={**self.predictors, ADAPTIVE: _params_of(outputs)}, outputs=outputs, adaptive=tally
+        )
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,7 @@ def evaluate(
     measure = measure or Measure(body, protocol)
     crops.check_measure(measure)
     indices = chosen_frames(crops, limit, frames_per_clip)
-    needed = masks if MERGED_TOKENS in stages.predictors else None
+    needed = masks if {MERGED_TOKENS, ADAPTIVE} & set(stages.predictors) else None
     predictors, sequence = dict(stages.predictors), {}
     if decoder is not None or (sequences and sequences.wanted):
         settings = sequences or SequenceSettings()
@@ -241,6 +248,8 @@ def evaluate(
     if stages.forced.frames:
         tokens["forced_person_merges_per_frame"] = stages.forced.tokens / stages.forced.frames
         tokens["forced_counted_on_frames"] = stages.forced.frames
+    if stages.adaptive is not None:
+        tokens["adaptive"] = stages.adaptive.to_json()
     return Evaluation(scores, leaked_frames(plan, trained_on, crops, indices), tokens, sequence)
 
 

@@ -18,18 +18,15 @@ from hmrcompress.data.masks import mask_source
 from hmrcompress.io.atomic import atomic_file
 from hmrcompress.metrics.points import mpjpe
 from hmrcompress.models.network import HMR2
+from hmrcompress.pipeline.camera import CROP_FOCAL
 from hmrcompress.records import CROP_HEIGHT
-from hmrcompress.render.raster import vertex_normals, visibility
+from hmrcompress.render.overlay import COLOURS, draw_meshes
 from hmrcompress.report.plots import draw_similarity
 from hmrcompress.report.sheets import EXTREME_POSES, body_sheet
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.dataset import open_split
 
-FOCAL = 5000.0
-"""Pixels; HMR2.0's weak-perspective camera (s, tx, ty) stands at depth 2 f / (256 s) of a crop of 256."""
 OUTLINE = np.array([255, 64, 32], np.uint8)
-MESH = np.array([0.35, 0.62, 0.95], np.float32)
-OPACITY = 0.8
 Picture = NDArray[np.uint8]
 
 
@@ -48,17 +45,8 @@ def lay_over(image: Picture, vertices: NDArray[np.float32], faces: NDArray[np.in
     """Draw a mesh over a crop. vertices (V,3) metres relative to the network's root, cam (s, tx, ty)."""
     height, width = image.shape[:2]
     scale = max(float(cam[0]), 1e-3)
-    placed = vertices + np.array([cam[1], cam[2], 2 * FOCAL / (CROP_HEIGHT * scale)], np.float32)
-    placed = placed.astype(np.float32)
-    face_index, _, bary = visibility(placed, faces, FOCAL, (width / 2, height / 2), (height, width))
-    seen = face_index >= 0
-    corners = vertex_normals(placed, faces)[faces[face_index[seen]]]
-    first, second = bary[seen, 0, None], bary[seen, 1, None]
-    normal = corners[:, 0] * first + corners[:, 1] * second + corners[:, 2] * (1 - first - second)
-    facing = np.clip(-normal[:, 2:], 0, 1) * 0.75 + np.clip(-normal[:, 1:2], 0, 1) * 0.15 + 0.2
-    drawn = image.astype(np.float32)
-    drawn[seen] = (1 - OPACITY) * drawn[seen] + OPACITY * 255 * MESH * facing
-    return np.clip(drawn, 0, 255).astype(np.uint8)
+    placed = vertices + np.array([cam[1], cam[2], 2 * CROP_FOCAL / (CROP_HEIGHT * scale)], np.float32)
+    return draw_meshes(image, placed[None], faces, CROP_FOCAL, (width / 2, height / 2), COLOURS[:1])
 
 
 def grid(tiles: Sequence[Picture], columns: int) -> Picture:

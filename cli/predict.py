@@ -1,0 +1,128 @@
+"""`hmrcompress predict`, and the options that `hmrcompress profile` shares with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmrcompress_cli.common import (
+    BatchSizeOption,
+    BodyOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LimitOption,
+    OutOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    write_record,
+)
+from hmrcompress_cli.tokens import TokensOption, token_buckets
+
+ModelArgument = Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")]
+InputArgument = Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or a video.")]
+BoxesOption = Annotated[
+    str, typer.Option("--boxes", help="full, onnx:FILE (a YOLO detector), or a .json or .npz file of boxes.")
+]
+BoxScaleOption = Annotated[float, typer.Option("--box-scale", help="Crops are so much larger than tight boxes.")]
+PersonMasksOption = Annotated[
+    str, typer.Option("--masks", help="auto, self, files:DIR or none: where tokens are merged.")
+]
+StrideOption = Annotated[int, typer.Option("--stride", min=1, help="Run the network on every k-th frame.")]
+StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps of the decoder.")]
+FpsOption = Annotated[
+    float | None, typer.Option("--fps", help="A folder is a sequence of so many frames a second.", show_default=False)
+]
+FocalOption = Annotated[
+    float | None,
+    typer.Option("--focal", help="Focal length in pixels.", show_default="5000/256 of the longer side"),
+]
+NoOverlayOption = Annotated[bool, typer.Option("--no-overlay", help="Do not draw the overlay.")]
+NoGlbOption = Annotated[bool, typer.Option("--no-glb", help="Do not write track.glb.")]
+NoAntialiasOption = Annotated[
+    bool, typer.Option("--no-antialias", help="Cut large boxes without blurring them first, as evaluations do.")
+]
+
+
+def predict(
+    model: ModelArgument,
+    source: InputArgument,
+    out: OutOption,
+    boxes: BoxesOption = "full",
+    box_scale: BoxScaleOption = 1.2,
+    masks: PersonMasksOption = "auto",
+    tokens: TokensOption = "plan",
+    stride: StrideOption = 1,
+    steps: StepsOption = 1,
+    fps: FpsOption = None,
+    focal: FocalOption = None,
+    no_overlay: NoOverlayOption = False,
+    no_glb: NoGlbOption = False,
+    no_antialias: NoAntialiasOption = False,
+    serial: Annotated[bool, typer.Option("--serial", help="One stage after the other, in one thread.")] = False,
+    json: JsonOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSizeOption = 32,
+    body: BodyOption = "starter",
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Bodies in pictures or a video: SMPL parameters (npz), an overlay (mp4, png), an animated mesh (glb)."""
+    from hmrcompress import predicting
+    from hmrcompress.pipeline.predict import PredictSettings
+    from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
+
+    settings = PredictSettings(
+        batch_size=batch_size,
+        stride=stride,
+        steps=steps,
+        limit=limit,
+        focal=focal,
+        overlay=not no_overlay,
+        glb=not no_glb,
+        antialias=not no_antialias,
+        overlapped=not serial,
+        seed=seed,
+    )
+    with progress_bar(quiet=quiet) as progress:
+        summary = predicting.predict(
+            model,
+            source,
+            out,
+            boxes=boxes,
+            box_scale=box_scale,
+            masks=masks,
+            buckets=token_buckets(tokens),
+            fps=fps,
+            settings=settings,
+            body=body,
+            device=device,
+            dtype=pick_dtype(dtype),
+            progress=progress,
+        )
+    figures = {"predict": summary.to_json()}
+    write_record(json, "predict", figures, device=pick_device(device), seed=seed)
+    _show(Printer(quiet), figures["predict"], out)
+
+
+def _show(printer: Printer, found: dict[str, Any], out: Path) -> None:
+    people = f"{found['tracks']} {'person' if found['tracks'] == 1 else 'people'}"
+    printer.say(
+        f"{found['frames']} frames, {people}, {found['bodies']} bodies; "
+        f"the network ran on {found['network_crops']} crops"
+    )
+    drawing = found["seconds"] - found["reading_seconds"]
+    printer.say(
+        f"read at {found['fps']:.1f} frames/s ({found['reading_seconds']:.2f} s), the network at work "
+        f"{found['network_busy']:.0%} of that time; files and overlay took {drawing:.2f} s more"
+    )
+    stages = ", ".join(f"{name} {ms:.2f}" for name, ms in found["stages_ms_per_frame"].items())
+    printer.say(f"ms of work a frame, stages at the same time: {stages}")
+    printer.say(f"{out}: {', '.join(found['files'])}, summary.json")

@@ -1,0 +1,114 @@
+"""`hmrcompress profile`."""
+
+from __future__ import annotations
+
+from hmrcompress_cli.common import (
+    BatchSizeOption,
+    BodyOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LimitOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    write_record,
+)
+from hmrcompress_cli.predict import (
+    BoxesOption,
+    BoxScaleOption,
+    FocalOption,
+    FpsOption,
+    InputArgument,
+    ModelArgument,
+    NoAntialiasOption,
+    NoGlbOption,
+    NoOverlayOption,
+    PersonMasksOption,
+    StepsOption,
+    StrideOption,
+)
+from hmrcompress_cli.tokens import TokensOption, token_buckets
+
+COLUMNS = ("stage", "ms a frame", "share", "", "first frame, ms")
+WIDTH = 30
+
+
+def profile(
+    model: ModelArgument,
+    source: InputArgument,
+    boxes: BoxesOption = "full",
+    box_scale: BoxScaleOption = 1.2,
+    masks: PersonMasksOption = "auto",
+    tokens: TokensOption = "plan",
+    stride: StrideOption = 1,
+    steps: StepsOption = 1,
+    fps: FpsOption = None,
+    focal: FocalOption = None,
+    no_overlay: NoOverlayOption = False,
+    no_glb: NoGlbOption = False,
+    no_antialias: NoAntialiasOption = False,
+    json: JsonOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSizeOption = 32,
+    body: BodyOption = "starter",
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Where the time of `predict` goes: its stages one after the other, the first frame apart. Writes no files."""
+    from hmrcompress import predicting
+    from hmrcompress.pipeline.predict import PredictSettings
+    from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
+
+    settings = PredictSettings(
+        batch_size=batch_size,
+        stride=stride,
+        steps=steps,
+        limit=limit,
+        focal=focal,
+        overlay=not no_overlay,
+        glb=not no_glb,
+        antialias=not no_antialias,
+        seed=seed,
+    )
+    with progress_bar(quiet=quiet) as progress:
+        result = predicting.profile(
+            model,
+            source,
+            boxes=boxes,
+            box_scale=box_scale,
+            masks=masks,
+            buckets=token_buckets(tokens),
+            fps=fps,
+            settings=settings,
+            body=body,
+            device=device,
+            dtype=pick_dtype(dtype),
+            progress=progress,
+        )
+    figures = {"profile": result.to_json()}
+    write_record(json, "profile", figures, device=pick_device(device), seed=seed)
+    printer = Printer(quiet)
+    shares = [share for _, _, share, _ in result.rows()]
+    starts = [sum(shares[:place]) for place in range(len(shares))]
+    rows = [
+        (name, f"{ms:.2f}", f"{share:.1%}", _bar(start, share), f"{first:.1f}")
+        for (name, ms, share, first), start in zip(result.rows(), starts, strict=True)
+    ]
+    found = figures["profile"]
+    title = f"{found['frames']} frames, {found['bodies']} bodies, batch {batch_size}, {dtype} on {pick_device(device)}"
+    printer.table(f"{title}, one stage after the other", COLUMNS, rows)
+    printer.say(
+        f"{found['ms_per_frame']:.2f} ms a frame, {result.accounted:.1%} of it in stages; "
+        f"the first frame by itself took {found['first_frame_ms']:.0f} ms"
+    )
+
+
+def _bar(start: float, share: float) -> str:
+    """A stage's part of the whole, as a bar that begins where the one before it ended."""
+    before, until = round(WIDTH * start), round(WIDTH * (start + share))
+    return (" " * before + "█" * max(until - before, 0)).ljust(WIDTH)

@@ -1,0 +1,132 @@
+"""A person detector through onnxruntime, in YOLO's layouts of input and output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hmrcompress.errors import MissingExtra, UserError
+from hmrcompress.pipeline.boxes import BOX_SCALE, Box, squares
+from hmrcompress.pipeline.frames import Frame, Picture
+from hmrcompress.pipeline.tracking import Tracker, overlaps
+
+PERSON = 0
+"""Class of people in COCO's order, which detectors for it share."""
+LEAST_SCORE, MOST_OVERLAP, SIDE = 0.5, 0.6, 640
+GREY = 114
+Array = NDArray[np.float64]
+
+
+def letterbox(picture: Picture, size: tuple[int, int]) -> tuple[NDArray[np.float32], float, tuple[int, int]]:
+    """The picture fitted into size (width, height) on grey, as YOLO is trained: (1,3,h,w) float32 RGB in 0..1, the
+    scale, and the (left, top) margin in pixels of that size."""
+    from PIL import Image
+
+    width, height = size
+    scale = min(width / picture.shape[1], height / picture.shape[0])
+    fitted = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    left, top = (width - fitted[0]) // 2, (height - fitted[1]) // 2
+    canvas = np.full((height, width, 3), GREY, np.uint8)
+    resized = Image.fromarray(picture).resize(fitted, Image.Resampling.BILINEAR)
+    canvas[top : top + fitted[1], left : left + fitted[0]] = np.asarray(resized)
+    return (canvas.transpose(2, 0, 1)[None] / np.float32(255)).astype(np.float32), scale, (left, top)
+
+
+def decode_yolo(output: NDArray[np.float32], least_score: float = LEAST_SCORE) -> tuple[Array, Array]:
+    """People in a detector's raw output for one picture: corners (n,4) in its pixels and scores (n,), best first.
+
+    Layouts: (1, 4+C, N) with (cx, cy, w, h, scores by class) in columns, as YOLOv8 and later export it; (1, N, 5+C)
+    with (cx, cy, w, h, objectness, scores by class), YOLOv5; (1, N, 6) with (left, top, right, bottom, score, class),
+    exported with suppression inside or YOLOv10. The first two still overlap; see `suppressed`. Raises UserError.
+    """
+    if output.ndim != 3 or output.shape[0] != 1:
+        raise UserError(f"its output has shape {output.shape}, expected (1, 4+C, N), (1, N, 5+C) or (1, N, 6)")
+    rows = output[0].astype(np.float64)
+    if rows.shape[1] == 6:
+        kept = rows[(rows[:, 4] >= least_score) & (rows[:, 5] == PERSON)]
+        corners, scores = kept[:, :4], kept[:, 4]
+    else:
+        # Candidates are many more than numbers of one, whatever the order of the axes.
+        by_column = rows.shape[0] < rows.shape[1]
+        rows = rows.T if by_column else rows
+        if rows.shape[1] < 5:
+            raise UserError(f"its output has {rows.shape[1]} numbers a box, expected at least 5")
+        scores = rows[:, 4 + PERSON] if by_column else rows[:, 4] * rows[:, 5 + PERSON]
+        found = scores >= least_score
+        centre, half, scores = rows[found, :2], rows[found, 2:4] / 2, scores[found]
+        corners = np.concatenate([centre - half, centre + half], axis=1)
+    order = np.argsort(-scores, kind="stable")
+    return corners[order], scores[order]
+
+
+def suppressed(corners: Array, most_overlap: float = MOST_OVERLAP) -> list[int]:
+    """Which boxes (n,4), best first, stay when each takes those away that overlap it by more (greedy suppression)."""
+    kept: list[int] = []
+    shared = overlaps(corners, corners)
+    for row in range(len(corners)):
+        if all(shared[row, other] <= most_overlap for other in kept):
+            kept.append(row)
+    return kept
+
+
+class Detector:
+    """Boxes from an ONNX detector, tracked over frames by overlap."""
+
+    def __init__(
+        self, path: Path, *, scale: float = BOX_SCALE, least_score: float = LEAST_SCORE, cuda: bool = False
+    ) -> None:
+        """Raises UserError for a file that onnxruntime does not take, MissingExtra without onnxruntime."""
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise MissingExtra("onnxruntime", "export") from error
+        if not path.is_file():
+            raise UserError("no such detector", path)
+        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
+        providers = [each for each in wanted if each in ort.get_available_providers()]
+        try:
+            self.session = ort.InferenceSession(str(path), providers=providers)
+        except Exception as error:  # noqa: BLE001 - onnxruntime has errors of many classes and no common one
+            raise UserError(f"onnxruntime cannot open it ({str(error).splitlines()[0]})", path) from error
+        first = self.session.get_inputs()[0]
+        sides = [side if isinstance(side, int) and side > 0 else SIDE for side in first.shape[2:]]
+        if len(first.shape) != 4 or first.type != "tensor(float)":
+            raise UserError(f"its input is {first.type} {first.shape}, expected tensor(float) (1, 3, H, W)", path)
+        self.name, self.path = f"onnx:{path}", path
+        self.input, self.size = first.name, (sides[1], sides[0])
+        self.scale, self.least_score, self.tracker = scale, least_score, Tracker()
+
+    def boxes(self, frame: Frame) -> list[Box]:
+        """People in the frame, under the numbers of their tracks. Raises UserError for an output of another layout."""
+        pixels, scale, margin = letterbox(frame.image, self.size)
+        output = self.session.run(None, {self.input: pixels})[0]
+        try:
+            corners, _ = decode_yolo(output, self.least_score)
+        except UserError as error:
+            raise UserError(error.what, self.path, "Is it a YOLO detector?") from error
+        corners = corners[suppressed(corners)]
+        corners = (corners - np.tile(margin, 2)) / scale
+        corners = np.clip(corners, 0, np.tile(frame.size, 2))
+        corners = corners[(corners[:, 2:] - corners[:, :2] > 1).all(1)]
+        centres, sides = squares(corners, self.scale)
+        numbers = self.tracker.update(frame.number, corners)
+        return [
+            Box(number, (float(centre[0]), float(centre[1])), float(side))
+            for number, centre, side in zip(numbers, centres, sides, strict=True)
+        ]
+
+
+def open_boxes(text: str, *, scale: float = BOX_SCALE, cuda: bool = False):  # noqa: ANN201 - a BoxSource
+    """`full`, `onnx:FILE`, or a file of boxes -> a `BoxSource`. Raises UserError."""
+    from hmrcompress.pipeline.boxes import FullFrame, read_boxes
+
+    if not 0.5 <= scale <= 4:
+        raise UserError(f"got {scale:g}, expected 0.5 to 4", "--box-scale")
+    kind, _, rest = text.partition(":")
+    if text == "full":
+        return FullFrame()
+    if kind == "onnx" and rest:
+        return Detector(Path(rest), scale=scale, cuda=cuda)
+    return read_boxes(Path(text), scale)

@@ -1,0 +1,197 @@
+"""One person through time: predictions on some frames become a body on every frame, in bounded memory.
+
+A track's timeline runs from its first frame to its last; frames without a box of their own, and those that a stride
+skips, are filled in. Where more than `LONGEST_HOLE` frames are missing in a row a new timeline begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmrcompress.decoder.model import TemporalDecoder
+from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder.readout import decoder_inputs
+from hmrcompress.decoder.windows import ClipStream
+from hmrcompress.evaluation.sequences import LONGEST_HOLE, Timeline, interpolated, neighbours
+from hmrcompress.pipeline.boxes import Box
+from hmrcompress.records import BodyParams
+
+
+class Seen(NamedTuple):
+    """A box of a frame, the (width, height) of its picture, and whether the network runs on it."""
+
+    frame: int
+    box: Box
+    size: tuple[int, int]
+    run: bool
+
+
+class Prediction(NamedTuple):
+    """The network's answer to one crop, float32 on the CPU: features (D,), rotations (J,3,3), betas (10,), cam (3,)."""
+
+    features: Tensor
+    rotations: Tensor
+    betas: Tensor
+    cam: Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Bodies of one track on n frames that follow each other. rotations (n,J,3,3), betas (n,10), cam (n,3) of the
+    square box with centre (n,2) and side (n,), size (n,2) = (W, H) of the picture; run (n,) bool: the network ran."""
+
+    track: int
+    frame: Tensor
+    rotations: Tensor
+    betas: Tensor
+    cam: Tensor
+    centre: Tensor
+    side: Tensor
+    size: Tensor
+    run: Tensor
+
+    @property
+    def params(self) -> BodyParams:
+        """Pose and shape."""
+        return BodyParams(self.rotations[:, :1], self.rotations[:, 1:], self.betas)
+
+    def cut(self, part: slice) -> Self:
+        """Some of the rows."""
+        return self.changed(**{name: getattr(self, name)[part] for name in _TENSORS})
+
+    def changed(self, **values: Any) -> Self:
+        """The same with fields replaced."""
+        return type(self)(**{each.name: getattr(self, each.name) for each in fields(self)} | values)
+
+
+_TENSORS = tuple(each.name for each in fields(Rows) if each.name != "track")
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return Rows(parts[0].track, *(torch.cat([getattr(each, name) for each in parts]) for name in _TENSORS))
+
+
+class TrackStream:
+    """The rows of a track as they become known: between two predictions as soon as the second is there, with a decoder
+    as soon as its windows are. `steps` and `seed` are of its denoising; the track's number is added to the seed."""
+
+    def __init__(
+        self,
+        track: int,
+        *,
+        decoder: TemporalDecoder | None = None,
+        codec: PoseCodec | None = None,
+        steps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.track, self.codec = track, codec
+        self.decoder, self.steps, self.seed = decoder, steps, seed + track
+        self.newest = -1
+        self._begin()
+
+    def _begin(self) -> None:
+        self.seen: list[Seen] = []
+        self.predictions: list[Prediction | None] = []
+        self.owed: list[Rows] = []
+        self.open = True
+        self.stream = None if self.decoder is None else ClipStream(self.decoder, steps=self.steps, seed=self.seed)
+
+    def push(self, seen: Sequence[Seen], predictions: Sequence[Prediction | None]) -> list[Rows]:
+        """The track's next boxes, by rising frame, with what the network said of those that it ran on."""
+        made: list[Rows] = []
+        for each, prediction in zip(seen, predictions, strict=True):
+            if self.seen and each.frame - self.seen[-1].frame > LONGEST_HOLE + 1:
+                made += self.flush()
+            self.newest = each.frame
+            self.seen.append(each)
+            self.predictions.append(prediction)
+        return made + self._advance(last=False)
+
+    def flush(self) -> list[Rows]:
+        """What is still owed; the timeline ends, and the next box begins another."""
+        made = self._advance(last=True)
+        self._begin()
+        return made
+
+    def _advance(self, *, last: bool) -> list[Rows]:
+        """Interpolates up to the newest prediction (`last`: to the end) and feeds the decoder with that."""
+        known = [place for place, each in enumerate(self.predictions) if each is not None]
+        rows = None
+        if known and (last or known[-1] > 0 or self.open):
+            end = len(self.seen) - 1 if last else known[-1]
+            rows, features = self._filled(known, end)
+            # The newest prediction is where the next stretch begins; it has been given already.
+            self.seen, self.predictions, self.open = self.seen[known[-1] :], self.predictions[known[-1] :], False
+        if self.stream is None:
+            return [rows] if rows is not None and len(rows.frame) else []
+        poses = self.stream.nothing()
+        if rows is not None and len(rows.frame):
+            self.owed.append(rows)
+            poses = self.stream.push(features, rows.run)
+        if last:
+            poses = torch.cat([poses, self.stream.flush()])
+        return self._decoded(poses.cpu())
+
+    def _filled(self, known: list[int], end: int) -> tuple[Rows, Tensor]:
+        """Rows of every frame from the one after those given up to `end`, and what the decoder reads of each."""
+        given = [self.predictions[place] for place in known]
+        found = [each for each in given if each is not None]
+        first, length = self.seen[0].frame, self.seen[end].frame - self.seen[0].frame + 1
+        timeline = Timeline(
+            self.track,
+            first,
+            length,
+            torch.tensor([self.seen[place].frame - first for place in known]),
+            torch.stack([each.features for each in found]),
+            _params(torch.stack([each.rotations for each in found]), torch.stack([each.betas for each in found])),
+        )
+        bodies = interpolated(timeline)
+        before, after, weight = neighbours(timeline)
+        cams = torch.stack([each.cam for each in found])
+        shown = self.seen[: end + 1]
+        frames = np.arange(first, first + length)
+        at = np.array([each.frame for each in shown])
+        numbers = np.array([(*each.box.centre, each.box.side, *each.size) for each in shown], np.float64)
+        boxes = torch.from_numpy(np.stack([np.interp(frames, at, column) for column in numbers.T], 1))
+        rows = Rows(
+            self.track,
+            torch.from_numpy(frames),
+            bodies.rotations,
+            bodies.betas,
+            torch.lerp(cams[before], cams[after], weight[:, None]),
+            boxes[:, :2],
+            boxes[:, 2],
+            boxes[:, 3:],
+            timeline.known,
+        )
+        fresh = slice(0 if self.open else 1, None)
+        return rows.cut(fresh), self._inputs(timeline)[fresh]
+
+    def _inputs(self, timeline: Timeline) -> Tensor:
+        """What the decoder reads of each frame, (T,config.input_dim), zeros where nothing is known; (T,0) without."""
+        if self.decoder is None or self.codec is None:
+            return timeline.features.new_zeros(timeline.length, 0)
+        device = self.codec.leaf_index.device
+        given = timeline.features.to(device), timeline.params.to(device)
+        return timeline.spread(decoder_inputs(self.decoder.config, self.codec, *given).cpu())
+
+    def _decoded(self, poses: Tensor) -> list[Rows]:
+        """The owed rows that poses (n,P) have come for, with the decoder's rotations."""
+        if not len(poses) or self.codec is None:
+            return []
+        rows = _joined(self.owed)
+        done, rest = rows.cut(slice(0, len(poses))), rows.cut(slice(len(poses), None))
+        self.owed = [rest] if len(rest.frame) else []
+        device = self.codec.leaf_index.device
+        rotations = self.codec.decode(poses.to(device), done.betas.to(device)).rotations.cpu()
+        return [done.changed(rotations=rotations)]
+
+
+def _params(rotations: Tensor, betas: Tensor) -> BodyParams:
+    return BodyParams(rotations[:, :1], rotations[:, 1:], betas)

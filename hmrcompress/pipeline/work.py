@@ -1,0 +1,122 @@
+"""From frames and boxes to batches of crops: across frames and people, so that the network always has enough to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from hmrcompress.data import warp
+from hmrcompress.data.crops import normalise
+from hmrcompress.data.masks import MaskSource
+from hmrcompress.errors import UserError
+from hmrcompress.evaluation.sequences import LONGEST_HOLE
+from hmrcompress.pipeline.boxes import Box
+from hmrcompress.pipeline.frames import Frame
+from hmrcompress.pipeline.overlap import StageClock
+from hmrcompress.pipeline.tracks import Seen
+from hmrcompress.records import BodyParams, FrameBatch
+
+IDLE_FRAMES = 256
+"""Frames without anything for the network after which what there is goes on all the same."""
+
+
+class CropFrames:
+    """Crops of a batch, as mask sources ask for them: clip is the track, frame the frame's number. `arrays["images"]`
+    holds the crops (n,256,192,3) uint8."""
+
+    name = "the input"
+
+    def __init__(self, images: np.ndarray, seen: list[Seen]) -> None:
+        self.arrays = {"images": images}
+        self.clip = np.array([each.box.track for each in seen], np.int64)
+        self.frame = np.array([each.frame for each in seen], np.int64)
+
+    def pixel_masks(self, indices: np.ndarray) -> np.ndarray | None:
+        """None: pictures bring no masks."""
+        return None
+
+
+@dataclass
+class Work:
+    """Boxes in order of frames, and the crops of those that the network runs on, in the same order. newest: number of
+    the last frame that was looked at, -1 for none."""
+
+    seen: list[Seen] = field(default_factory=list)
+    crops: list[np.ndarray] = field(default_factory=list)
+    batch: FrameBatch | None = None
+    newest: int = -1
+
+
+@dataclass
+class Strides:
+    """Which boxes the network runs on: of each track the first, and then every `stride`-th frame or the next there
+    is; a track that was away for long begins anew."""
+
+    stride: int
+    last_run: dict[int, int] = field(default_factory=dict)
+    last_seen: dict[int, int] = field(default_factory=dict)
+
+    def run(self, frame: int, track: int) -> bool:
+        """Asked once for every box, by rising frame."""
+        fresh = frame - self.last_seen.get(track, -LONGEST_HOLE - 2) > LONGEST_HOLE + 1
+        self.last_seen[track] = frame
+        if fresh or frame - self.last_run[track] >= self.stride:
+            self.last_run[track] = frame
+            return True
+        return False
+
+
+def work_batches(
+    located: Iterator[tuple[Frame, list[Box]]],
+    *,
+    batch_size: int,
+    stride: int,
+    masks: MaskSource,
+    antialias: bool = True,
+    pinned: bool = False,
+    clock: StageClock,
+) -> Iterator[Work]:
+    """Frames and their people -> work in portions of `batch_size` crops, the last one smaller. Pinned memory is for
+    copies to a GPU. Raises UserError, from the mask source too."""
+    strides, work = Strides(stride), Work()
+    begun = -1
+    for frame, boxes in located:
+        for box in boxes:
+            seen = Seen(frame.number, box, frame.size, strides.run(frame.number, box.track))
+            if seen.run:
+                with clock("crop"):
+                    work.crops.append(warp.crop(frame.image, np.array(box.centre), box.side, antialias=antialias))
+            work.seen.append(seen)
+            if len(work.crops) == batch_size:
+                yield _finished(work, frame.number - 1, masks, pinned, clock)
+                work, begun = Work(), frame.number
+        work.newest = frame.number
+        if work.newest - begun >= IDLE_FRAMES:
+            yield _finished(work, work.newest, masks, pinned, clock)
+            work, begun = Work(), frame.number
+    yield _finished(work, work.newest, masks, pinned, clock)
+
+
+def _finished(work: Work, newest: int, masks: MaskSource, pinned: bool, clock: StageClock) -> Work:
+    work.newest = max(work.newest, newest)
+    if not work.crops:
+        return work
+    chosen = [each for each in work.seen if each.run]
+    with clock("crop"):
+        pixels = np.stack(work.crops)
+        images = normalise(pixels)
+        images = images.pin_memory() if pinned else images
+    with clock("mask"):
+        crops, rows = CropFrames(pixels, chosen), np.arange(len(chosen))
+        masks.check(crops, rows)
+        person = masks.person(crops, rows)
+    if person is not None and person.shape[0] != len(chosen):
+        raise UserError(f"gives {person.shape[0]} masks for {len(chosen)} crops", masks.name)
+    nothing = torch.zeros(len(chosen), 0, 3, 3)
+    truth = BodyParams(nothing, nothing, torch.zeros(len(chosen), 0))
+    clip, frame = torch.from_numpy(crops.clip), torch.from_numpy(crops.frame)
+    work.batch, work.crops = FrameBatch(images, person, truth, clip, frame), []
+    return work

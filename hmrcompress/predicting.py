@@ -1,0 +1,134 @@
+"""`hmrcompress.predict, profile`: from names and paths to bodies in pictures and videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.masks import NoMasks
+from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.errors import UserError
+from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.metrics.pose import network_outputs
+from hmrcompress.models.load import Checkpoint
+from hmrcompress.opening import (
+    Body,
+    Masks,
+    Model,
+    adaptive_network,
+    load,
+    on_device,
+    open_body,
+    open_masks,
+    probe_for,
+    temporal_decoder,
+)
+from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
+from hmrcompress.pipeline.detect import open_boxes
+from hmrcompress.pipeline.frames import open_source
+from hmrcompress.pipeline.predict import PredictSettings, Reader
+from hmrcompress.pipeline.predict import predict as predict_pipeline
+from hmrcompress.pipeline.profile import Profile
+from hmrcompress.pipeline.profile import profile as profile_pipeline
+from hmrcompress.pipeline.summary import Summary
+from hmrcompress.runtime import Progress, no_progress, pick_device
+
+STARTER_BODY = "hmrcompress-starter-body"
+"""The body of networks trained in the starter world, whose camera places the root joint."""
+
+
+def predict(
+    model: Model,
+    source: Path | str,
+    out: Path | str,
+    *,
+    boxes: str | BoxSource = "full",
+    box_scale: float = BOX_SCALE,
+    masks: Masks = "auto",
+    buckets: Sequence[int] | None = None,
+    fps: float | None = None,
+    settings: PredictSettings | None = None,
+    body: Body = "starter",
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = no_progress,
+) -> Summary:
+    """Bodies of the people in a picture, a folder of pictures or a video, written to the folder `out`: params.npz,
+    overlay, track.glb. See `pipeline.predict`.
+
+    boxes: `full`, `onnx:FILE`, or a file (see `pipeline.boxes`). masks: `auto` is the model's own saliency probe where
+    it holds one, else none, and then no tokens are merged. fps: of a folder that is a sequence. Raises UserError.
+    """
+    checkpoint, found = load(model, seed=settings.seed if settings else 0), open_source(source, fps)
+    reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets)
+    people = open_boxes(boxes, scale=box_scale, cuda=reader.device.type == "cuda") if isinstance(boxes, str) else boxes
+    return predict_pipeline(found, people, reader, Path(out), settings, progress=progress)
+
+
+def profile(
+    model: Model,
+    source: Path | str,
+    *,
+    boxes: str = "full",
+    box_scale: float = BOX_SCALE,
+    masks: Masks = "auto",
+    buckets: Sequence[int] | None = None,
+    fps: float | None = None,
+    settings: PredictSettings | None = None,
+    body: Body = "starter",
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = no_progress,
+) -> Profile:
+    """Where the time of `predict` goes, stage by stage, run one after the other. See `pipeline.profile`. Arguments as
+    of `predict`; nothing stays on disk. Raises UserError."""
+    checkpoint = load(model, seed=settings.seed if settings else 0)
+    reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets)
+    cuda = reader.device.type == "cuda"
+    return profile_pipeline(
+        open_source(source, fps),
+        lambda: open_boxes(boxes, scale=box_scale, cuda=cuda),
+        reader,
+        settings,
+        progress=progress,
+    )
+
+
+def pipeline_reader(
+    checkpoint: Checkpoint,
+    masks: Masks,
+    body: BodyModel,
+    device: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    buckets: Sequence[int] | None = None,
+) -> Reader:
+    """A model as the pipeline runs it. masks: `auto` is the model's saliency probe where it holds one, else none, and
+    then no tokens are merged; `none` merges them without. buckets: adaptive tokens. Raises UserError."""
+    where, tokens = pick_device(device), checkpoint.tokens
+    if masks == "auto":
+        masks = "none" if checkpoint.probe is None or tokens is None or buckets is not None else "self"
+        tokens = tokens if masks == "self" else None
+    source = open_masks(masks)
+    if source.name == "data":
+        raise UserError("pictures and videos come without masks", "--masks data", "Try auto, self or files:DIR")
+    network = on_device(checkpoint.network, where)
+    ready: nn.Module
+    if buckets is not None:
+        ready = adaptive_network(checkpoint, network, source, buckets)
+    else:
+        ready = with_token_merging(network, tokens, probe_for(checkpoint, source) if tokens else None).eval()
+    surface, decoder = on_device(body, where), temporal_decoder(checkpoint)
+    return Reader(
+        outputs=network_outputs(ready, dtype=dtype),
+        body=surface,
+        masks=source if tokens is not None or buckets is not None else NoMasks(),
+        device=where,
+        decoder=None if decoder is None else on_device(decoder, where),
+        codec=None if decoder is None else PoseCodec(surface),
+        root_centred=checkpoint.body == STARTER_BODY,
+    )
