@@ -16,7 +16,7 @@ from hmrcompress.evaluation.bench import BenchResult, BenchSettings
 from hmrcompress.evaluation.bench import bench as bench_networks
 from hmrcompress.evaluation.contenders import contenders
 from hmrcompress.evaluation.decoded import SequenceSettings
-from hmrcompress.evaluation.evaluate import Evaluation, stages_of
+from hmrcompress.evaluation.evaluate import Evaluation, FastPath, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.pipeline_bench import PipelineSettings
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
@@ -167,6 +167,8 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
+    fast: bool = False,
+    int8: bool = False,
     sequences: SequenceSettings | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
@@ -175,16 +177,24 @@ def evaluate(
 
     A compressed model is scored with merged layers, and with merged tokens too where its plan merges them. The network
     as it was before is the stage `baseline`. A model that holds a temporal decoder is scored with it too; `sequences`
-    says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. Raises
-    UserError.
+    says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `fast` runs
+    the model (not `against`) on the fast path, `int8` with 8-bit linear layers there. Raises UserError.
     """
     surface, where, source = open_body(body), pick_device(device), open_masks(masks)
     checkpoint = load(model, seed=seed)
     probe = probe_for(checkpoint, source) if checkpoint.tokens else None
     reference = None if against is None else on_device(load(against, seed=seed).network, where)
     decoder = temporal_decoder(checkpoint)
+    path = FastPath(int8=int8) if fast or int8 else None
     return evaluate_stages(
-        stages_of(on_device(checkpoint.network, where), checkpoint.plan, against=reference, dtype=dtype, probe=probe),
+        stages_of(
+            on_device(checkpoint.network, where),
+            checkpoint.plan,
+            against=reference,
+            dtype=dtype,
+            probe=probe,
+            path=path,
+        ),
         open_data(data, body=surface, progress=progress),
         body=on_device(surface, where),
         protocol=open_protocol(protocol),

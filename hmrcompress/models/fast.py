@@ -61,14 +61,14 @@ class FastPatchEmbed(nn.Module):
     def __init__(self, embed: PatchEmbed, kind: Kind, dtype: torch.dtype) -> None:
         super().__init__()
         weight, bias = embed.proj.weight.detach(), embed.proj.bias
-        self.patch = weight.shape[-1]
+        self.patch, self.dtype = weight.shape[-1], dtype
         self.proj = linear(kind, weight.flatten(1).to(dtype), None if bias is None else bias.detach().to(dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,dim,H/patch,W/patch), a view of tokens that lie row by row."""
         rows, columns = images.shape[2] // self.patch, images.shape[3] // self.patch
         # The last patch begins at patch * (rows - 1) - padding, so it ends inside the image.
-        framed = F.pad(images, (PATCH_PADDING, 0, PATCH_PADDING, 0))
+        framed = F.pad(images.to(self.dtype), (PATCH_PADDING, 0, PATCH_PADDING, 0))
         framed = framed[:, :, : rows * self.patch, : columns * self.patch]
         patches = framed.unflatten(3, (columns, self.patch)).unflatten(2, (rows, self.patch))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
@@ -76,17 +76,20 @@ class FastPatchEmbed(nn.Module):
 
 
 @torch.no_grad()
-def make_fast(network: HMR2, dtype: torch.dtype = torch.float32, *, int8: bool = False) -> HMR2:
+def make_fast(network: HMR2, dtype: torch.dtype = torch.float32, *, int8: bool = False, consume: bool = False) -> HMR2:
     """Another network for inference that computes what `network` computes, in `dtype`; `network` stays as it is.
 
-    network: in evaluation mode, float32 or wider or `dtype` already, on its device, with the token merging that is
-    wanted. int8: linear layers of the backbone with 8-bit weights and activations, the rest in `dtype` (CPU only). The
-    result has the modules and methods of an HMR2 but no state dict: it cannot be merged, trained or saved. Images go in
-    in `dtype`. A head of another kind than HMR2.0's is converted and left as it is.
+    network: in evaluation mode, on its device, with the token merging that is wanted. int8: linear layers of the
+    backbone with 8-bit weights and activations, the rest in `dtype` (CPU only). consume: take the weights out of
+    `network`, which is of no use afterwards, layer by layer, so that there are never two of each.
+
+    The result has the modules and methods of an HMR2, but no state dict: it cannot be merged, trained or saved. It
+    takes images of any float dtype and gives bodies in float32. A head of another kind than HMR2.0's is converted and
+    else left as it is.
     """
     device = next(network.parameters()).device
     kind, head_kind = kind_for(device, dtype, int8=int8), kind_for(device, dtype)
-    fast = share(network).eval()
+    fast = (network if consume else share(network)).eval()
     backbone = fast.backbone
     for layer, block in enumerate(backbone.blocks):
         backbone.blocks[layer] = FastBlock(block, kind, dtype)  # type: ignore[arg-type]

@@ -64,8 +64,8 @@ class _FastLayer(nn.Module):
 
 
 class FastHead(nn.Module):
-    """An `SMPLHead` for inference: the same call. Read-outs, mean parameters and rotations are float32 (or wider)
-    whatever the rest computes in: they are small, and what follows needs them so."""
+    """An `SMPLHead` for inference: the same call. Read-outs, mean parameters and all that comes out are float32 or
+    wider, whatever the rest computes in: they are small, and what follows needs them so."""
 
     start: Tensor
 
@@ -103,7 +103,7 @@ class FastHead(nn.Module):
             estimate = estimate + self.readout(features.to(estimate.dtype))
         pose, betas, cam = estimate.split(self.sizes, dim=1)
         rotations = sixd_to_matrix(pose.unflatten(-1, (-1, 6)), layout="columns")
-        return HMROutput(rotations[:, :1], rotations[:, 1:], betas, cam, features)
+        return HMROutput(rotations[:, :1], rotations[:, 1:], betas, cam, features.to(estimate.dtype))
 
 
 def _exact(tensor: Tensor) -> Tensor:

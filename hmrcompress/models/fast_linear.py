@@ -103,19 +103,19 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int = PACK_ROWS) -> None:
         super().__init__()
-        exact = weight.float()
-        scale = exact.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        self._packed: Tensor = torch.ops.onednn.qlinear_prepack(
-            (exact / scale[:, None]).round_().to(torch.int8), [rows, weight.shape[1]]
-        )
+        low, high = (each.float() for each in weight.aminmax(dim=1))
+        scale = torch.maximum(-low, high).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        rounded = weight.to(torch.float32, copy=True).div_(scale[:, None]).round_().to(torch.int8)
+        self._packed: Tensor = torch.ops.onednn.qlinear_prepack(rounded, [rows, weight.shape[1]])
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("zero", torch.zeros(len(scale), dtype=torch.int64), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
 
     def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
-        """As `PlainLinear.forward`."""
-        step = float(torch.linalg.vector_norm(x, float("inf"))) / 127 or 1.0
-        quantized = (x * (1 / step)).round_().to(torch.int8)
+        """As `PlainLinear.forward`, and x is overwritten: in a block nothing else reads it."""
+        low, high = x.aminmax()
+        step = max(-float(low), float(high)) / 127 or 1.0
+        quantized = x.mul_(1 / step).round_().to(torch.int8)
         name, algorithm = ("gelu", "none") if gelu else ("none", "")
         out = torch.ops.onednn.qlinear_pointwise(
             quantized, step, 0, self._packed, self.scale, self.zero, self.bias, 1.0, 0, x.dtype, name, [], algorithm
@@ -159,9 +159,11 @@ class Norm(nn.Module):
 def folded(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """A linear layer (out,in) that reads a norm -> the one that reads it without scale and shift; float32 or wider."""
     exact = torch.promote_types(weight.dtype, torch.float32)
-    weight, scale, shift = (each.detach().to(exact) for each in (weight, norm.weight, norm.bias))
-    moved = weight @ shift
-    return weight * scale, moved if bias is None else moved + bias.detach().to(exact)
+    moved = weight.detach().to(exact, copy=True)
+    shift = moved @ norm.bias.detach().to(exact)
+    # In place: while a network is converted, this copy is what stands beside its weights.
+    moved.mul_(norm.weight.detach().to(exact))
+    return moved, shift if bias is None else shift + bias.detach().to(exact)
 
 
 def norm_and_linear(
@@ -171,7 +173,9 @@ def norm_and_linear(
     if kind == "mkl":
         return Norm(norm, dtype, folded=False), linear(kind, layer.weight.detach(), _detached(layer.bias))
     weight, bias = folded(norm, layer.weight, layer.bias)
-    return Norm(norm, dtype, folded=True), linear(kind, weight.to(dtype), bias.to(dtype))
+    if kind != "int8":
+        weight = weight.to(dtype)
+    return Norm(norm, dtype, folded=True), linear(kind, weight, bias.to(dtype))
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
