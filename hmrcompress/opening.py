@@ -27,6 +27,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.metrics.pose import PROTOCOLS, Protocol
+from hmrcompress.models.fast import make_fast
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
@@ -43,21 +44,37 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def load(
-    model: Model, *, num_heads: int | None = None, head_heads: int | None = None, seed: int = 0, verify: bool = True
+    model: Model,
+    *,
+    num_heads: int | None = None,
+    head_heads: int | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    fast: bool = False,
+    dtype: torch.dtype = torch.float32,
+    int8: bool = False,
 ) -> Checkpoint:
     """Opens a model: `starter`, `random:FAMILY` (with `seed`), a checkpoint file or a compressed folder, on the CPU.
 
     `.network` has the layers of the model and does not merge tokens; `compressed_network` gives it as the plan wants
-    it. The numbers of heads are asked for only where a file does not tell. Raises UserError.
+    it. The numbers of heads are asked for only where a file does not tell.
+
+    With `fast`, `.network` is ready to run: it merges tokens as the plan says and computes in `dtype` on the fast path
+    (`models.fast.make_fast`, also for `int8`), straight from the weights as they are stored. It can then not be
+    merged, searched or saved. Raises UserError.
     """
+    text, mine = str(model), not isinstance(model, Checkpoint)
     if isinstance(model, Checkpoint):
-        return model
-    text = str(model)
-    if text == "starter":
-        return load_checkpoint(STARTER_MODEL, verify=verify)
-    if text.startswith("random:"):
-        return random_checkpoint(text.removeprefix("random:"), seed)
-    return load_checkpoint(Path(model), num_heads=num_heads, head_heads=head_heads, verify=verify)
+        opened = model
+    elif text.startswith("random:"):
+        opened = random_checkpoint(text.removeprefix("random:"), seed)
+    else:
+        path = STARTER_MODEL if text == "starter" else Path(model)
+        opened = load_checkpoint(path, num_heads=num_heads, head_heads=head_heads, verify=verify, widen=not fast)
+    if not fast:
+        return opened
+    opened = replace(opened, network=compressed_network(opened))
+    return replace(opened, network=make_fast(opened.network, dtype, int8=int8, consume=mine))
 
 
 def compressed_network(checkpoint: Checkpoint, masks: MaskSource | None = None) -> HMR2:

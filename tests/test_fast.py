@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -11,14 +13,16 @@ import torch
 from test_reference import awake
 from torch import Tensor, nn
 
+from hmrcompress import api
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.made_up import made_up_batch
 from hmrcompress.evaluation.reference import reference
+from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.merging.apply import forced_merges, with_token_merging
 from hmrcompress.models.fast import make_fast
 from hmrcompress.models.fast_linear import Int8Linear, Kind, MklLinear, folded, kind_for, linear
 from hmrcompress.models.network import HMR2, from_state
-from hmrcompress.plan import TokenSettings
+from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import pick_fast_dtype
 
@@ -143,6 +147,27 @@ def test_folding_a_norm() -> None:
     weight, bias = folded(norm, layer.weight, layer.bias)
     plain: Tensor = nn.functional.layer_norm(x, (8,))
     assert torch.allclose(nn.functional.linear(plain, weight, bias), layer(norm(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_loading_for_the_fast_path(tmp_path: Path, stored: torch.dtype) -> None:
+    """From a compressed folder, weights in half precision included: what loading and transforming by hand gives."""
+    network, batch = single()
+    state = {name: tensor.to(stored) for name, tensor in network.state_dict().items()}
+    write_safetensors(tmp_path / "w.safetensors", state, {"hmrcompress": json.dumps({"network": CONFIG.to_dict()})})
+    plan = Plan(checkpoint=api.load(tmp_path / "w.safetensors").reference, groups=((0,), (1,), (2, 3)), tokens=WEIGHTED)
+    folder = api.merge(tmp_path / "w.safetensors", plan, tmp_path / "folder").path
+    plain = api.load(folder)
+    exact = api.compressed_network(plain)(batch.images, batch.person_mask)
+    loaded = api.load(folder, fast=True)
+    assert loaded.plan == plain.plan and loaded.sha256 == plain.sha256
+    assert largest(loaded.network(batch.images, batch.person_mask), exact) < 1e-5
+    half = api.load(folder, fast=True, dtype=torch.bfloat16).network(batch.images, batch.person_mask)
+    by_hand = make_fast(api.compressed_network(plain), torch.bfloat16)(batch.images, batch.person_mask)
+    assert largest(half, by_hand) == 0
+    kept = api.compressed_network(plain).state_dict()
+    assert largest(api.load(plain, fast=True).network(batch.images, batch.person_mask), exact) < 1e-5
+    assert all(torch.equal(kept[name], tensor) for name, tensor in plain.network.state_dict().items())
 
 
 def test_which_layout() -> None:

@@ -105,10 +105,14 @@ def test_the_shipped_suite() -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    for text, fault in {"layers: 0": "layers", "layers: 3\nlayres: 3": "layres", "layers: 3\nruns: []": "runs"}.items():
-        (tmp_path / "s.yaml").write_text(f"tokens: {{keep: 90}}\n{text}\n")
+    right = RECIPE.format(model="starter")
+    for wrong, fault in {"layers: 0": "layers", "layers: 3\nlayres: 3": "layres", "layers: [": "YAML"}.items():
+        (tmp_path / "s.yaml").write_text(right.replace("layers: 3", wrong))
         with pytest.raises(UserError, match=fault):
             read_suite(tmp_path / "s.yaml")
+    (tmp_path / "s.yaml").write_text(right.replace("name: second", "name: first"))
+    with pytest.raises(UserError, match="two runs 'first'"):
+        read_suite(tmp_path / "s.yaml")
     done = CliRunner().invoke(app, ["bench", "--suite", "benchmarks"])
     assert done.exit_code == 2 and "--suite and -o" in done.output
 

@@ -171,15 +171,11 @@ def norm_and_linear(
 ) -> tuple[nn.Module, nn.Module]:
     """The two for the fast path, in `dtype`, the norm folded unless the layer works on the tensors that it is given."""
     if kind == "mkl":
-        return Norm(norm, dtype, folded=False), linear(kind, layer.weight.detach(), _detached(layer.bias))
+        return Norm(norm, dtype, folded=False), converted(layer, kind, dtype)
     weight, bias = folded(norm, layer.weight, layer.bias)
     if kind != "int8":
         weight = weight.to(dtype)
     return Norm(norm, dtype, folded=True), linear(kind, weight, bias.to(dtype))
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
 
 
 def converted(layer: nn.Linear, kind: Kind, dtype: torch.dtype) -> nn.Module:
