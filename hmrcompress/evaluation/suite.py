@@ -114,7 +114,7 @@ def run_suite_row(
         )  # fmt: skip
     made.networks.clear()
     taken = {name: np.array(seconds) for name, seconds in timing.seconds.items()}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, variant in made.variants.items():
         row = _row(name, variant, made, taken, settings)
         if pipeline is not None and name in DECODED:

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ class _FastLayer(nn.Module):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, parts: list[nn.Module], kind: Kind, dtype: torch.dtype) -> None:
+    def __init__(self, parts: list[Any], kind: Kind, dtype: torch.dtype) -> None:
         super().__init__()
         itself, crossing, feeding = parts
         attention, cross, net = itself.fn, crossing.fn, feeding.fn.net
