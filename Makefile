@@ -1,4 +1,4 @@
-# make demo | test | test-slow | lint | clean. Everything happens in .venv; PYTHON chooses what it is made from, and
+# make demo | bench | test | test-slow | lint | clean. Everything happens in .venv; PYTHON chooses what it is made from, and
 # PIP_ARGS goes to pip: --extra-index-url https://download.pytorch.org/whl/cpu saves gigabytes where there is no GPU.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 SOURCES := hmrcompress cli recipes tests
 
-.PHONY: help install demo test test-slow lint clean
+.PHONY: help install demo bench test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       compress the shipped network on the open starter data and print what it cost (about 8 minutes)"
+	@echo "make bench      measure the speed of a full-size network and write docs/benchmarks.md (about 10 minutes, one thread)"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make lint       ruff and mypy"
@@ -28,6 +29,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/hmrcompress run recipes/starter.yaml -o runs/demo
+
+bench: $(STAMP)
+	$(BIN)/hmrcompress bench --suite benchmarks -o docs/benchmarks
+	$(BIN)/hmrcompress report docs/benchmarks -o docs/benchmarks.md
 
 test: lint
 	$(BIN)/python -m pytest

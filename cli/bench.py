@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -10,7 +11,7 @@ from hmrcompress_cli.common import (
     BodyOption,
     DebugOption,
     DeviceOption,
-    DtypeOption,
+    FastDtypeOption,
     JsonOption,
     Printer,
     QuietOption,
@@ -85,11 +86,28 @@ def bench(
             "--measured-frames", min=1, help="Time networks on so many frames of a clip.", show_default="the whole clip"
         ),
     ] = None,
+    baseline: Annotated[
+        Literal["ours", "original"],
+        typer.Option("--baseline", help="Run the original by our network, or as its authors do (attention unfused)."),
+    ] = "ours",
+    fast: Annotated[bool, typer.Option("--fast", help="Run the compressed network on the fast path.")] = False,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite", help="Measure the runs of a file, or of the shipped benchmarks, into -o; then: report."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the suite's results.", show_default=False)
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only this run of the suite (repeatable).", show_default=False)
+    ] = None,
     body: BodyOption = "starter",
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Do not measure memory.")] = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: FastDtypeOption = "float32",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -101,8 +119,11 @@ def bench(
     from hmrcompress import api
     from hmrcompress.evaluation.bench import BenchSettings, parse_sizes
     from hmrcompress.evaluation.pipeline_bench import PipelineSettings
-    from hmrcompress.runtime import fast_dtype, pick_device, pick_dtype, progress_bar
+    from hmrcompress.runtime import fast_dtype, pick_device, pick_fast_dtype, progress_bar
 
+    if suite is not None or out is not None or only:
+        _run_suite(suite, out, only or [], quiet)
+        return
     buckets = token_buckets(tokens)
     given = {
         "keep_tokens": keep_tokens,
@@ -118,7 +139,8 @@ def bench(
         "background_coarse": background_coarse,
     }
     asked = any(value is not None and value is not False for value in given.values())
-    where, wanted = pick_device(device), pick_dtype(dtype)
+    where = pick_device(device)
+    wanted, int8 = pick_fast_dtype(dtype, where)
     settings = BenchSettings(
         batch_sizes=parse_sizes(batch_sizes),
         rounds=rounds,
@@ -126,8 +148,11 @@ def bench(
         threads=threads,
         dtype=wanted,
         memory=not no_memory,
+        baseline=baseline,
+        fast=fast or int8,
+        int8=int8,
     )
-    if where.type == "cpu" and dtype != "float32" and fast_dtype(where) != wanted:
+    if where.type == "cpu" and dtype not in ("float32", "int8") and fast_dtype(where) != wanted:
         complain(f"warning: this CPU has no units for {dtype}, which is emulated: expect it to be slower than float32")
     if buckets is not None:
         with progress_bar(quiet=quiet) as progress:
@@ -162,11 +187,35 @@ def bench(
     _show(Printer(quiet), figures, str(where))
 
 
+def _run_suite(suite: str | None, out: Path | None, only: list[str], quiet: bool) -> None:
+    """Measures what is not there yet, a line for each run."""
+    from hmrcompress.errors import UserError
+    from hmrcompress.recipe.benchmarks import read_suite, run_suite
+    from hmrcompress.runtime import progress_bar
+
+    if suite is None or out is None:
+        raise UserError("a suite needs its name and a folder", "--suite and -o", "Try --suite benchmarks -o runs/bench")
+    printer = Printer(quiet)
+
+    def done(name: str, record: dict[str, Any] | None, known: bool) -> None:
+        if record is None:
+            printer.say(f"{name}: left out, there is no such device")
+            return
+        best = max(record["rows"], key=lambda row: row["speedup"])
+        printer.say(f"{name}: {best['variant']} {best['speedup']:.2f}x{' (known)' if known else ''}")
+
+    with progress_bar(quiet=quiet) as progress:
+        written = run_suite(read_suite(suite), out, only=only, on_run=done, progress=progress)
+    printer.say(f"{out}: {len(written)} runs; `hmrcompress report {out} -o FILE.md` shows them")
+
+
 def _show(printer: Printer, figures: dict[str, Any], device: str) -> None:
     measured = figures["bench"]
     count = measured["threads"]
     threads = f", {count} thread{'s' if count > 1 else ''}" if device == "cpu" else ""
     place = f"{measured['dtype']} on {device}{threads}"
+    if measured["fast"]:
+        place += ", fast path"
     if measured["batch_sizes"]:
         _show_networks(printer, figures, place)
     if "pipeline" in figures:

@@ -34,6 +34,10 @@ JsonOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:n.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+FastDtypeOption = Annotated[
+    str,
+    typer.Option("--dtype", help="float32, bfloat16, float16, or int8 (8-bit linear layers on the fast path; CPU)."),
+]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Crops at a time.")]
 BodyOption = Annotated[
     str, typer.Option("--body", help="starter, a body file (npz), or a folder of SMPL_NEUTRAL, _MALE, _FEMALE.")

@@ -12,7 +12,7 @@ from hmrcompress_cli.common import (
     DataOption,
     DebugOption,
     DeviceOption,
-    DtypeOption,
+    FastDtypeOption,
     JsonOption,
     LimitOption,
     MasksOption,
@@ -40,7 +40,8 @@ def evaluate(
     ] = None,
     json: JsonOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: FastDtypeOption = "float32",
+    fast: Annotated[bool, typer.Option("--fast", help="Run the model on the fast path.")] = False,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -77,8 +78,9 @@ def evaluate(
     from hmrcompress.evaluation.bench import parse_sizes
     from hmrcompress.evaluation.decoded import SequenceSettings
     from hmrcompress.evaluation.sizes import sizes
-    from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
+    from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 
+    wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
     checkpoint = api.load(model, seed=seed)
     if steps > 1:
         api.decoder_for(checkpoint)
@@ -106,7 +108,9 @@ def evaluate(
             frames_per_clip=frames_per_clip,
             batch_size=batch_size,
             device=device,
-            dtype=pick_dtype(dtype),
+            dtype=wanted,
+            fast=fast or int8,
+            int8=int8,
             sequences=sequences,
             buckets=token_buckets(tokens),
             seed=seed,

@@ -19,7 +19,7 @@ from hmrcompress.evaluation.bench import BenchResult, BenchSettings
 from hmrcompress.evaluation.bench import bench as bench_networks
 from hmrcompress.evaluation.contenders import contenders
 from hmrcompress.evaluation.decoded import SequenceSettings
-from hmrcompress.evaluation.evaluate import Evaluation, stages_of
+from hmrcompress.evaluation.evaluate import Evaluation, FastPath, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.pipeline_bench import PipelineSettings
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
@@ -193,6 +193,8 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
+    fast: bool = False,
+    int8: bool = False,
     sequences: SequenceSettings | None = None,
     buckets: Sequence[int] | None = None,
     seed: int = 0,
@@ -204,7 +206,8 @@ def evaluate(
     as it was before is the stage `baseline`. A model that holds a temporal decoder is scored with it too; `sequences`
     says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `buckets`
     adds the stage `adaptive_tokens`: as many of the numbers of tokens as each crop's person needs. `protocol`, by
-    default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. Raises UserError.
+    default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. `fast` runs the model
+    (not `against`) on the fast path, `int8` with 8-bit linear layers there. Raises UserError.
     """
     checkpoint = load(model, seed=seed)
     require_truth(checkpoint)
@@ -215,7 +218,8 @@ def evaluate(
     crops = open_data(data, body=surface, progress=progress)
     measure = open_measure(protocol, crops, body, surface, regressor=regressor, device=where)
     network = on_device(checkpoint.network, where)
-    stages = stages_of(network, checkpoint.plan, against=reference, dtype=dtype, probe=probe)
+    path = FastPath(int8=int8) if fast or int8 else None
+    stages = stages_of(network, checkpoint.plan, against=reference, dtype=dtype, probe=probe, path=path)
     if buckets is not None:
         stages = stages.with_adaptive(adaptive_network(checkpoint, network, source, buckets), dtype=dtype)
     return evaluate_stages(

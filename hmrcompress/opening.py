@@ -34,6 +34,7 @@ from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.metrics.hands import HAND16
 from hmrcompress.metrics.measure import GENDERS, Measure, read_regressor
 from hmrcompress.metrics.points import PROTOCOLS, ROWS, Protocol
+from hmrcompress.models.fast import make_fast
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
@@ -59,24 +60,37 @@ def load(
     tokenizer: Path | str | None = None,
     seed: int = 0,
     verify: bool = True,
+    fast: bool = False,
+    dtype: torch.dtype = torch.float32,
+    int8: bool = False,
 ) -> Checkpoint:
     """Opens a model: `starter`, `starter-fast` (compressed, with a temporal decoder), `random:FAMILY` (with `seed`), a
     checkpoint file or a compressed folder, on the CPU.
 
     `.network` has the layers of the model and does not merge tokens; `compressed_network` gives it as the plan wants
     it. The numbers of heads are asked for only where a file does not tell, `tokenizer` (TokenHMR's) only where it does
-    not lie beside the checkpoint. Raises UserError.
+    not lie beside the checkpoint.
+
+    With `fast`, `.network` is ready to run: it merges tokens as the plan says and computes in `dtype` on the fast path
+    (`models.fast.make_fast`, also for `int8`), straight from the weights as they are stored. It can then not be
+    merged, searched or saved. Raises UserError.
     """
+    text, mine = str(model), not isinstance(model, Checkpoint)
     if isinstance(model, Checkpoint):
-        return model
-    text = str(model)
-    if text == "starter-fast" and not STARTER_FAST.is_dir():
+        opened = model
+    elif text.startswith("random:"):
+        opened = random_checkpoint(text.removeprefix("random:"), seed)
+    elif text == "starter-fast" and not STARTER_FAST.is_dir():
         raise UserError("is not part of this installation", text, "Take starter, and compress it")
-    if text in ("starter", "starter-fast"):
-        return load_checkpoint(STARTER_MODEL if text == "starter" else STARTER_FAST, verify=verify)
-    if text.startswith("random:"):
-        return random_checkpoint(text.removeprefix("random:"), seed)
-    return load_checkpoint(Path(model), num_heads=num_heads, head_heads=head_heads, part=tokenizer, verify=verify)
+    else:
+        path = {"starter": STARTER_MODEL, "starter-fast": STARTER_FAST}.get(text, Path(model))
+        opened = load_checkpoint(
+            path, num_heads=num_heads, head_heads=head_heads, part=tokenizer, verify=verify, widen=not fast
+        )
+    if not fast:
+        return opened
+    opened = replace(opened, network=compressed_network(opened))
+    return replace(opened, network=make_fast(opened.network, dtype, int8=int8, consume=mine))
 
 
 def compressed_network(checkpoint: Checkpoint, masks: MaskSource | None = None) -> HMR2:

@@ -47,6 +47,16 @@ def pick_dtype(name: str = "float32") -> torch.dtype:
     return DTYPES[name]
 
 
+def pick_fast_dtype(name: str, device: torch.device) -> tuple[torch.dtype, bool]:
+    """As `pick_dtype`, or `int8`: linear layers in 8 bits, the rest in the dtype that is fastest on the device ->
+    (dtype, whether int8). UserError for another name, and for int8 elsewhere than on a CPU."""
+    if name != "int8":
+        return pick_dtype(name), False
+    if device.type != "cpu":
+        raise UserError(f"int8 runs on the CPU, not on {device}", "--dtype", "Try --dtype bfloat16")
+    return fast_dtype(device), True
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """torch.float32 -> `float32`, as `pick_dtype` takes it and as files record it."""
     return str(dtype).removeprefix("torch.")

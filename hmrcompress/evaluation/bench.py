@@ -1,37 +1,45 @@
 """Original against compressed: frames per second, memory, parameters and multiply-accumulates, in one table.
 
-The original is this package's network with nothing merged, run eagerly: the arithmetic of the published code, with
-fused attention where that code multiplies its attention matrices out, so the original is not the slower for being
-measured here. Both networks take turns (A B A B …) on the same made-up crops, the backbones by themselves as well.
+The original is this package's network with nothing merged, run eagerly (`baseline` ours: the arithmetic of the
+published code, with fused attention where that code multiplies its attention matrices out, so the original is not the
+slower for being measured here), or that code's way of running it (`baseline` original: `evaluation.reference`). Both
+networks take turns (A B A B …) on the same made-up crops, the backbones by themselves as well.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.contenders import AFTER, BACKBONE, BEFORE, NETWORK, Contender
 from hmrcompress.evaluation.made_up import PERSON_TOKENS, made_up_batch
-from hmrcompress.evaluation.memory import Memory, peak_memory
+from hmrcompress.evaluation.memory import Memory, RunAs, peak_memory
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineTiming, time_pipeline
+from hmrcompress.evaluation.reference import reference
 from hmrcompress.evaluation.timing import Timing, time_interleaved
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.metrics.cost import Cost
+from hmrcompress.models.fast import make_fast
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, dtype_name, no_progress
+
+Baseline = Literal["ours", "original"]
+BASELINES: tuple[Baseline, ...] = ("ours", "original")
 
 
 @dataclass(frozen=True)
 class BenchSettings:
     """`rounds` are run at every batch size after `warmup` uncounted ones, fewer where `max_seconds` are over (three at
-    least). `threads`: of the CPU, None for torch's own choice."""
+    least). `threads`: of the CPU, None for torch's own choice. `baseline`: what the original is run by. `fast`: the
+    compressed network on the fast path (`models.fast`), with `int8` linear layers in 8 bits."""
 
     batch_sizes: tuple[int, ...] = (1, 8)
     rounds: int = 9
@@ -40,6 +48,9 @@ class BenchSettings:
     threads: int | None = None
     dtype: torch.dtype = torch.float32
     memory: bool = True
+    baseline: Baseline = "ours"
+    fast: bool = False
+    int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,9 @@ class BenchResult:
             **({"peak_memory_bytes": {when: found["peak"] for when, found in memory.items()}} if memory else {}),
             "bench": {
                 "names": self.names,
-                "dtype": dtype_name(self.settings.dtype),
+                "dtype": "int8" if self.settings.int8 else dtype_name(self.settings.dtype),
+                "baseline": self.settings.baseline,
+                "fast": self.settings.fast,
                 "threads": self.threads,
                 "warmup": self.settings.warmup,
                 "person_tokens": PERSON_TOKENS,
@@ -139,7 +152,7 @@ def bench(
     alone = before is after
     contenders = {BEFORE: before, AFTER: after}
     batches = {size: made_up_batch(before.config, size, settings.dtype) for size in settings.batch_sizes}
-    with _threads(settings.threads) as threads:
+    with bench_threads(settings.threads) as threads:
         memory = {}
         if settings.memory and not alone:
             for number, (when, contender) in enumerate(contenders.items()):
@@ -151,9 +164,11 @@ def bench(
                     dtype=settings.dtype,
                     device=device,
                     threads=threads,
+                    run_as=_run_as(settings, when),
+                    int8=settings.int8 and when == AFTER,
                 )
-        networks = {
-            when: with_token_merging(each, contenders[when].tokens)
+        networks: dict[str, nn.Module] = {
+            when: _prepared(with_token_merging(each, contenders[when].tokens), settings, when)
             for when, each in _converted(contenders, device, settings.dtype).items()
         }
         if alone:
@@ -217,21 +232,37 @@ def _converted(contenders: dict[str, Contender], device: torch.device, dtype: to
     return made
 
 
-def _candidates(networks: dict[str, HMR2]) -> dict[str, Callable[[FrameBatch], object]]:
+def _run_as(settings: BenchSettings, when: str) -> RunAs:
+    """How the settings want a network run."""
+    if when == BEFORE:
+        return "original" if settings.baseline == "original" else "plain"
+    return "fast" if settings.fast or settings.int8 else "plain"
+
+
+def _prepared(network: HMR2, settings: BenchSettings, when: str) -> nn.Module:
+    """The network as it is to be run; its weights are shared where they need not be laid out anew."""
+    how = _run_as(settings, when)
+    if how == "original":
+        return reference(network)
+    return make_fast(network, settings.dtype, int8=settings.int8) if how == "fast" else network
+
+
+def _candidates(networks: Mapping[str, nn.Module]) -> dict[str, Callable[[FrameBatch], object]]:
     """Whole networks first, then the backbones, before and after by turns."""
 
-    def whole(network: HMR2) -> Callable[[FrameBatch], object]:
+    def whole(network: nn.Module) -> Callable[[FrameBatch], object]:
         return lambda batch: network(*batch.inputs())
 
-    def backbone(network: HMR2) -> Callable[[FrameBatch], object]:
-        return lambda batch: network.backbone(batch.images, batch.person_mask)
+    def backbone(network: nn.Module) -> Callable[[FrameBatch], object]:
+        part = cast(Any, network).backbone
+        return lambda batch: part(batch.images, batch.person_mask)
 
     made = {f"{NETWORK} {when}": whole(network) for when, network in networks.items()}
     return made | {f"{BACKBONE} {when}": backbone(network) for when, network in networks.items()}
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[int]:
+def bench_threads(count: int | None) -> Iterator[int]:
     """Torch on that many threads while the block runs; gives the number."""
     old = torch.get_num_threads()
     if count is not None and count < 1:

@@ -34,6 +34,7 @@ from hmrcompress.metrics.pose import (
     network_predict,
     score_all,
 )
+from hmrcompress.models.fast import make_fast
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
@@ -125,6 +126,17 @@ class Evaluation:
         return figures | {"leak": True, "leak_frames": self.leaked} if self.leak else figures
 
 
+@dataclass(frozen=True)
+class FastPath:
+    """That the model is to run on the fast path (`models.fast`), with `int8` linear layers in 8 bits."""
+
+    int8: bool = False
+
+    def outputs(self, network: HMR2, dtype: torch.dtype) -> Outputs:
+        """As `network_outputs`. Weights are in `dtype` there, so nothing is left for autocast to do."""
+        return network_outputs(make_fast(network, dtype, int8=self.int8))
+
+
 def mean_pose(network: HMR2) -> Predict:
     """Predicts the mean parameters that the network's read-outs are added to, whatever the image."""
     return constant_predict(network.head.mean_params())
@@ -137,14 +149,15 @@ def stages_of(
     against: HMR2 | None = None,
     dtype: torch.dtype = torch.float32,
     probe: SaliencyProbe | None = None,
+    path: FastPath | None = None,
 ) -> Stages:
     """The stages that can be measured: mean pose; the baseline (`network` itself without a plan, else `against`); with
     a plan the network with merged layers, and with merged tokens too where the plan merges tokens.
 
     Networks are float32 and lie on one device; `dtype` is what they compute in. `probe` finds the person where batches
-    come without masks.
+    come without masks. `path`: how `network` runs; `against` always runs plain.
     """
-    plain = network_outputs(with_token_merging(network, None).eval(), dtype=dtype)
+    plain = _outputs(with_token_merging(network, None).eval(), dtype, path)
     predictors = {MEAN_POSE: mean_pose(network)}
     if plan is None:
         return Stages(predictors | {BASELINE: _params_of(plain)}, plain)
@@ -153,7 +166,11 @@ def stages_of(
     predictors[MERGED] = _params_of(plain)
     if plan.tokens is None:
         return Stages(predictors, plain)
-    return _with_tokens(predictors, network, plan.tokens, dtype, probe)
+    return _with_tokens(predictors, network, plan.tokens, dtype, probe, path)
+
+
+def _outputs(network: HMR2, dtype: torch.dtype, path: FastPath | None) -> Outputs:
+    return network_outputs(network, dtype=dtype) if path is None else path.outputs(network, dtype)
 
 
 def _params_of(outputs: Outputs) -> Predict:
@@ -166,9 +183,10 @@ def _with_tokens(
     tokens: TokenSettings,
     dtype: torch.dtype,
     probe: SaliencyProbe | None,
+    path: FastPath | None,
 ) -> Stages:
     reduced = with_token_merging(network, tokens, probe).eval()
-    outputs = network_outputs(reduced, dtype=dtype)
+    outputs = _outputs(reduced, dtype, path)
     device = next(network.parameters()).device
     forced = ForcedMerges()
 

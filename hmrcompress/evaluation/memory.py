@@ -7,19 +7,23 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from hmrcompress.errors import HMRCompressError
 from hmrcompress.evaluation.made_up import constant_network, made_up_batch
+from hmrcompress.evaluation.reference import reference
 from hmrcompress.merging.apply import with_token_merging
-from hmrcompress.models.network import NetworkConfig
+from hmrcompress.models.fast import make_fast
+from hmrcompress.models.network import HMR2, NetworkConfig
 from hmrcompress.plan import TokenSettings
 from hmrcompress.runtime import dtype_name, pick_device, pick_dtype
 
 CHILD_SECONDS = 1800
 STATUS = Path("/proc/self/status")
+RunAs = Literal["plain", "fast", "original"]
 FORWARDS = 2
 """The first forward pass allocates what libraries keep for later ones; the second shows that nothing more comes."""
 
@@ -41,10 +45,14 @@ def peak_memory(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     threads: int | None = None,
+    run_as: RunAs = "plain",
+    int8: bool = False,
 ) -> Memory:
     """Memory for running a network of these sizes, with token merging where `tokens` says so, in a child process.
 
-    Raises HMRCompressError where the child fails, such as for want of memory.
+    run_as: our network as it is, on the fast path (`models.fast`, with `int8` if wanted), or as its authors run it. In
+    the child weights are made in `dtype`, and the fast path takes them over layer by layer. Raises HMRCompressError
+    where the child fails, such as for want of memory.
     """
     wanted = {
         "config": config.to_dict(),
@@ -53,6 +61,8 @@ def peak_memory(
         "dtype": dtype_name(dtype),
         "device": str(device),
         "threads": threads,
+        "run_as": run_as,
+        "int8": int8,
     }
     try:
         done = subprocess.run(
@@ -77,12 +87,24 @@ def measure(wanted: dict[str, Any]) -> Memory:
     if wanted["threads"]:
         torch.set_num_threads(wanted["threads"])
     program = 0 if device.type == "cuda" else _resident()
-    network = with_token_merging(constant_network(config, device, dtype), tokens)
+    network = _prepared(wanted, constant_network(config, device, dtype), tokens, dtype)
     batch = made_up_batch(config, wanted["batch_size"], dtype).to(device)
     with torch.inference_mode():
         for _ in range(FORWARDS):
             network(*batch.inputs())
     return Memory(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident(), program)
+
+
+def _prepared(wanted: dict[str, Any], network: HMR2, tokens: TokenSettings | None, dtype: torch.dtype) -> nn.Module:
+    """The network as it is to be run; no more than one of its weights is there twice at any time."""
+    if wanted.get("run_as") == "original":
+        return reference(network)
+    merging = with_token_merging(network, tokens)
+    if wanted.get("run_as") != "fast":
+        return merging
+    for part in network.children():
+        part.to("meta")
+    return make_fast(merging, dtype, int8=wanted["int8"], consume=True)
 
 
 def _resident() -> int:

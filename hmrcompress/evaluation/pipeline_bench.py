@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from hmrcompress.evaluation.contenders import AFTER, BACKBONE, BEFORE
 from hmrcompress.evaluation.made_up import made_up_batch
 from hmrcompress.evaluation.timing import time_interleaved
 from hmrcompress.geometry.rotations import sixd_to_matrix
-from hmrcompress.models.network import HMR2
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import Progress, no_progress
 
@@ -148,7 +147,7 @@ class PipelineTiming:
 
 
 def time_pipeline(
-    networks: Mapping[str, HMR2],
+    networks: Mapping[str, nn.Module],
     pipeline: Pipeline,
     *,
     batch_size: int = 8,
@@ -167,7 +166,8 @@ def time_pipeline(
     settings.check()
     device, whole = torch.device(device), settings.clip_frames
     limit = whole if settings.measured is None else settings.measured
-    batch = made_up_batch(networks[BEFORE].config, batch_size, dtype).to(device)
+    original = cast(Any, networks[BEFORE])
+    batch = made_up_batch(original.config, batch_size, dtype).to(device)
     runs: dict[str, Callable[[FrameBatch], object]] = {}
 
     def network_run(module: nn.Module, frames: int) -> tuple[str, int]:
@@ -178,10 +178,10 @@ def time_pipeline(
         return name, count
 
     before = network_run(networks[BEFORE], whole)
-    backbone = network_run(networks[BEFORE].backbone, whole)
+    backbone = network_run(original.backbone, whole)
     after = {stride: network_run(networks[AFTER], settings.frames(stride)) for stride in settings.strides}
-    runs |= {f"decoder {stride}": _decoding(pipeline, stride, device) for stride in settings.strides}
-    runs[POSE] = _posing(pipeline, device)
+    runs |= {f"decoder {stride}": decoding(pipeline, stride, device) for stride in settings.strides}
+    runs[POSE] = posing(pipeline, device)
     timing = time_interleaved(
         runs,
         batch,
@@ -220,7 +220,7 @@ def _over(module: nn.Module, frames: int, batch_size: int) -> Callable[[FrameBat
     return run
 
 
-def _decoding(pipeline: Pipeline, stride: int, device: torch.device) -> Callable[[FrameBatch], object]:
+def decoding(pipeline: Pipeline, stride: int, device: torch.device) -> Callable[[FrameBatch], object]:
     """Decodes a clip of made-up features and read-outs, of which every k-th is known."""
     seeded, frames, config = torch.Generator().manual_seed(0), pipeline.settings.clip_frames, pipeline.decoder.config
     known = torch.arange(frames, device=device) % stride == 0
@@ -237,7 +237,7 @@ def _decoding(pipeline: Pipeline, stride: int, device: torch.device) -> Callable
     return run
 
 
-def _posing(pipeline: Pipeline, device: torch.device) -> Callable[[FrameBatch], object]:
+def posing(pipeline: Pipeline, device: torch.device) -> Callable[[FrameBatch], object]:
     """Turns made-up pose numbers of a clip into rotations."""
     seeded = torch.Generator().manual_seed(0)
     pose = torch.randn(pipeline.settings.clip_frames, pipeline.decoder.config.pose_dim, generator=seeded).to(device)

@@ -94,20 +94,22 @@ def load_checkpoint(
     part: Path | str | None = None,
     verify: bool = True,
     strict: bool = True,
+    widen: bool = True,
 ) -> Checkpoint:
     """Opens a checkpoint file or a compressed-model folder on the CPU, memory-mapped.
 
     The numbers of heads and of head iterations are not in a state dict. They come from the arguments, else from what
     hmrcompress wrote (config.json, the header of a converted file), else from the configuration pickled in the file or
     a model_config.yaml beside it or one folder above, else 16 at dim 1280, 8 x 64 at head width 1024, and 1. Half
-    precision is widened to float32. part: the file of a family's `Part` (TokenHMR's tokenizer); by default it is looked
-    for where the configuration says, beside the checkpoint and one folder above. Raises UserError where a file is
-    missing, damaged, of no known family, or has keys missing or left over (without `strict` those left over are listed
-    in `unknown` instead, and what a missing `Part` holds has no values).
+    precision is widened to float32, or without `widen` stays as it is, a view of the file. part: the file of a family's
+    `Part` (TokenHMR's tokenizer); by default it is looked for where the configuration says, beside the checkpoint and
+    one folder above. Raises UserError where a file is missing, damaged, of no known family, or has keys missing or left
+    over (without `strict` those left over are listed in `unknown` instead, and what a missing `Part` holds has no
+    values).
     """
     path = Path(path)
     if path.is_dir():
-        return _from_folder(read_model_folder(path, verify=verify))
+        return _from_folder(read_model_folder(path, verify=verify), widen)
     file = open_state_file(path)
     kind = recognise(file.tensors, path)
     state, ignored = split_ignored(kind, file.tensors)
@@ -132,7 +134,7 @@ def load_checkpoint(
         )
     expected = build(config, "meta").state_dict()
     unknown = () if strict else tuple(name for name in state if name not in expected)
-    network, dtype = _network(config, {name: state[name] for name in state if name not in unknown}, path)
+    network, dtype = _network(config, {name: state[name] for name in state if name not in unknown}, path, widen)
     return Checkpoint(
         network=network,
         family=kind.name,
@@ -155,9 +157,9 @@ def random_checkpoint(name: str = "hmr2", seed: int = 0) -> Checkpoint:
     )
 
 
-def _from_folder(folder: Folder) -> Checkpoint:
+def _from_folder(folder: Folder, widen: bool) -> Checkpoint:
     family(folder.config.family)
-    network, dtype = _network(folder.network, folder.state, folder.path)
+    network, dtype = _network(folder.network, folder.state, folder.path, widen)
     return Checkpoint(
         network=network,
         family=folder.config.family,
@@ -174,13 +176,16 @@ def _from_folder(folder: Folder) -> Checkpoint:
     )
 
 
-def _network(config: NetworkConfig, state: dict[str, Tensor], where: Path) -> tuple[HMR2, str]:
-    """The network over these tensors, and their dtypes; tensors that are not float32 are widened, others not copied."""
+def _network(config: NetworkConfig, state: dict[str, Tensor], where: Path, widen: bool) -> tuple[HMR2, str]:
+    """The network over these tensors, and their dtypes; with `widen` those that are not float32 become it, no other is
+    copied."""
     check_keys(state, build(config, "meta").state_dict(), where)
     if odd := [name for name, tensor in state.items() if not tensor.is_floating_point()]:
         raise UserError(f"{odd[0]} is {state[odd[0]].dtype}, expected floating-point weights", where)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
-    return from_state(config, {name: tensor.to(torch.float32) for name, tensor in state.items()}), " ".join(dtypes)
+    if widen:
+        state = {name: tensor.to(torch.float32) for name, tensor in state.items()}
+    return from_state(config, state), " ".join(dtypes)
 
 
 def _written(file: StateFile) -> dict[str, Any] | None:

@@ -1,0 +1,119 @@
+"""The SMPL head for inference: what one query makes unnecessary is left out, exactly.
+
+- Self-attention of a single token gives its own value, whatever the logits: `to_out(to_v(x))`, one matrix.
+- In cross-attention of a single query the products change places: `(q W_k^T) x^T` for `q (x W_k^T)^T`, and
+  `(a x) W_v^T` for `a (x W_v^T)`. Keys and values of the tokens are never computed, which for 90 tokens is 9 in 10 of
+  the head's multiply-accumulates.
+- Scales and shifts of the norms, and the scale of the logits, are folded into the matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hmrcompress.geometry.rotations import sixd_to_matrix
+from hmrcompress.models.fast_linear import Kind, converted, folded, linear
+from hmrcompress.models.heads import SMPLHead
+from hmrcompress.records import HMROutput
+
+
+class _FastLayer(nn.Module):
+    """Self-attention, cross-attention and MLP of one layer for one query."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, parts: list[Any], kind: Kind, dtype: torch.dtype) -> None:
+        super().__init__()
+        itself, crossing, feeding = parts
+        attention, cross, net = itself.fn, crossing.fn, feeding.fn.net
+        inner = cross.to_q.weight.shape[0]
+        self.heads = cross.heads
+        self.eps = itself.norm.eps
+
+        value = attention.to_qkv.weight[2 * attention.to_out[0].in_features :]
+        out = attention.to_out[0]
+        self.itself = _after(itself.norm, _exact(out.weight) @ _exact(value), out.bias, kind, dtype)
+        scale = (inner // self.heads) ** -0.5
+        self.to_q = _after(crossing.norm, _exact(cross.to_q.weight) * scale, None, kind, dtype)
+        key, value = cross.to_kv.weight.detach().to(dtype).chunk(2)
+        self.register_buffer("keys", key.unflatten(0, (self.heads, -1)).contiguous(), persistent=False)
+        values = value.unflatten(0, (self.heads, -1)).transpose(1, 2).contiguous()
+        self.register_buffer("values", values, persistent=False)
+        self.to_out = converted(cross.to_out[0], kind, dtype)
+        self.fc1 = _after(feeding.norm, net[0].weight, net[0].bias, kind, dtype)
+        self.fc2 = converted(net[3], kind, dtype)
+
+    def _norm(self, query: Tensor) -> Tensor:
+        return F.layer_norm(query, query.shape[-1:], None, None, self.eps)
+
+    def forward(self, query: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+        """query (B,width), context (B,M,context_dim), bias (B,1,M) or None -> (B,width)."""
+        query = self.itself(self._norm(query), residual=query)
+        asked = self.to_q(self._norm(query)).unflatten(-1, (self.heads, -1))
+        asked = torch.bmm(asked.transpose(0, 1), self.keys).transpose(0, 1)
+        logits = torch.bmm(asked, context.transpose(1, 2))
+        if bias is not None:
+            logits = logits + bias
+        seen = torch.bmm(logits.softmax(-1), context)
+        seen = torch.bmm(seen.transpose(0, 1), self.values).transpose(0, 1).flatten(1)
+        query = self.to_out(seen, residual=query)
+        return self.fc2(self.fc1(self._norm(query), gelu=True), residual=query)
+
+
+class FastHead(nn.Module):
+    """An `SMPLHead` for inference: the same call. Read-outs, mean parameters and all that comes out are float32 or
+    wider, whatever the rest computes in: they are small, and what follows needs them so."""
+
+    start: Tensor
+
+    def __init__(self, head: SMPLHead, kind: Kind, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.token_input, self.iterations = head.token_input, head.iterations
+        decoder = head.transformer
+        self.embedding = linear(
+            "plain",
+            decoder.to_token_embedding.weight.detach().to(dtype),
+            (decoder.to_token_embedding.bias + decoder.pos_embedding[0, 0]).detach().to(dtype),
+        )
+        self.layers = nn.ModuleList(
+            _FastLayer(list(layer.children()), kind, dtype) for layer in decoder.transformer.layers
+        )
+        self.width = head.decpose.in_features
+        readouts = (head.decpose, head.decshape, head.deccam)
+        self.sizes = [layer.out_features for layer in readouts]
+        weight, bias = (torch.cat([_exact(getattr(layer, name)) for layer in readouts]) for name in ("weight", "bias"))
+        self.readout = linear("plain", weight, bias)
+        start = torch.cat([_exact(each) for each in (head.init_body_pose, head.init_betas, head.init_cam)], dim=1)
+        self.register_buffer("start", start, persistent=False)
+
+    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> HMROutput:
+        """tokens (B,M,context_dim), bias (B,1,1,M) on the cross-attention logits or None -> HMROutput."""
+        estimate = self.start.expand(len(tokens), -1)
+        features = tokens.new_zeros(len(tokens), self.width)
+        if bias is not None:
+            bias = bias[:, 0].to(tokens.dtype)
+        for _ in range(self.iterations):
+            token = estimate.to(tokens.dtype) if self.token_input == "mean_shape" else tokens.new_zeros(len(tokens), 1)
+            features = self.embedding(token)
+            for layer in self.layers:
+                features = layer(features, tokens, bias)
+            estimate = estimate + self.readout(features.to(estimate.dtype))
+        pose, betas, cam = estimate.split(self.sizes, dim=1)
+        rotations = sixd_to_matrix(pose.unflatten(-1, (-1, 6)), layout="columns")
+        return HMROutput(rotations[:, :1], rotations[:, 1:], betas, cam, features.to(estimate.dtype))
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """At least float32, for what is computed once."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _after(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None, kind: Kind, dtype: torch.dtype) -> nn.Module:
+    """A linear layer that reads a norm, which is folded into it."""
+    weight, bias = folded(norm, weight, bias)
+    return linear(kind, weight.to(dtype), bias.to(dtype))

@@ -1,0 +1,184 @@
+"""Linear layers for inference alone, each with its weights laid out as one kind of processor wants them.
+
+All of them compute `x W^T + b`, where asked for through an exact GELU, where asked for plus a residual, and differ in
+where the time goes: the weights of a ViT-H are read from memory once a pass, which at batch 1 is most of the work.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Kind = Literal["plain", "mkl", "onednn", "int8"]
+PACK_ROWS = 192
+"""Rows that oneDNN lays weights out for; its layout is the same for all but a few rows."""
+FEW_ROWS = 16
+"""Below so many rows oneDNN has a layout of its own, which is slower for more."""
+
+
+class PlainLinear(nn.Module):
+    """torch's own operators, on every device and in every dtype. weight (out,in), bias (out,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """(…,in) -> (…,out): the product, through GELU with `gelu`, or plus `residual` (…,out). Not both."""
+        out = F.linear(x, self.weight, self.bias)
+        if gelu:
+            return F.gelu(out)
+        return out if residual is None else out.add_(residual)
+
+
+class MklLinear(nn.Module):
+    """float32 on a CPU: packed for MKL for the number of rows that comes first, which is when it is packed.
+
+    Other numbers of rows go through the weight itself, so that any batch gives the same result. MKL's packed form
+    belongs to one number of rows, and a second one would take the weight's memory once more.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
+        self.rows = 0
+        self._packed: Tensor | None = None
+
+    def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """As `PlainLinear.forward`."""
+        rows = x.numel() // x.shape[-1]
+        if self._packed is None:
+            self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
+            self.rows = rows
+        if rows != self.rows:
+            out = F.linear(x, self.weight, self.bias)
+        else:
+            out = torch.ops.mkl._mkl_linear(x, self._packed, self.weight, self.bias, rows)
+        if gelu:
+            return torch.ops.aten.gelu_(out)
+        return out if residual is None else out.add_(residual)
+
+
+class OneDnnLinear(nn.Module):
+    """bfloat16 or float16 on a CPU: packed once in oneDNN's blocked layout, GELU and residual inside the product.
+
+    torch would lay the matrix out anew in every pass. The packed weight takes the place of the one that is given.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int = PACK_ROWS) -> None:
+        super().__init__()
+        self.register_buffer("bias", bias, persistent=False)
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+
+    def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """As `PlainLinear.forward`."""
+        if residual is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
+        name, algorithm = ("gelu", "none") if gelu else ("none", "")
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], algorithm)
+
+
+class Int8Linear(nn.Module):
+    """8-bit weights, one scale an output channel, and 8-bit activations, one scale a call, on a CPU through oneDNN.
+
+    Both are symmetric and rounded to nearest; a product is summed in int32 and comes out in the dtype of x. The scale
+    of x is its largest magnitude / 127, found anew in every call (dynamic quantization), so nothing is calibrated.
+    """
+
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int = PACK_ROWS) -> None:
+        super().__init__()
+        low, high = (each.float() for each in weight.aminmax(dim=1))
+        scale = torch.maximum(-low, high).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        rounded = weight.to(torch.float32, copy=True).div_(scale[:, None]).round_().to(torch.int8)
+        self._packed: Tensor = torch.ops.onednn.qlinear_prepack(rounded, [rows, weight.shape[1]])
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("zero", torch.zeros(len(scale), dtype=torch.int64), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
+
+    def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """As `PlainLinear.forward`, and x is overwritten: in a block nothing else reads it."""
+        low, high = x.aminmax()
+        step = max(-float(low), float(high)) / 127 or 1.0
+        quantized = x.mul_(1 / step).round_().to(torch.int8)
+        name, algorithm = ("gelu", "none") if gelu else ("none", "")
+        out = torch.ops.onednn.qlinear_pointwise(
+            quantized, step, 0, self._packed, self.scale, self.zero, self.bias, 1.0, 0, x.dtype, name, [], algorithm
+        )
+        return out if residual is None else out.add_(residual)
+
+
+def kind_for(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> Kind:
+    """The layout that is fastest there among those that this build of torch has; `int8` is taken at its word."""
+    if device.type != "cpu":
+        return "plain"
+    if int8:
+        return "int8"
+    if dtype == torch.float32:
+        return "mkl" if torch.backends.mkl.is_available() else "plain"
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    check = getattr(torch.ops.mkldnn, supported.get(dtype, ""), None)
+    return "onednn" if torch.backends.mkldnn.is_available() and check is not None and check() else "plain"
+
+
+def linear(kind: Kind, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A layer of that kind over weight (out,in) and bias (out,) or None, in their dtype."""
+    kinds = {"plain": PlainLinear, "mkl": MklLinear, "onednn": OneDnnLinear, "int8": Int8Linear}
+    return kinds[kind](weight, bias)
+
+
+class Norm(nn.Module):
+    """Layer norm over the last dimension, of a `source` whose scale and shift either stay or have been folded away."""
+
+    def __init__(self, source: nn.LayerNorm, dtype: torch.dtype, *, folded: bool) -> None:
+        super().__init__()
+        self.shape, self.eps = source.normalized_shape, source.eps
+        for name in ("weight", "bias"):
+            self.register_buffer(name, None if folded else getattr(source, name).detach().to(dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…,D) -> (…,D)."""
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
+
+
+def folded(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A linear layer (out,in) that reads a norm -> the one that reads it without scale and shift; float32 or wider."""
+    exact = torch.promote_types(weight.dtype, torch.float32)
+    moved = weight.detach().to(exact, copy=True)
+    shift = moved @ norm.bias.detach().to(exact)
+    # In place: while a network is converted, this copy is what stands beside its weights.
+    moved.mul_(norm.weight.detach().to(exact))
+    return moved, shift if bias is None else shift + bias.detach().to(exact)
+
+
+def norm_and_linear(
+    norm: nn.LayerNorm, layer: nn.Linear, kind: Kind, dtype: torch.dtype
+) -> tuple[nn.Module, nn.Module]:
+    """The two for the fast path, in `dtype`, the norm folded unless the layer works on the tensors that it is given."""
+    if kind == "mkl":
+        return Norm(norm, dtype, folded=False), converted(layer, kind, dtype)
+    weight, bias = folded(norm, layer.weight, layer.bias)
+    if kind != "int8":
+        weight = weight.to(dtype)
+    return Norm(norm, dtype, folded=True), linear(kind, weight, bias.to(dtype))
+
+
+def converted(layer: nn.Linear, kind: Kind, dtype: torch.dtype) -> nn.Module:
+    """A linear layer for the fast path in `dtype`."""
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    return linear(kind, layer.weight.detach().to(dtype), bias)

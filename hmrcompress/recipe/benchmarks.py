@@ -1,0 +1,154 @@
+"""What `recipes/benchmarks.yaml` may say, and measuring it: one JSON a run, runs that are there already are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hmrcompress.errors import UserError
+from hmrcompress.plan import TokenSettings
+from hmrcompress.recipe.schema import recipe_text
+
+COMMAND = "bench suite"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Run(_Part):
+    """One dtype at one batch size; all variants take turns in it."""
+
+    name: str = Field(pattern="^[a-z0-9_]+$", description="Name of its JSON file")
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = Field(gt=0)
+    rounds: int = Field(default=5, gt=0)
+    warmup: int = Field(default=1, ge=0)
+    threads: int | None = Field(default=None, gt=0, description="Threads of the CPU; torch's choice if not given")
+    int8: bool = Field(default=False, description="Also with 8-bit linear layers")
+    float32: bool = Field(default=False, description="Also beside the original in float32")
+    memory: bool = Field(default=False, description="Also the peak memory of each variant")
+
+
+class Suite(_Part):
+    """A model, what is merged in it, and the runs."""
+
+    model: str = "random:hmr2"
+    layers: int = Field(gt=0)
+    tokens: TokenSettings
+    decoder: str | None = Field(default=None, description="Preset of a temporal decoder of random weights")
+    strides: tuple[int, ...] = (1, 2, 4)
+    body: str = "starter"
+    seed: int = 0
+    runs: tuple[Run, ...] = Field(min_length=1)
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _as_in_a_plan(cls, value: Any) -> Any:
+        """Token settings are strict about types, in which YAML has no tuples: they are read as JSON."""
+        return TokenSettings.model_validate_json(json.dumps(value)) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _names_of_their_own(self) -> Suite:
+        names = [run.name for run in self.runs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"there are two runs {twice[0]!r}")
+        return self
+
+    def only(self, names: Sequence[str]) -> Suite:
+        """The same with these runs alone. Raises UserError naming those there are."""
+        known = [run.name for run in self.runs]
+        if odd := [name for name in names if name not in known]:
+            raise UserError(f"got {odd[0]!r}, expected one of {', '.join(known)}", "--only")
+        return self.model_copy(update={"runs": tuple(run for run in self.runs if run.name in names)})
+
+
+def read_suite(source: str | Path) -> Suite:
+    """A suite from a YAML file, or by name from those shipped. UserError naming file, field and fault."""
+    path, text = Path(source), recipe_text(source, "benchmarks")
+    try:
+        return Suite.model_validate(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise UserError(f"not readable as YAML ({' '.join(str(error).split())})", path) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(first["msg"].removeprefix("Value error, "), f"{path}: {field}" if field else path) from error
+
+
+def run_suite(
+    suite: Suite,
+    out: Path | str,
+    *,
+    only: Sequence[str] = (),
+    on_run: Callable[[str, dict[str, Any] | None, bool], None] = lambda name, record, known: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> list[Path]:
+    """Measures the runs that `out` does not hold yet, each into NAME.json; gives the files of all that are there.
+
+    A run for a device that is not here is left out: `on_run` is told of each (name, its record or None, whether it was
+    known). Raises UserError, also for a record in `out` of other settings, and for a run of `only` without its device.
+    """
+    import torch
+
+    from hmrcompress import opening
+    from hmrcompress.evaluation.pipeline_bench import PipelineSettings
+    from hmrcompress.evaluation.suite import RunSettings, run_suite_row
+    from hmrcompress.io.atomic import write_json
+    from hmrcompress.runtime import pick_device, pick_dtype, record
+
+    out, checkpoint, written = Path(out), None, []
+    common = suite.model_dump(mode="json", exclude={"runs"})
+    for run in (suite.only(only) if only else suite).runs:
+        path, settings = out / f"{run.name}.json", {"suite": common, "run": run.model_dump(mode="json")}
+        if path.is_file():
+            kept = _kept(path)
+            if kept.get("settings") != settings:
+                raise UserError("was measured with other settings", path, "Remove it, so that it is measured anew")
+            on_run(run.name, kept, True)
+            written.append(path)
+            continue
+        if run.device == "cuda" and not torch.cuda.is_available() and not only:
+            on_run(run.name, None, False)
+            continue
+        device = pick_device(run.device)
+        checkpoint = checkpoint or opening.load(suite.model, seed=suite.seed)
+        clips = PipelineSettings(suite.strides)
+        pipeline = None
+        if suite.decoder is not None:
+            body = opening.open_body(suite.body)
+            pipeline = opening.pipeline_of(
+                checkpoint, body, device, decoder=suite.decoder, clips=clips, seed=suite.seed
+            )
+        found = run_suite_row(
+            checkpoint.network,
+            RunSettings(
+                dtype=pick_dtype(run.dtype),
+                strides=suite.strides,
+                **run.model_dump(include={"batch_size", "rounds", "warmup", "threads", "int8", "float32", "memory"}),
+            ),
+            layers=suite.layers,
+            tokens=suite.tokens,
+            pipeline=pipeline,
+            device=device,
+            progress=progress,
+        )
+        made = record(COMMAND, {"settings": settings} | found, seed=suite.seed, device=device)
+        write_json(path, made)
+        on_run(run.name, made, False)
+        written.append(path)
+    return written
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"not readable as JSON ({error})", path) from error
+    return found if isinstance(found, dict) else {}

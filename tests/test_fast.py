@@ -1,0 +1,186 @@
+"""The fast path: what the plain path gives, in every layout of weights that this machine has."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_reference import awake
+from torch import Tensor, nn
+
+from hmrcompress import api
+from hmrcompress.errors import UserError
+from hmrcompress.evaluation.made_up import made_up_batch
+from hmrcompress.evaluation.reference import reference
+from hmrcompress.io.safetensors_file import write_safetensors
+from hmrcompress.merging.apply import forced_merges, with_token_merging
+from hmrcompress.models.fast import make_fast
+from hmrcompress.models.fast_linear import Int8Linear, Kind, MklLinear, folded, kind_for, linear
+from hmrcompress.models.network import HMR2, from_state
+from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.records import FrameBatch
+from hmrcompress.runtime import pick_fast_dtype
+
+CONFIG = replace(tiny.CONFIG, dim=64, mlp_dim=128, head_width=48)
+IEF = replace(CONFIG, token_input="mean_shape", iterations=3)
+WEIGHTED = TokenSettings(keep=90, attention_bias=True, size_weighted=True)
+CPU = torch.device("cpu")
+
+
+def single(config: object = CONFIG, tokens: TokenSettings | None = None) -> tuple[HMR2, FrameBatch]:
+    network = awake(config).float().requires_grad_(False)
+    return with_token_merging(network, tokens), made_up_batch(config, 3)
+
+
+def largest(ours: object, theirs: object) -> float:
+    pairs = zip(vars(ours).values(), vars(theirs).values(), strict=True)
+    return max(float((mine.double() - other.double()).abs().max()) for mine, other in pairs)
+
+
+@pytest.mark.parametrize("tokens", [None, WEIGHTED], ids=["all tokens", "merged"])
+@pytest.mark.parametrize("config", [CONFIG, IEF], ids=["zero", "ief"])
+def test_float32_is_the_network_in_float64(config: object, tokens: TokenSettings | None) -> None:
+    """Against float64 arithmetic; without merging that is the network as its authors run it."""
+    network, batch = single(config, tokens)
+    exact = from_state(config, {name: tensor.double() for name, tensor in network.state_dict().items()})
+    exact.requires_grad_(False)
+    exact.backbone.reducer = network.backbone.reducer
+    images = batch.images.double()
+    wanted = reference(exact)(images) if tokens is None else exact(images, batch.person_mask)
+    found = make_fast(network)(batch.images, batch.person_mask)
+    assert largest(found, wanted) < 1e-5
+    assert float(wanted.body_pose.std()) > 0.05
+
+
+@pytest.mark.parametrize("tokens", [None, WEIGHTED], ids=["all tokens", "merged"])
+@pytest.mark.parametrize("config", [CONFIG, IEF], ids=["zero", "ief"])
+def test_bfloat16_errs_no_more_than_the_plain_path(config: object, tokens: TokenSettings | None) -> None:
+    network, batch = single(config, tokens)
+    wanted = network(batch.images, batch.person_mask)
+    plain = from_state(config, {name: tensor.bfloat16() for name, tensor in network.state_dict().items()})
+    plain.backbone.reducer = network.backbone.reducer
+    off = largest(plain(batch.images.bfloat16(), batch.person_mask), wanted)
+    fast = make_fast(network, torch.bfloat16)
+    found = fast(batch.images, batch.person_mask)
+    assert 1e-4 < largest(found, wanted) < 1.5 * off + 0.01
+    assert {tensor.dtype for tensor in vars(found).values()} == {torch.float32}
+
+
+def test_the_methods_of_a_network_stay(tiny_network: HMR2) -> None:
+    network = with_token_merging(tiny_network, TokenSettings(keep=60))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fast, batch = make_fast(network), made_up_batch(tiny.CONFIG, 2)
+    assert torch.equal(
+        forced_merges(fast, batch.images, batch.person_mask), forced_merges(network, batch.images, batch.person_mask)
+    )
+    inputs = zip(fast.backbone.layer_inputs(batch.images), network.backbone.layer_inputs(batch.images), strict=True)
+    assert all(torch.allclose(mine, other, atol=1e-5) for mine, other in inputs)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_every_batch_size_gives_the_same(tiny_network: HMR2) -> None:
+    """MKL packs for the rows that come first; others go past the packed weights."""
+    fast, batch = make_fast(tiny_network), made_up_batch(tiny.CONFIG, 3)
+    three = fast(batch.images, batch.person_mask)
+    one = fast(batch.images[:1], batch.person_mask[:1])
+    again = fast(batch.images, batch.person_mask)
+    assert torch.allclose(three.body_pose[:1], one.body_pose, atol=1e-5)
+    assert torch.equal(three.body_pose, again.body_pose)
+
+
+def test_weights_that_are_consumed_are_gone() -> None:
+    network = tiny.network()
+    block = weakref.ref(network.backbone.blocks[0])
+    fast = make_fast(network, torch.bfloat16, consume=True)
+    assert fast is network and block() is None and not fast.state_dict().keys() & {"backbone.blocks.0.attn.qkv.weight"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance"),
+    [("plain", torch.float32, 1e-5), ("mkl", torch.float32, 1e-5), ("onednn", torch.bfloat16, 0.03),
+     ("int8", torch.float32, 0.05)],
+)  # fmt: skip
+def test_layers_against_float64(kind: Kind, dtype: torch.dtype, tolerance: float) -> None:
+    if kind != "int8" and kind_for(CPU, dtype) != kind and kind != "plain":
+        pytest.skip(f"no {kind} here")
+    seeded = torch.Generator().manual_seed(0)
+    weight, bias, x, residual = (
+        torch.randn(*shape, generator=seeded).to(dtype) for shape in ((24, 40), (24,), (2, 9, 40), (2, 9, 24))
+    )
+    layer = linear(kind, weight / 40**0.5, bias)
+    exact = nn.functional.linear(x.double(), (weight / 40**0.5).double(), bias.double())
+    for found, wanted in (
+        (layer(x.clone()), exact),
+        (layer(x.clone(), gelu=True), exact * 0.5 * (1 + torch.erf(exact / 2**0.5))),
+        (layer(x.clone(), residual=residual.clone()), exact + residual.double()),
+    ):
+        assert float((found.double() - wanted).abs().max()) < tolerance
+
+
+def test_rounding_to_8_bits_by_hand() -> None:
+    """Whole numbers up to 127 are their own 8-bit values, so the product is exact; zeros stay zeros."""
+    weight = torch.tensor([[127.0, -3.0], [0.5, 127 * 0.5]])
+    layer = Int8Linear(weight, None)
+    assert layer.scale.tolist() == [1.0, 0.5]
+    x = torch.tensor([[127.0, 2.0], [-5.0, 0.0]])
+    assert torch.equal(layer(x.clone()), x @ weight.T)
+    assert torch.equal(layer(torch.zeros(3, 2)), torch.zeros(3, 2))
+
+
+def test_int8_is_near() -> None:
+    network, batch = single()
+    wanted = network(batch.images)
+    assert 1e-5 < largest(make_fast(network, int8=True)(batch.images), wanted) < 0.05
+
+
+def test_folding_a_norm() -> None:
+    norm, layer = nn.LayerNorm(8), nn.Linear(8, 5)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    x = torch.randn(4, 8)
+    weight, bias = folded(norm, layer.weight, layer.bias)
+    plain: Tensor = nn.functional.layer_norm(x, (8,))
+    assert torch.allclose(nn.functional.linear(plain, weight, bias), layer(norm(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_loading_for_the_fast_path(tmp_path: Path, stored: torch.dtype) -> None:
+    """From a compressed folder, weights in half precision included: what loading and transforming by hand gives."""
+    network, batch = single()
+    state = {name: tensor.to(stored) for name, tensor in network.state_dict().items()}
+    write_safetensors(tmp_path / "w.safetensors", state, {"hmrcompress": json.dumps({"network": CONFIG.to_dict()})})
+    plan = Plan(checkpoint=api.load(tmp_path / "w.safetensors").reference, groups=((0,), (1,), (2, 3)), tokens=WEIGHTED)
+    folder = api.merge(tmp_path / "w.safetensors", plan, tmp_path / "folder").path
+    plain = api.load(folder)
+    exact = api.compressed_network(plain)(batch.images, batch.person_mask)
+    loaded = api.load(folder, fast=True)
+    assert loaded.plan == plain.plan and loaded.sha256 == plain.sha256
+    assert largest(loaded.network(batch.images, batch.person_mask), exact) < 1e-5
+    half = api.load(folder, fast=True, dtype=torch.bfloat16).network(batch.images, batch.person_mask)
+    by_hand = make_fast(api.compressed_network(plain), torch.bfloat16)(batch.images, batch.person_mask)
+    assert largest(half, by_hand) == 0
+    kept = api.compressed_network(plain).state_dict()
+    assert largest(api.load(plain, fast=True).network(batch.images, batch.person_mask), exact) < 1e-5
+    assert all(torch.equal(kept[name], tensor) for name, tensor in plain.network.state_dict().items())
+
+
+def test_which_layout() -> None:
+    assert kind_for(torch.device("cuda"), torch.bfloat16) == "plain" and kind_for(CPU, torch.float64) == "plain"
+    assert kind_for(CPU, torch.float32, int8=True) == "int8"
+    assert pick_fast_dtype("float16", CPU) == (torch.float16, False) and pick_fast_dtype("int8", CPU)[1]
+    with pytest.raises(UserError, match="int8 runs on the CPU"):
+        pick_fast_dtype("int8", torch.device("cuda"))
+
+
+def test_packed_for_the_rows_that_come_first() -> None:
+    if kind_for(CPU, torch.float32) != "mkl":
+        pytest.skip("torch has no MKL here")
+    layer = MklLinear(torch.randn(4, 6), None)
+    layer(torch.randn(7, 6))
+    assert layer.rows == 7 and layer(torch.randn(3, 6)).shape == (3, 4) and layer.rows == 7

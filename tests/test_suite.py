@@ -1,0 +1,147 @@
+"""The suite of speed runs: ratios from a clock of our own, runs that are kept, the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hmrcompress.errors import UserError
+from hmrcompress.evaluation import suite as room
+from hmrcompress.evaluation.suite import INT8, ORIGINAL, VARIANTS, RunSettings, run_suite_row
+from hmrcompress.models.network import HMR2
+from hmrcompress.plan import TokenSettings
+from hmrcompress.recipe.benchmarks import read_suite, run_suite
+from hmrcompress.report.benchmarks import markdown, read_runs
+from hmrcompress_cli.main import app
+
+TOKENS = TokenSettings(keep=90)
+RECIPE = """
+model: {model}
+layers: 3
+tokens: {{keep: 90, per_layer: 40}}
+runs:
+  - {{name: first, dtype: float32, batch_size: 1, rounds: 1, warmup: 0, threads: 1}}
+  - {{name: second, dtype: bfloat16, batch_size: 2, rounds: 1, warmup: 0, threads: 1, int8: true, float32: true}}
+"""
+
+
+def test_ratios_with_a_clock_of_our_own(tiny_network: HMR2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Original 8 s, in float32 24 s, every other variant one second more than the one before it."""
+    spent = {variant.name: 1.0 + number for number, variant in enumerate((*VARIANTS, INT8))}
+    spent |= {ORIGINAL: 8.0, room.ORIGINAL_FLOAT32: 24.0}
+    now = 0.0
+    made = room._candidates
+
+    def candidates(*arguments: object) -> object:
+        found = made(*arguments)
+        for name, network in found.networks.items():
+            network.register_forward_hook(lambda *_, name=name: advance(name))
+        return found
+
+    def advance(name: str) -> None:
+        nonlocal now
+        now += spent[name]
+
+    monkeypatch.setattr(room, "_candidates", candidates)
+    settings = RunSettings(torch.bfloat16, 2, 2, int8=True, float32=True, threads=1)
+    found = run_suite_row(tiny_network, settings, layers=3, tokens=TOKENS, clock=lambda: now)
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert list(rows) == [variant.name for variant in (*VARIANTS, INT8)] and found["rounds"] == 2
+    for name, row in rows.items():
+        assert row["fps"] == pytest.approx(2 / spent[name])
+        assert row["speedup"] == pytest.approx(8 / spent[name])
+        assert row["over_float32"] == pytest.approx(24 / spent[name])
+    best = rows[VARIANTS[-1].name]
+    assert (best["layers"], best["tokens"]) == (3, 90) and rows[ORIGINAL]["macs_ratio"] == 1.0
+    assert best["share_of_macs_ratio"] == pytest.approx(best["speedup"] / best["macs_ratio"])
+
+
+def test_clips_are_sums_of_parts() -> None:
+    import numpy as np
+
+    taken = {ORIGINAL: np.array([8.0]), "fast": np.array([2.0]), "decoder 4": np.array([1.5]), "pose": np.array([0.5])}
+    found = room._strides("fast", taken, RunSettings(torch.float32, 4, 1, strides=(4,)), 243)["4"]
+    whole = 61 / 4 * 2.0 + 1.5 + 0.5  # 61 of 243 frames, four at a time
+    assert found["fps"] == pytest.approx(243 / whole) and found["speedup"] == pytest.approx(243 / 4 * 8.0 / whole)
+
+
+def test_runs_are_kept_and_shown(tiny_model: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "suite.yaml", tmp_path / "out"
+    recipe.write_text(RECIPE.format(model=tiny_model))
+    arguments = ("bench", "--suite", recipe, "-o", out)
+    hmr = CliRunner()
+    done = hmr.invoke(app, [str(each) for each in (*arguments, "--only", "second")])
+    assert done.exit_code == 0 and not (out / "first.json").exists(), done.output
+    kept = (out / "second.json").read_bytes()
+    done = hmr.invoke(app, [str(each) for each in arguments])
+    assert done.exit_code == 0 and "(known)" in done.output and (out / "second.json").read_bytes() == kept
+
+    record = json.loads(kept)
+    assert record["command"] == "bench suite" and record["cpu"] and record["versions"]["torch"]
+    done = hmr.invoke(app, ["report", str(out), "-o", str(tmp_path / "page.md")])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page.md").read_text()
+    assert "CUDA was not measured" in page and page.index("float32, batch 1") < page.index("bfloat16, batch 2")
+    best = record["rows"][-1]
+    assert f"| {best['variant']} | 3 | 90 | {best['fps']:.2f} | {best['speedup']:.2f}x |" in page
+    assert page == markdown(read_runs(out))
+
+    recipe.write_text(RECIPE.format(model=tiny_model).replace("layers: 3", "layers: 4"))
+    with pytest.raises(UserError, match="other settings"):
+        run_suite(read_suite(recipe), out)
+
+
+def test_the_shipped_suite() -> None:
+    suite = read_suite("benchmarks")
+    assert (suite.layers, suite.tokens.keep, suite.strides) == (26, 90, (1, 2, 4))
+    cpu = {(run.dtype, run.batch_size) for run in suite.runs if run.device == "cpu"}
+    assert cpu == {("float32", 1), ("float32", 8), ("bfloat16", 1), ("bfloat16", 8)}
+    with pytest.raises(UserError, match="expected one of cpu_float32_b1"):
+        suite.only(["nothing"])
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    right = RECIPE.format(model="starter")
+    for wrong, fault in {"layers: 0": "layers", "layers: 3\nlayres: 3": "layres", "layers: [": "YAML"}.items():
+        (tmp_path / "s.yaml").write_text(right.replace("layers: 3", wrong))
+        with pytest.raises(UserError, match=fault):
+            read_suite(tmp_path / "s.yaml")
+    (tmp_path / "s.yaml").write_text(right.replace("name: second", "name: first"))
+    with pytest.raises(UserError, match="two runs 'first'"):
+        read_suite(tmp_path / "s.yaml")
+    done = CliRunner().invoke(app, ["bench", "--suite", "benchmarks"])
+    assert done.exit_code == 2 and "--suite and -o" in done.output
+
+
+def test_an_original_in_bench(tiny_model: Path, tmp_path: Path) -> None:
+    arguments = [
+        "bench",
+        str(tiny_model),
+        "--layers",
+        "3",
+        "--keep-tokens",
+        "90",
+        "--batch-sizes",
+        "1",
+        "--rounds",
+        "1",
+    ]
+    more = [
+        "--baseline",
+        "original",
+        "--dtype",
+        "int8",
+        "--no-memory",
+        "--device",
+        "cpu",
+        "--json",
+        str(tmp_path / "b"),
+    ]
+    done = CliRunner().invoke(app, arguments + more)
+    assert done.exit_code == 0 and "int8 on cpu" in done.output and "fast path" in done.output, done.output
+    measured = json.loads((tmp_path / "b").read_text())["bench"]
+    assert (measured["baseline"], measured["fast"], measured["dtype"]) == ("original", True, "int8")
