@@ -6,6 +6,7 @@ after a padding of 2), so that is the window over which a mask is averaged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -128,7 +129,7 @@ def mask_source(text: str) -> MaskSource:
     UserError for anything else, and where a plug-in does not give one.
     """
     kind, colon, rest = text.partition(":")
-    simple = {"data": DataMasks, "none": NoMasks, "self": SelfMasks}
+    simple: dict[str, Callable[[], MaskSource]] = {"data": DataMasks, "none": NoMasks, "self": SelfMasks}
     if text in simple:
         return simple[text]()
     if kind in built_in() and rest:

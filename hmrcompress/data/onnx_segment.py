@@ -69,7 +69,8 @@ class Segmenter:
                 yolo.people(row, one.astype(np.float32), frame, self.size, self.person, YOLO_SCORE)
                 for row, one in zip(rows, prototypes, strict=True)
             ]
-        return [rf_detr.people(*one, size, RF_DETR_SCORE) for one in zip(*outputs, strict=True)]
+        boxes, labels, masks = outputs
+        return [rf_detr.people(*one, size, RF_DETR_SCORE) for one in zip(boxes, labels, masks, strict=True)]
 
     def _run(self, ready: np.ndarray) -> list[np.ndarray]:
         """Outputs in the order that the layout names them."""

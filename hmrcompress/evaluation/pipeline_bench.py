@@ -26,6 +26,7 @@ from hmrcompress.evaluation.contenders import AFTER, BACKBONE, BEFORE
 from hmrcompress.evaluation.made_up import made_up_batch
 from hmrcompress.evaluation.timing import time_interleaved
 from hmrcompress.geometry.rotations import sixd_to_matrix
+from hmrcompress.models.network import HMR2
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import Progress, no_progress
 

@@ -59,7 +59,7 @@ def convert_values(path: Path | str, out: Path | str) -> Converted:
     if not arrays:
         raise UserError("holds no arrays", path)
     with atomic_file(target) as temporary:
-        np.savez(temporary, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez(temporary, allow_pickle=False, **arrays)
     return _described(path, target, {"content": content})
 
 

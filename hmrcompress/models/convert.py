@@ -68,7 +68,6 @@ def write_half(checkpoint: Checkpoint, out: Path | str) -> Folder:
         out,
         as_half(checkpoint.state()),
         checkpoint.config,
-        family=checkpoint.family,
         plan=checkpoint.plan,
         provenance=checkpoint.source
         or checkpoint_record(checkpoint.reference, name=checkpoint.name, command="convert"),

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from hmrcompress.data.crops import CropSet
-from hmrcompress.data.masks import MASK_FILE
+from hmrcompress.data.mask_files import MASK_FILE
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import atomic_file
 from hmrcompress.pipeline.drawing import video_writer

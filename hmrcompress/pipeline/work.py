@@ -34,6 +34,10 @@ class CropFrames:
         self.clip = np.array([each.box.track for each in seen], np.int64)
         self.frame = np.array([each.frame for each in seen], np.int64)
 
+    def column(self, name: str) -> np.ndarray | None:
+        """The crops by the name of `images`; None for any other."""
+        return self.arrays.get(name)
+
     def pixel_masks(self, indices: np.ndarray) -> np.ndarray | None:
         """None: pictures bring no masks."""
         return None
