@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import scipy.sparse
+import their_data
 import tiny
 import torch
 from foreign_pickles import foreign, python_2, sequence_3dpw, sequence_emdb
@@ -25,6 +26,7 @@ from test_masks import write_archive, write_masks
 from hmrcompress.body.files import load_body
 from hmrcompress.body.pickled import convert_body
 from hmrcompress.data.crops import CropSet, write_crops
+from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import mask_source
 from hmrcompress.io.convert import convert_values
 from hmrcompress.models.convert import convert_checkpoint
@@ -163,6 +165,15 @@ def read_crops(path: Path) -> Any:
     return list(CropSet.open(path).batches(masks=mask_source("none"), truth=False))
 
 
+def read_format(name: str) -> Callable[[Path], Any]:
+    def read(path: Path) -> Any:
+        pictures = path.parent / "pictures"
+        where = f",images={pictures}" if pictures.is_dir() else ""
+        return list(open_format(f"{name}:{path}{where}").batches(masks=mask_source("none"), truth=False))
+
+    return read
+
+
 def read_masks(path: Path) -> Any:
     return list(crops().batches(masks=mask_source(f"files:{path}")))
 
@@ -193,4 +204,10 @@ TARGETS = (
     Target("masks png", make_masks("png"), read_masks),
     Target("masks npz", make_masks("npz packed"), read_masks),
     Target("masks of runs", make_masks("json coco"), read_masks),
+    Target("4D-Humans npz", their_data.write_4dhumans, read_format("4dhumans")),
+    Target("CameraHMR npz", their_data.write_camerahmr, read_format("camerahmr")),
+    Target("EMDB folder", their_data.write_emdb, read_format("emdb")),
+    Target("3DPW folder", their_data.write_3dpw, read_format("3dpw")),
+    Target("4D-Humans tar", their_data.write_wds, read_format("wds")),
+    Target("pictures with boxes", their_data.write_images, read_format("images")),
 )

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
-from hmrcompress.data.masks import DataMasks, FileMasks, NoMasks
+from hmrcompress.data.mask_files import FileMasks
+from hmrcompress.data.masks import DataMasks, NoMasks
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError

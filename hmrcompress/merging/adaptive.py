@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,8 @@ class OrderedMerger(TokenMerger):
 
 
 class AdaptiveTokens(nn.Module):
-    """A network (images, person_mask) -> HMROutput that runs each crop in the smallest bucket in which nothing of its
-    person is merged. Weights are those of `network`, which stays as it is.
+    """A network (images, person_mask, condition) -> HMROutput that runs each crop in the smallest bucket in which
+    nothing of its person is merged. Weights are those of `network`, which stays as it is.
 
     settings: how tokens are merged, or background is dropped; `keep` and `schedule` give way to the buckets. Every
     bucket's network may be replaced by `prepare(network)`, for a faster one of the same signature.
@@ -89,13 +90,20 @@ class AdaptiveTokens(nn.Module):
             raise UserError("adaptive tokens need person masks before the network runs", "--tokens auto", "See --masks")
         return group(person_mask.flatten(1), self.buckets, dropping=self.dropping)
 
-    def forward(self, images: Tensor, person_mask: Tensor | None = None) -> HMROutput:
-        """images (B,3,H,W), person_mask (B,H/16,W/16) bool -> HMROutput in the order of the batch. Raises UserError."""
+    def forward(self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None) -> HMROutput:
+        """images (B,3,H,W), person_mask (B,H/16,W/16) bool, condition (B,3) where the family reads one -> HMROutput in
+        the order of the batch. Raises UserError."""
         groups = self.groups(person_mask)
         assert person_mask is not None
-        made = [self.networks[str(keep)](images[rows], person_mask[rows]) for keep, rows in groups]
+        made = []
+        for keep, rows in groups:
+            told = () if condition is None else (condition[rows],)
+            made.append(self.networks[str(keep)](images[rows], person_mask[rows], *told))
         back = torch.cat([rows for _, rows in groups]).argsort()
-        return HMROutput(*(torch.cat([getattr(each, f.name) for each in made])[back] for f in fields(HMROutput)))
+        parts: dict[str, Any] = {
+            field.name: [getattr(each, field.name) for each in made] for field in fields(HMROutput)
+        }
+        return HMROutput(**{name: None if part[0] is None else torch.cat(part)[back] for name, part in parts.items()})
 
     def forced_merges(self, images: Tensor, person_mask: Tensor) -> Tensor:
         """Person tokens that each crop loses, (B,) int64: counted, not assumed. As `apply.forced_merges`."""

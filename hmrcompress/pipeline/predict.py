@@ -185,6 +185,7 @@ def _read_all(
             batch_size=settings.batch_size,
             stride=settings.stride,
             masks=reader.masks,
+            focal=settings.focal,
             antialias=settings.antialias,
             pinned=reader.device.type == "cuda",
             clock=clock,

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from hmrcompress.data import warp
+from hmrcompress.data.conditions import bbox_info
 from hmrcompress.data.crops import normalise
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.sequences import LONGEST_HOLE
 from hmrcompress.pipeline.boxes import Box
+from hmrcompress.pipeline.camera import default_focal
 from hmrcompress.pipeline.frames import Frame
 from hmrcompress.pipeline.overlap import StageClock
 from hmrcompress.pipeline.tracks import Seen
@@ -79,12 +81,14 @@ def work_batches(
     batch_size: int,
     stride: int,
     masks: MaskSource,
+    focal: float | None = None,
     antialias: bool = True,
     pinned: bool = False,
     clock: StageClock,
 ) -> Iterator[Work]:
-    """Frames and their people -> work in portions of `batch_size` crops, the last one smaller. Pinned memory is for
-    copies to a GPU. Raises UserError, from the mask source too."""
+    """Frames and their people -> work in portions of `batch_size` crops, the last one smaller, each with the condition
+    of its box; `focal` of the pictures in pixels (None: `default_focal`). Pinned memory is for copies to a GPU. Raises
+    UserError, from the mask source too."""
     strides, work = Strides(stride), Work()
     begun = -1
     for frame, boxes in located:
@@ -95,16 +99,16 @@ def work_batches(
                     work.crops.append(warp.crop(frame.image, np.array(box.centre), box.side, antialias=antialias))
             work.seen.append(seen)
             if len(work.crops) == batch_size:
-                yield _finished(work, frame.number - 1, masks, pinned, clock)
+                yield _finished(work, frame.number - 1, masks, focal, pinned, clock)
                 work, begun = Work(), frame.number
         work.newest = frame.number
         if work.newest - begun >= IDLE_FRAMES:
-            yield _finished(work, work.newest, masks, pinned, clock)
+            yield _finished(work, work.newest, masks, focal, pinned, clock)
             work, begun = Work(), frame.number
-    yield _finished(work, work.newest, masks, pinned, clock)
+    yield _finished(work, work.newest, masks, focal, pinned, clock)
 
 
-def _finished(work: Work, newest: int, masks: MaskSource, pinned: bool, clock: StageClock) -> Work:
+def _finished(work: Work, newest: int, masks: MaskSource, focal: float | None, pinned: bool, clock: StageClock) -> Work:
     work.newest = max(work.newest, newest)
     if not work.crops:
         return work
@@ -122,5 +126,11 @@ def _finished(work: Work, newest: int, masks: MaskSource, pinned: bool, clock: S
     nothing = torch.zeros(len(chosen), 0, 3, 3)
     truth = BodyParams(nothing, nothing, torch.zeros(len(chosen), 0))
     clip, frame = torch.from_numpy(crops.clip), torch.from_numpy(crops.frame)
-    work.batch, work.crops = FrameBatch(images, person, truth, clip, frame), []
+    condition = bbox_info(
+        np.array([each.box.centre for each in chosen]),
+        np.array([each.box.side for each in chosen]),
+        np.array([each.size for each in chosen]),
+        np.array([focal or default_focal(each.size) for each in chosen]),
+    )
+    work.batch, work.crops = FrameBatch(images, person, truth, clip, frame, condition), []
     return work

@@ -19,7 +19,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.evaluate import chosen_frames
 from hmrcompress.evaluation.pipeline_bench import PipelineSettings, time_pipeline
-from hmrcompress.evaluation.sequences import interpolated, observe, sequence_predict, spans
+from hmrcompress.evaluation.sequences import Timeline, interpolated, observe, sequence_predict, spans
 from hmrcompress.evaluation.timing import time_interleaved
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_json
@@ -62,6 +62,7 @@ class Bed(Opened):
         super().__init__(recipe, progress)
         self.recipe, self.work, self.limit = recipe, work, limit
         self.device = pick_device(device)
+        self._observed: dict[str, list[Timeline]] = {}
 
     @cached_property
     def frames(self) -> np.ndarray:
@@ -122,18 +123,28 @@ class Bed(Opened):
         )
         decoder = api.on_device(api.decoder_for(case.checkpoint), self.device) if given.by == "decoder" else None
         codec = None if decoder is None else PoseCodec(body)
-        timelines = observe(
-            network_outputs(network),
-            self.test,
-            spans(self.test, self.frames),
-            batch_size=self.recipe.batch_size,
-            masks=case.masks if case.tokens else None,
-            progress=self.progress,
-        )
+        timelines = self._timelines(network, case)
         stages = sequence_stages(timelines, settings, fps=fps, decoder=decoder, codec=codec)
         if not stages:  # interpolation between all frames: the frames themselves
             return sequence_predict(timelines, [interpolated(each) for each in timelines])
         return stages[list(stages)[-1]]
+
+    def _timelines(self, network: HMR2, case: Case) -> list[Timeline]:
+        """What the case's network gives for every frame: computed once for all the ways to decode it."""
+        tokens = None if case.tokens is None else case.tokens.model_dump(mode="json")
+        masks = case.masks if case.tokens else None
+        probe = case.checkpoint.probe
+        key = sha256_json([case.checkpoint.sha256, tokens, masks and masks.name, probe and probe.sha256])
+        if key not in self._observed:
+            self._observed[key] = observe(
+                network_outputs(network),
+                self.test,
+                spans(self.test, self.frames),
+                batch_size=self.recipe.batch_size,
+                masks=masks,
+                progress=self.progress,
+            )
+        return self._observed[key]
 
     def _told(self, batches: Iterator[FrameBatch], what: str) -> Iterator[FrameBatch]:
         done = 0
