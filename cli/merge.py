@@ -37,6 +37,10 @@ def merge(
         str | None,
         typer.Option("--masks", help="Person masks for lstsq; by default those of the search.", show_default=False),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option("--decoder", help="Take over the temporal decoder of this model.", show_default=False),
+    ] = None,
     json: JsonOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
@@ -50,7 +54,7 @@ def merge(
 
     written = None
     with _folder_for(out if format == "native" else check_name(out), native=format == "native") as folder:
-        merge_model(model, plan, folder, force=force, seed=seed, data=data, masks=masks)
+        merge_model(model, plan, folder, force=force, seed=seed, data=data, masks=masks, decoder=decoder)
         merged = load(folder, verify=False)
         found = describe(merged)
         if format == "original":

@@ -126,19 +126,22 @@ def merge(
     seed: int = 0,
     data: Data | None = None,
     masks: Masks | None = None,
+    decoder: Model | None = None,
     body: Body = "starter",
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Folder:
     """Applies a plan: writes the compressed model to the folder `out`. See `merging.merge`. Raises UserError.
 
-    A plan with the rule `lstsq` is fitted on `data` and `masks`, by default those of its search; only then are these,
-    `body` and `device` of any use.
+    `decoder` is another compressed version of the same network, whose temporal decoder is taken over. A plan with the
+    rule `lstsq` is fitted on `data` and `masks`, by default those of its search; only then are these, `body` and
+    `device` of any use.
     """
     name, checkpoint, wanted = "plan" if isinstance(plan, Plan) else plan, load(model, seed=seed), open_plan(plan)
     wanted.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, name)
+    donor = None if decoder is None else load(decoder, seed=seed)
     if wanted.merge_rule != FITTED:
-        return merge_checkpoint(checkpoint, wanted, out, force=force, plan_name=name)
+        return merge_checkpoint(checkpoint, wanted, out, force=force, plan_name=name, decoder_of=donor)
     found, crops = wanted.search, _crops_to_fit(wanted, data, body, progress)
     source = open_masks(masks or (found.masks if found else None) or "data")
     patches = fit_plan(
@@ -156,7 +159,9 @@ def merge(
         "masks": source.name,
         KEY: record(crops, crops.sample(per_clip)),
     }
-    return merge_checkpoint(checkpoint, wanted, out, force=force, plan_name=name, patches=patches, fitted_on=about)
+    return merge_checkpoint(
+        checkpoint, wanted, out, force=force, plan_name=name, patches=patches, fitted_on=about, decoder_of=donor
+    )
 
 
 def _crops_to_fit(plan: Plan, data: Data | None, body: Body, progress: Progress) -> CropSet:

@@ -126,6 +126,23 @@ def test_merging_leaves_the_decoder_behind(tmp_path: Path, decoder: TemporalDeco
     assert load_checkpoint(tmp_path / "merged").decoder is None
 
 
+def test_merging_takes_over_the_decoder_of_another_version(tmp_path: Path, decoder: TemporalDecoder) -> None:
+    donor = load_checkpoint(write(tmp_path / "donor", decoder_part(decoder)))
+    plain = load_checkpoint(write_model_folder(tmp_path / "plain", tiny.network().state_dict(), tiny.CONFIG).path)
+    groups = [[0, 1], *([layer] for layer in range(2, tiny.CONFIG.depth))]
+    plan = Plan.from_dict({"checkpoint": plain.reference.model_dump(), "groups": groups})
+    made = load_checkpoint(merge_checkpoint(plain, plan, tmp_path / "made", decoder_of=donor).path)
+    assert made.config.depth == tiny.CONFIG.depth - 1 and made.decoder is not None
+    assert (made.path / DECODER).read_bytes() == (donor.path / DECODER).read_bytes()
+    with pytest.raises(UserError, match="holds no temporal decoder"):
+        merge_checkpoint(plain, plan, tmp_path / "none", decoder_of=plain)
+    state = {name: t + (name == "smpl_head.decpose.bias") for name, t in tiny.network().state_dict().items()}
+    other = write_model_folder(tmp_path / "other", state, tiny.CONFIG, decoder=decoder_part(decoder)).path
+    with pytest.raises(UserError, match="another head"):
+        merge_checkpoint(plain, plan, tmp_path / "none", decoder_of=load_checkpoint(other))
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_probe_beside_a_decoder(tmp_path: Path, decoder: TemporalDecoder, tiny_crops: CropSet) -> None:
     """Fitting a probe changes no weights, so the decoder is handed on, in the precision that it has."""
     path = write(tmp_path / "model", decoder_part(decoder).half())
@@ -133,7 +150,7 @@ def test_a_probe_beside_a_decoder(tmp_path: Path, decoder: TemporalDecoder, tiny
     batch = next(iter(tiny_crops.batches(batch_size=12, masks=DataMasks())))
 
     class OneBatch:
-        name, identity = "tiny", {"stream": "tiny"}
+        name, identity, seen = "tiny", {"stream": "tiny"}, None
 
         def batch(self, step: int) -> Crops:
             return Crops(batch.images, batch.person_mask)

@@ -8,6 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from hmrcompress.errors import UserError
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.fit import Patches
 from hmrcompress.merging.layers import merge_layers
@@ -37,6 +41,7 @@ def merge_checkpoint(
     plan_name: object = "plan",
     patches: Patches | None = None,
     fitted_on: Mapping[str, Any] | None = None,
+    decoder_of: Checkpoint | None = None,
 ) -> Folder:
     """Merges layers, records token merging, and writes the compressed model. Needs little memory beyond merged layers.
 
@@ -44,12 +49,17 @@ def merge_checkpoint(
     the plan was made for another checkpoint (`force`: only where the numbers of layers differ), cannot be applied, or
     `out` is a folder of something else. A saliency probe is handed on where the layers up to the one that it reads stay
     as they are; a temporal decoder is not, because it was trained on the features of the network as it was.
+    `decoder_of` is another compressed version of the same network, whose temporal decoder the new one is to have:
+    UserError where it holds none, or has another head.
     """
     plan.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, plan_name)
     config = replace(checkpoint.config, depth=len(plan.groups))
     with_token_merging(build(config, "meta"), plan.tokens)  # rehearsal: says what does not fit before anything is done
     state = merge_layers(checkpoint.state(), plan.groups, plan.merge_rule, patches=patches)
-    more = {} if not patches else {"fitted": {**(fitted_on or {}), "ridges": _ridges(patches)}}
+    more: dict[str, Any] = {} if not patches else {"fitted": {**(fitted_on or {}), "ridges": _ridges(patches)}}
+    if decoder_of is not None:
+        _check_decoder(decoder_of, state)
+        more["decoder_of"] = {"name": decoder_of.name, "sha256": decoder_of.sha256}
     provenance = checkpoint_record(checkpoint.reference, name=checkpoint.name, command="merge", **more)
     return write_model_folder(
         out,
@@ -59,7 +69,18 @@ def merge_checkpoint(
         provenance=provenance,
         body=checkpoint.body,
         probe=checkpoint.probe if checkpoint.probe and _untouched(plan, checkpoint.probe.layer) else None,
+        decoder=None if decoder_of is None else decoder_of.decoder,
     )
+
+
+def _check_decoder(donor: Checkpoint, state: Mapping[str, Tensor]) -> None:
+    """A decoder reads what the head makes of the tokens, so both networks must have the very same head."""
+    if donor.decoder is None:
+        raise UserError("holds no temporal decoder", donor.name, "`hmrcompress finetune --stage all` trains one")
+    given = donor.network.state_dict()
+    head = [name for name in state if not name.startswith("backbone.")]
+    if any(name not in given or not torch.equal(given[name].float(), state[name].float()) for name in head):
+        raise UserError("its decoder was trained for another head", donor.name, "Take one of the same network")
 
 
 def _ridges(patches: Patches) -> dict[str, float | None]:

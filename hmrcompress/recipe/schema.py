@@ -83,6 +83,9 @@ class Merge(_Part):
     """Applying a plan."""
 
     plan: str | None = Field(default=None, description="A plan file to apply instead of the one that was searched")
+    decoder: str | None = Field(
+        default=None, description="Another compressed version of the model, whose temporal decoder is taken over"
+    )
 
 
 class Finetune(_Part):

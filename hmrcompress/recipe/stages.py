@@ -75,7 +75,9 @@ class Line(Opened):
             return common | {"data": self.calib.sha256, "frames": len(self.calib)}
         if stage == "merge":
             given = recipe.merge.plan if recipe.merge else None
-            return common | {"plan": api.open_plan(given or self.folder / PLAN).to_dict()}
+            donor = recipe.merge.decoder if recipe.merge else None
+            decoder = {} if donor is None else {"decoder": api.load(donor).sha256}
+            return common | {"plan": api.open_plan(given or self.folder / PLAN).to_dict()} | decoder
         if stage == "finetune":
             return common | {"masks": recipe.masks}
         return common | {"data": self.test.sha256, "frames": len(self.test), "masks": recipe.masks}
@@ -126,6 +128,7 @@ class Line(Opened):
             self.folder / MODEL,
             data=self.calib if fitted else None,
             masks=self.recipe.masks if fitted else None,
+            decoder=given.decoder,
             body=self.body,
             device=str(self.device),
             progress=self.progress,
@@ -136,6 +139,7 @@ class Line(Opened):
         if tokens is not None:
             costs[MERGED_TOKENS] = _cost(layers, tokens)
         last = costs[MERGED_TOKENS if tokens else MERGED]
+        costs |= self._decoded_cost(self.merged)
         return {"costs": costs} | {
             name: {"before": costs[BASELINE][name], "after": last[name]}
             for name in ("layers", "tokens", "params", "macs")
@@ -156,14 +160,19 @@ class Line(Opened):
             seed=self.recipe.seed,
             progress=self.progress,
         )
-        pipeline = api.pipeline_of(self.compressed, self.body, torch.device("cpu"))
+        decoded = self._decoded_cost(self.compressed)
+        return figures | ({"costs": decoded} if decoded else {})
+
+    def _decoded_cost(self, model: Checkpoint) -> dict[str, Any]:
+        """{decoded: {…}}, what a decoded frame costs; empty without a decoder."""
+        pipeline = api.pipeline_of(model, self.body, torch.device("cpu"))
         if pipeline is None:
-            return figures
-        cost, sizes = _cost(self.compressed.config, self.compressed.tokens), pipeline.sizes()
+            return {}
+        cost, sizes = _cost(model.config, model.tokens), pipeline.sizes()
         cost["params"] += sizes["params"]
         for name in ("macs", "macs_with_attention"):
             cost[name] += sizes[name] / pipeline.settings.clip_frames
-        return figures | {"costs": {DECODED: cost}}
+        return {DECODED: cost}
 
     def eval(self) -> dict[str, Any]:
         """Scores mean pose, baseline, merged layers, merged tokens and decoded clips on the same frames."""
