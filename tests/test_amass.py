@@ -123,7 +123,7 @@ def test_faults_are_told_in_one_sentence(tmp_path: Path, fault: str) -> None:
     path = write(tmp_path / "a.npz", arrays)
     with pytest.raises(UserError, match=message) as raised:
         load_amass_segments(path)
-    assert raised.value.where == str(path) and raised.value.remedy
+    assert raised.value.where.startswith(str(path)) and raised.value.remedy
 
 
 @pytest.mark.parametrize(("key", "frame"), [("poses", 17), ("trans", 40)])

@@ -62,7 +62,7 @@ def test_names_of_protocols_and_masks() -> None:
     with pytest.raises(UserError, match="expected one of starter24"):
         api.open_protocol("3dpw")
     assert api.open_masks("none").name == "none"
-    with pytest.raises(UserError, match="expected data, self, none or files:DIR"):
+    with pytest.raises(UserError, match="expected data, self, none, files:DIR or onnx:FILE"):
         api.open_masks("somewhere")
 
 

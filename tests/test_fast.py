@@ -37,8 +37,13 @@ def single(config: object = CONFIG, tokens: TokenSettings | None = None) -> tupl
     return with_token_merging(network, tokens), made_up_batch(config, 3)
 
 
+def numbers(output: object) -> list[torch.Tensor]:
+    """What an HMROutput holds; read-outs that the family does not have are None."""
+    return [tensor for tensor in vars(output).values() if tensor is not None]
+
+
 def largest(ours: object, theirs: object) -> float:
-    pairs = zip(vars(ours).values(), vars(theirs).values(), strict=True)
+    pairs = zip(numbers(ours), numbers(theirs), strict=True)
     return max(float((mine.double() - other.double()).abs().max()) for mine, other in pairs)
 
 
@@ -68,7 +73,7 @@ def test_bfloat16_errs_no_more_than_the_plain_path(config: object, tokens: Token
     fast = make_fast(network, torch.bfloat16)
     found = fast(batch.images, batch.person_mask)
     assert 1e-4 < largest(found, wanted) < 1.5 * off + 0.01
-    assert {tensor.dtype for tensor in vars(found).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in numbers(found)} == {torch.float32}
 
 
 def test_the_methods_of_a_network_stay(tiny_network: HMR2) -> None:

@@ -254,7 +254,7 @@ def test_live_decoding_is_the_streaming_decoder(tiny_body: BodyModel, decoder: T
     made = replace(made, features=torch.randn(9, SIZES.feature_dim, generator=torch.Generator().manual_seed(1)))
     sparse, codec = made.every(2), PoseCodec(tiny_body)
     found = decode(sparse, decoder, codec, lookahead=1, seed=2)
-    pose = decode_streaming(decoder, sparse.spread_features, sparse.known, lookahead=1, seed=2 + 4)
+    pose = decode_streaming(decoder, sparse.spread(sparse.features), sparse.known, lookahead=1, seed=2 + 4)
     expected = codec.decode(pose, betas_in_time(sparse, lookahead=1))
     assert torch.equal(found.rotations, expected.rotations) and torch.equal(found.betas, expected.betas)
     assert not torch.allclose(found.rotations, decode(sparse, decoder, codec, seed=2).rotations, atol=1e-3)
