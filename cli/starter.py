@@ -22,6 +22,10 @@ def build(
     motions: Annotated[
         str | None, typer.Option("--motions", help="amass:DIR, needed by test-mocap.", show_default=False)
     ] = None,
+    fast: Annotated[
+        str | None,
+        typer.Option("--fast", help="Pack the plan and decoder of this model.", show_default=False),
+    ] = None,
     sheets: Annotated[
         Path | None, typer.Option("--sheets", help="Draw the contact sheets into this folder.", show_default=False)
     ] = None,
@@ -36,8 +40,8 @@ def build(
     from hmrcompress.runtime import progress_bar
 
     printer = Printer(quiet)
-    if not (body or data or sheets):
-        raise UserError("nothing to build", "starter build", "Give --body, --data SPLIT or --sheets DIR")
+    if not (body or data or sheets or fast):
+        raise UserError("nothing to build", "starter build", "Give --body, --data SPLIT, --fast MODEL or --sheets DIR")
     with progress_bar(quiet=quiet) as progress:
         if body:
             from hmrcompress.starter.build_body import build_body
@@ -47,6 +51,12 @@ def build(
             lines = [f"  {name}: {value}" for name, value in summary.items()]
             printer.say("\n".join(lines))
             printer.say(f"Wrote the body to {target}.")
+        if fast:
+            from hmrcompress.api import load
+            from hmrcompress.starter.fast import write_parts
+
+            for path in write_parts(load(fast), out or Path("starter_fast")):
+                printer.say(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB.")
         if data:
             from hmrcompress.body.files import starter_body
             from hmrcompress.starter.dataset import open_split

@@ -43,7 +43,7 @@ from hmrcompress.runtime import Progress, no_progress
 
 STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
 STARTER_FAST = STARTER_MODEL.with_name("starter_fast")
-"""The starter network with layers and tokens merged and a temporal decoder."""
+"""What makes the starter network the fast one: a plan and a temporal decoder (`starter.fast`)."""
 
 Model = str | Path | Checkpoint
 Body = str | Path | BodyModel
@@ -80,10 +80,12 @@ def load(
         opened = model
     elif text.startswith("random:"):
         opened = random_checkpoint(text.removeprefix("random:"), seed)
-    elif text == "starter-fast" and not STARTER_FAST.is_dir():
-        raise UserError("is not part of this installation", text, "Take starter, and compress it")
     else:
-        path = {"starter": STARTER_MODEL, "starter-fast": STARTER_FAST}.get(text, Path(model))
+        path = STARTER_MODEL if text == "starter" else Path(model)
+        if text == "starter-fast":
+            from hmrcompress.starter.fast import fast_folder
+
+            path = fast_folder(STARTER_MODEL, STARTER_FAST)
         opened = load_checkpoint(
             path, num_heads=num_heads, head_heads=head_heads, part=tokenizer, verify=verify, widen=not fast
         )

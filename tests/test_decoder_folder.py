@@ -165,18 +165,39 @@ def test_a_probe_beside_a_decoder(tmp_path: Path, decoder: TemporalDecoder, tiny
     assert (probed / DECODER).read_bytes() == (path / DECODER).read_bytes()
 
 
-def test_packed_for_shipping(tmp_path: Path, decoder: TemporalDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`convert --format half` makes a folder that `starter-fast` opens: half the bytes, the decoder with it."""
-    path = write(tmp_path / "model", decoder_part(decoder))
-    monkeypatch.setattr(opening, "STARTER_FAST", tmp_path / "starter_fast")
+def test_starter_fast_is_made_of_starter_a_plan_and_a_decoder(
+    tmp_path: Path, decoder: TemporalDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HMRCOMPRESS_HOME", str(tmp_path / "home"))
+    starter = write_model_folder(tmp_path / "starter", tiny.network().state_dict(), tiny.CONFIG).path
+    monkeypatch.setattr(opening, "STARTER_MODEL", starter)
+    monkeypatch.setattr(opening, "STARTER_FAST", tmp_path / "parts")
     with pytest.raises(UserError, match="starter-fast: is not part of this installation"):
         opening.load("starter-fast")
-    done = CliRunner().invoke(app, ["convert", str(path), "-o", str(opening.STARTER_FAST), "--format", "half"])
+    plain, donor = load_checkpoint(starter), load_checkpoint(write(tmp_path / "donor", decoder_part(decoder)))
+    groups = [[0, 1], *([layer] for layer in range(2, tiny.CONFIG.depth))]
+    plan = Plan.from_dict({"checkpoint": plain.reference.model_dump(), "groups": groups})
+    compressed = merge_checkpoint(plain, plan, tmp_path / "compressed", decoder_of=donor).path
+    done = CliRunner().invoke(app, ["starter", "build", "--fast", str(compressed), "-o", str(tmp_path / "parts")])
+    assert done.exit_code == 0 and "decoder.safetensors" in done.output, done.output
+    fast, whole = opening.load("starter-fast"), load_checkpoint(compressed)
+    assert fast.plan == whole.plan and fast.path.is_relative_to(tmp_path / "home")
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(fast.network.state_dict()[name], tensor), name
+    made = build_decoder(fast.decoder.config, fast.decoder.tensors).state_dict()
+    assert torch.equal(made["pose_mean"], decoder.pose_mean)
+    assert torch.equal(made["vae.pose_in.weight"], decoder.vae.pose_in.weight.half().float())
+
+
+def test_packed_for_shipping(tmp_path: Path, decoder: TemporalDecoder) -> None:
+    """`convert --format half`: half the bytes, the decoder with it."""
+    path, packed = write(tmp_path / "model", decoder_part(decoder)), tmp_path / "packed"
+    done = CliRunner().invoke(app, ["convert", str(path), "-o", str(packed), "--format", "half"])
     assert done.exit_code == 0 and "decoder.safetensors" in done.output, done.output
     for name in ("model.safetensors", "decoder.safetensors"):
-        ratio = (opening.STARTER_FAST / name).stat().st_size / (path / name).stat().st_size
+        ratio = (packed / name).stat().st_size / (path / name).stat().st_size
         assert 0.45 < ratio < 0.75, name
-    half, full = opening.load("starter-fast"), load_checkpoint(path)
+    half, full = load_checkpoint(packed), load_checkpoint(path)
     assert half.stored_dtype == "float16" and half.plan == full.plan and half.source
     for name, tensor in full.network.state_dict().items():
         assert torch.equal(half.network.state_dict()[name], tensor.half().float()), name

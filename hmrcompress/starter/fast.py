@@ -1,0 +1,57 @@
+"""The compressed starter network that is shipped: a plan and a temporal decoder; its layers come from `starter`.
+
+Its merged weights would be most of `starter`'s once more, so they are made from it at the first use and kept in the
+cache.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.atomic import write_json
+from hmrcompress.io.hashes import sha256_file, sha256_json
+from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
+from hmrcompress.merging.merge import merge_checkpoint
+from hmrcompress.models.decoder_part import DecoderPart
+from hmrcompress.models.load import Checkpoint, load_checkpoint
+from hmrcompress.plan import Plan
+from hmrcompress.starter.dataset import cache_home
+
+PLAN, WEIGHTS, SETTINGS = "plan.yaml", "decoder.safetensors", "decoder.json"
+
+
+def write_parts(checkpoint: Checkpoint, out: Path | str) -> list[Path]:
+    """Writes plan and decoder (float16 weights) of a compressed starter network into the folder `out`; gives the files.
+
+    Raises UserError where it holds no plan or no temporal decoder.
+    """
+    if checkpoint.plan is None or checkpoint.decoder is None:
+        raise UserError("holds no plan or no temporal decoder", checkpoint.name, "See `finetune --stage decoder`")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    half = checkpoint.decoder.half()
+    checkpoint.plan.write(out / PLAN)
+    write_safetensors(out / WEIGHTS, half.tensors)
+    write_json(out / SETTINGS, {"config": dict(half.config), "source": checkpoint.source})
+    return [out / PLAN, out / WEIGHTS, out / SETTINGS]
+
+
+def fast_folder(starter: Path, parts: Path, home: Path | None = None) -> Path:
+    """The compressed-model folder of `starter` (a model folder) by the plan and with the decoder of `parts`, in the
+    cache below `home` (default: `cache_home`). Raises UserError where there are no such parts."""
+    if not all((parts / name).is_file() for name in (PLAN, WEIGHTS, SETTINGS)):
+        raise UserError("is not part of this installation", "starter-fast", "Take starter, and compress it")
+    made_of = [starter / "model.safetensors", *(parts / name for name in (PLAN, WEIGHTS, SETTINGS))]
+    key = sha256_json([sha256_file(path) for path in made_of])
+    folder = (home or cache_home()) / "starter" / f"fast-{key[:16]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = load_checkpoint(starter)
+        settings = json.loads((parts / SETTINGS).read_text(encoding="utf-8"))
+        part = DecoderPart(settings["config"], read_safetensors(parts / WEIGHTS)[0])
+        donor = replace(checkpoint, name="starter-fast", decoder=part)
+        merge_checkpoint(checkpoint, Plan.read(parts / PLAN), folder, decoder_of=donor)
+    return folder
