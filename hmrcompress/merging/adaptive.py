@@ -100,10 +100,11 @@ class AdaptiveTokens(nn.Module):
             told = () if condition is None else (condition[rows],)
             made.append(self.networks[str(keep)](images[rows], person_mask[rows], *told))
         back = torch.cat([rows for _, rows in groups]).argsort()
-        parts: dict[str, Any] = {
-            field.name: [getattr(each, field.name) for each in made] for field in fields(HMROutput)
-        }
-        return HMROutput(**{name: None if part[0] is None else torch.cat(part)[back] for name, part in parts.items()})
+        joined: dict[str, Any] = {}
+        for name in (field.name for field in fields(HMROutput)):
+            parts = [getattr(each, name) for each in made]
+            joined[name] = None if parts[0] is None else torch.cat(parts)[back]
+        return HMROutput(**joined)
 
     def forced_merges(self, images: Tensor, person_mask: Tensor) -> Tensor:
         """Person tokens that each crop loses, (B,) int64: counted, not assumed. As `apply.forced_merges`."""
