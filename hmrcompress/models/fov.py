@@ -119,6 +119,7 @@ class _Module(nn.Module):
 def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
     """To one branch more: those that there are keep their channels or are given others, the last also makes the new
     one."""
+    # Not strict: `after` has one branch more, made below.
     kept = [
         nn.Identity() if old == new else _normed(old, new, 3, 1, nn.ReLU())
         for old, new in zip(before, after, strict=False)
