@@ -19,7 +19,7 @@ from hmrcompress.starter.muon import Muon, orthogonalised
 from hmrcompress.starter.recipe import Recipe, Stage
 from hmrcompress.starter.rendering import schedule, shard_range
 from hmrcompress.starter.shards import ShardSettings, make_shard
-from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, follow
+from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, follow, survivors
 from hmrcompress.starter.train import STATE_FILE, TrainOptions, train
 
 TINY = NetworkConfig(
@@ -129,12 +129,13 @@ def test_losses_vanish_at_the_truth(body, shard):
 def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else():
     vit = build(TINY, seed=1).backbone
     images = torch.randn(8, 3, 128, 96, generator=torch.Generator().manual_seed(0))
-    none = (0.0,) * vit.depth
-    assert torch.equal(encode_with_layer_drop(vit, images, None, none, torch.Generator()), vit(images))
-    dropped = encode_with_layer_drop(vit, images, None, (0.0, 0.25, 0.5), torch.Generator().manual_seed(1))
+    everyone = survivors(8, (0.0,) * vit.depth, (), torch.Generator())
+    assert torch.equal(encode_with_layer_drop(vit, images, None, everyone), vit(images))
+    stay = survivors(8, (0.0, 0.25, 0.5), (), torch.Generator().manual_seed(1))
+    dropped = encode_with_layer_drop(vit, images, None, stay)
     # Of 8 samples 2 skip layer 1 and 4 skip layer 2, chosen by the generator.
-    order = torch.Generator().manual_seed(1)
-    kept = {1: torch.randperm(8, generator=order)[:6], 2: torch.randperm(8, generator=order)[:4]}
+    assert stay[0] is None and len(set(stay[1].tolist())) == 6 and len(set(stay[2].tolist())) == 4
+    kept = {1: stay[1], 2: stay[2]}
     tokens = vit.blocks[0](vit.embed(images))
     for layer, chosen in kept.items():
         slow = []
@@ -144,6 +145,19 @@ def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else
             slow.append(vit.blocks[layer](one) if stays else one)
         tokens = torch.cat(slow)
     assert torch.allclose(dropped, vit.last_norm(tokens), atol=1e-5)
+
+
+def test_spare_layers_are_skipped_half_the_time_and_any_number_of_them_equally_often():
+    """Independent draws would leave out all four for 1 sample of 16; with a share of its own it is 1 of 5."""
+    spare, batch = (1, 2, 4, 5), 4000
+    stay = survivors(batch, (0.0, 0.5, 0.5, 0.25, 0.5, 0.5), spare, torch.Generator().manual_seed(0))
+    assert stay[0] is None and len(stay[3]) == 3000
+    passes = torch.zeros(batch, 6, dtype=torch.bool)
+    for layer in spare:
+        passes[stay[layer], layer] = True
+        assert len(stay[layer]) == pytest.approx(batch / 2, rel=0.06)
+    missing = 4 - passes.sum(dim=1)
+    assert missing.bincount() / batch == pytest.approx(torch.full((5,), 0.2), abs=0.02)
 
 
 def test_drop_rates_rise_with_depth_and_are_high_on_every_other_upper_layer():
@@ -179,9 +193,8 @@ def test_tokens_of_a_thinned_out_crop_are_those_of_the_network_on_these_patches(
     chosen = torch.tensor([[0, 3, 7], [1, 2, 40], [5, 6, 47], [9, 10, 11]])
     tokens = torch.stack([vit.embed(images)[b, rows] for b, rows in enumerate(chosen.tolist())])
     expected = vit.last_norm(vit.run_blocks(tokens)[0])
-    assert torch.allclose(
-        encode_with_layer_drop(vit, images, chosen, (0.0,) * vit.depth, torch.Generator()), expected, atol=1e-6
-    )
+    everyone = [None] * vit.depth
+    assert torch.allclose(encode_with_layer_drop(vit, images, chosen, everyone), expected, atol=1e-6)
 
 
 def test_orthogonalised_matrices_have_the_singular_vectors_of_the_originals_and_values_near_one():
@@ -229,8 +242,8 @@ def test_muon_takes_the_step_of_its_formula(monkeypatch):
 def test_every_weight_gets_a_gradient(body, shard):
     network, dense = build(TINY, seed=0), DenseReadout(TINY.dim)
     images, target = to_tensors(shard, np.random.default_rng(0))
-    drops = (0.0, 0.1, 0.2)
-    tokens = encode_with_layer_drop(network.backbone, images, None, drops, torch.Generator().manual_seed(0))
+    stay = survivors(len(images), (0.0, 0.1, 0.2), (), torch.Generator().manual_seed(0))
+    tokens = encode_with_layer_drop(network.backbone, images, None, stay)
     losses = dense_losses(dense(tokens), target) | body_losses(network.smpl_head(tokens), target, body)
     sum(losses.values()).backward()
     missing = [n for n, p in [*network.named_parameters(), *dense.named_parameters()] if p.grad is None]

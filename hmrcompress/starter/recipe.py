@@ -87,7 +87,8 @@ class Recipe:
     the share of frames from motion capture, where there is any (splits but `test-mocap` have none).
 
     Stochastic depth makes the layers redundant: each is skipped by a share of the samples that rises to `layer_drop` at
-    the last, the `spare` ones by `spare_drop` at least. Every other layer, because Eq. 4 on a pair keeps the upper one.
+    the last, the `spare` ones by `spare_drop` at least (at most a half; see `step.survivors`). Mostly every other
+    layer, because Eq. 4 on a pair keeps the upper one.
     """
 
     stages: tuple[Stage, ...] = (
@@ -121,7 +122,7 @@ class Recipe:
     clip_norm: float = 10.0
     warmup_images: int = 3_200
     layer_drop: float = 0.1
-    spare: tuple[int, ...] = (4, 6, 8, 10)
+    spare: tuple[int, ...] = (4, 6, 8, 9, 10)
     spare_drop: float = 0.5
     ema: float = 0.999
     shard_crops: int = 2048

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -43,29 +43,45 @@ def choose_tokens(target: Targets, count: int | None, generator: torch.Generator
     return order.topk(count, dim=1).indices.sort(dim=1).values.to(target.parts.device)
 
 
-def encode_with_layer_drop(
-    vit: ViT, images: Tensor, chosen: Tensor | None, drops: Sequence[float], generator: torch.Generator
-) -> Tensor:
-    """The chosen tokens (B,M') after the last norm, each layer skipped by its share `drops` of the samples.
+def survivors(
+    batch: int, drops: Sequence[float], spare: Collection[int], generator: torch.Generator
+) -> list[Tensor | None]:
+    """For every layer the samples that pass through it (None: all), when a share `drops` of them is to skip it.
 
-    A sample skips the whole layer (attention and MLP together), which also saves its arithmetic. The number of
-    survivors is fixed (stochastic depth, Huang et al. 2016), and nothing is scaled up for those that stay (LayerDrop,
-    Fan et al. 2019): a layer is met as it is in the full network, or not at all, as where it was merged away.
+    The number is fixed (stochastic depth, Huang et al. 2016) but for the `spare` layers. There every sample has a
+    share of its own, spread evenly from 0 to twice the layer's: so it meets any number of them missing equally often,
+    where independent draws would hardly ever leave out all of them, as a network does that merged them all away.
+    """
+    appetite = 2 * (torch.randperm(batch, generator=generator) + 0.5) / batch
+    chosen: list[Tensor | None] = []
+    for layer, drop in enumerate(drops):
+        if layer in spare:
+            chosen.append((torch.rand(batch, generator=generator) >= drop * appetite).nonzero()[:, 0])
+        else:
+            kept = batch - round(batch * drop)
+            chosen.append(None if kept == batch else torch.randperm(batch, generator=generator)[:kept])
+    return chosen
+
+
+def encode_with_layer_drop(vit: ViT, images: Tensor, chosen: Tensor | None, stay: Sequence[Tensor | None]) -> Tensor:
+    """The chosen tokens (B,M') after the last norm, each layer applied to the samples `stay` names (None: all).
+
+    A sample skips the whole layer (attention and MLP together), which also saves its arithmetic. Nothing is scaled up
+    for those that stay (LayerDrop, Fan et al. 2019): a layer is met as it is in the full network, or not at all, as
+    where it was merged away.
     """
     tokens = vit.embed(images)
     if chosen is not None:
         tokens = tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
-    batch = tokens.shape[0]
-    for layer, drop in enumerate(drops):
+    for layer, samples in enumerate(stay):
         block = cast(Block, vit.blocks[layer])
-        kept = batch - round(batch * drop)
-        if kept == batch:
+        if samples is None:
             tokens = block(tokens)
-            continue
-        stay = torch.randperm(batch, generator=generator)[:kept].to(tokens.device)
-        entering = tokens[stay]
-        change = block(entering) - entering
-        tokens = tokens.index_add(0, stay, change.to(tokens.dtype))
+        elif len(samples):
+            rows = samples.to(tokens.device)
+            entering = tokens[rows]
+            change = block(entering) - entering
+            tokens = tokens.index_add(0, rows, change.to(tokens.dtype))
     return vit.last_norm(tokens)
 
 
@@ -76,10 +92,10 @@ def losses_of(
     images: Tensor,
     target: Targets,
     stage: Stage,
-    drops: Sequence[float],
+    stay: Sequence[Tensor | None],
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch and its parts; drops: share of the samples that skip each layer."""
+    """The loss of a batch and its parts; stay: see `encode_with_layer_drop`."""
     device = images.device
     # On one CPU thread unfused attention trains faster: 1.3x at 48 tokens, 1.25x at 192.
     backends = [SDPBackend.MATH] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
@@ -87,7 +103,7 @@ def losses_of(
     target = target.at(chosen)
     with autocast(device, fast_dtype(device)), sdpa_kernel(backends):
         with torch.no_grad() if stage.frozen else nullcontext():
-            tokens = encode_with_layer_drop(network.backbone, images, chosen, drops, generator)
+            tokens = encode_with_layer_drop(network.backbone, images, chosen, stay)
         readout = dense(tokens)
         output = network.smpl_head(_braked(tokens, stage.head_gradient)) if stage.head else None
     parts = dense_losses(readout, target)

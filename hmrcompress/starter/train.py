@@ -33,7 +33,7 @@ from hmrcompress.starter.rendering import (
     shard_range,
     wait_for_shard,
 )
-from hmrcompress.starter.step import follow, losses_of, share_gradients
+from hmrcompress.starter.step import follow, losses_of, share_gradients, survivors
 from hmrcompress.starter.validate import Validator, mean_state
 
 STATE_FILE = "state.pt"
@@ -139,9 +139,8 @@ class Trainer:
         images, target = to_tensors(crops, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         images, target = images.to(self.device), _moved(target, self.device)
-        loss, parts = losses_of(
-            self.network, self.dense, self.body, images, target, stage, recipe.drop_rates, generator
-        )
+        stay = survivors(share, recipe.drop_rates, recipe.spare, generator)
+        loss, parts = losses_of(self.network, self.dense, self.body, images, target, stage, stay, generator)
         loss.backward()
         share_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
