@@ -155,7 +155,7 @@ def test_what_learns(world: dict[str, Path], tiny_body: BodyModel, settings: Hea
 
 def test_what_a_probe_reads_does_not_change(world: dict[str, Path], tiny_body: BodyModel) -> None:
     for settings, layer in ((HealSettings(full=True), 0), (HealSettings(full=True), 1), (HealSettings(rank=4), 0)):
-        probe = SaliencyProbe(torch.zeros(32), 0.0, layer=layer)
+        probe = SaliencyProbe(torch.zeros(1, 32), 0.0, layer=layer)
         healing = task(world, tiny_body, settings, kept_probe=probe)
         learning = {name for group in healing.groups for name in group.parameters}
         frozen = (

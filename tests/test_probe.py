@@ -17,7 +17,8 @@ from hmrcompress import api, tuning
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
 from hmrcompress.errors import UserError
-from hmrcompress.merging.apply import forced_merges, with_token_merging
+from hmrcompress.merging.apply import counts_of, forced_merges, with_token_merging
+from hmrcompress.merging.background import kept_places
 from hmrcompress.metrics.cost import cost
 from hmrcompress.models.folder import PROBE, read_model_folder
 from hmrcompress.models.load import load_checkpoint
@@ -60,8 +61,8 @@ def test_a_planted_direction_is_found() -> None:
     weight, bias = fit_logistic(tokens, person)
     standardised = weight.float() * torch.logspace(-1, 1, 6)
     assert torch.nn.functional.cosine_similarity(standardised, direction, dim=0) > 0.999
-    probe = SaliencyProbe(weight.float(), bias)
-    assert (probe.person(tokens[None])[0] == person).float().mean() > 0.99
+    probe = SaliencyProbe(weight.float()[None], bias)
+    assert (probe.person(tokens[None], (40, 100))[0] == person).float().mean() > 0.99
 
 
 def test_one_class_is_refused() -> None:
@@ -106,6 +107,16 @@ def read_by_hand(network: HMR2, image: torch.Tensor, layer: int) -> torch.Tensor
     return (tokens + block.attn(block.norm1(tokens))[0])[0]
 
 
+def scored_by_hand(read: Tensor, probe: SaliencyProbe) -> Tensor:
+    """(16,12): the log-odds of each place, from the token and the mean of the up to nine around it."""
+    plane = read.double().unflatten(0, (16, 12))
+    scores = torch.zeros(16, 12)
+    for row, column in itertools.product(range(16), range(12)):
+        around = plane[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].flatten(0, 1).mean(0)
+        scores[row, column] = plane[row, column] @ probe.weight[0].double() + around @ probe.weight[1].double()
+    return scores + probe.bias
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("options", [{}, {"size_weighted": True, "attention_bias": True}, {"metric": "features"}])
 @torch.no_grad()
@@ -117,8 +128,8 @@ def test_self_masks_equal_the_probe_s_mask_handed_in(
     fitted = fit_probe(tiny_network, crops, crops, frames=12, layer=layer).probe
     settings = TokenSettings.model_validate({"keep": 100, **options})
     images = next(tiny_crops.batches(batch_size=4)).images
-    by_hand = torch.stack([read_by_hand(tiny_network, image, layer) @ fitted.weight for image in images])
-    mask = (by_hand + fitted.bias > fitted.threshold).unflatten(1, (16, 12))
+    by_hand = torch.stack([scored_by_hand(read_by_hand(tiny_network, image, layer), fitted) for image in images])
+    mask = by_hand > fitted.threshold
     assert mask.any() and not mask.all()
     itself = with_token_merging(tiny_network, settings, fitted)
     told = with_token_merging(tiny_network, settings.changed(schedule=[0] * layer + [40, 40, 12]))
@@ -128,22 +139,42 @@ def test_self_masks_equal_the_probe_s_mask_handed_in(
     assert torch.equal(forced_merges(itself, images, None), forced_merges(told, images, mask))
 
 
-def test_dropping_background_is_refused(tiny_network: HMR2, fitted: SaliencyProbe) -> None:
-    settings = TokenSettings.model_validate({"keep": 90, "drop_background": {"ring": 1, "coarse": 4}})
-    with pytest.raises(UserError, match="--masks self with drop_background"):
-        with_token_merging(tiny_network, settings, fitted)
+@pytest.mark.parametrize("layer", [0, 2])
+@torch.no_grad()
+def test_background_is_dropped_where_the_probe_sees_it(tiny_network: HMR2, tiny_crops: CropSet, layer: int) -> None:
+    """Layer by layer by hand: all tokens up to the probe's attention, from there on only those that stay."""
+    crops = crops_of(tiny_crops)
+    probe = fit_probe(tiny_network, crops, crops, frames=12, layer=layer).probe
+    settings = TokenSettings.model_validate({"keep": 60, "drop_background": {"ring": 1, "coarse": 4}})
+    itself = with_token_merging(tiny_network, settings, probe)
+    images = next(tiny_crops.batches(batch_size=4)).images
+    found, lost = [], []
+    for image in images:
+        read = read_by_hand(tiny_network, image, layer)
+        person = scored_by_hand(read, probe) > probe.threshold
+        places = kept_places(person[None], 60, ring=1, coarse=4)[0]
+        lost.append(int(person.sum() - person.flatten()[places].sum()))
+        tokens = tiny_network.backbone.blocks[layer].feed(read[None, places])
+        for block in tiny_network.backbone.blocks[layer + 1 :]:
+            tokens = block(tokens)
+        found.append(tiny_network.backbone.last_norm(tokens))
+    assert torch.allclose(itself.backbone(images), torch.cat(found), atol=1e-5)
+    assert forced_merges(itself, images, None).tolist() == lost
+    assert list(counts_of(itself)) == [192] * (layer + 1) + [60]
+    told = itself.backbone(images, torch.ones(4, 16, 12, dtype=torch.bool))
+    assert told.shape == (4, 60, 32) and not torch.allclose(told, torch.cat(found), atol=1e-3)
 
 
 def test_it_costs_next_to_nothing() -> None:
-    """Counted on the full-size network: one product a token, far below 0.5 %."""
+    """Counted on the full-size network: two products a token, far below 0.5 %."""
     config = NetworkConfig()
-    probe = SaliencyProbe(torch.zeros(config.dim, device="meta"), 0.0)
+    probe = SaliencyProbe(torch.zeros(2, config.dim, device="meta"), 0.0)
     image = torch.zeros(1, 3, 256, 192, device="meta")
     plain, probed = (
         cost(with_token_merging(build(config, "meta"), TokenSettings(), each), image) for each in (None, probe)
     )
-    assert probed.macs == plain.macs and probed.other_macs - plain.other_macs == 192 * 1280
-    assert 192 * 1280 < 0.005 * plain.macs
+    assert probed.macs == plain.macs and probed.other_macs - plain.other_macs == 2 * 192 * 1280
+    assert 2 * 192 * 1280 < 0.005 * plain.macs
 
 
 def test_the_first_layer_that_knows_the_person_is_read(
@@ -162,7 +193,7 @@ def test_the_first_layer_that_knows_the_person_is_read(
 
 
 def test_files(tmp_path: Path) -> None:
-    probe = SaliencyProbe(torch.randn(8), 0.123456789, -1.5, layer=2)
+    probe = SaliencyProbe(torch.randn(2, 8), 0.123456789, -1.5, layer=2)
     write_probe(tmp_path / "probe.safetensors", probe)
     read = read_probe(tmp_path / "probe.safetensors", 8)
     assert torch.equal(read.weight, probe.weight)

@@ -21,7 +21,7 @@ from hmrcompress.evaluation.adaptive import ADAPTIVE, FORCED_EVERY, AdaptiveTall
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.sequences import Outputs, interpolated, observe, sequence_predict, spans
 from hmrcompress.merging.adaptive import AdaptiveTokens
-from hmrcompress.merging.apply import forced_merges, merging_settings, token_counts, with_token_merging
+from hmrcompress.merging.apply import counts_of, forced_merges, with_token_merging
 from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import (
     STARTER24,
@@ -200,8 +200,7 @@ def _with_tokens(
             forced.frames += len(taken)
         return outputs(batch)
 
-    rows, columns = network.config.grid
-    counts = tuple(token_counts(merging_settings(reduced), rows * columns))
+    counts = tuple(counts_of(reduced))
     return Stages(predictors | {MERGED_TOKENS: _params_of(counting)}, counting, counts, forced)
 
 

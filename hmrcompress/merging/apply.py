@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,9 +20,19 @@ from hmrcompress.plan import TokenSettings
 
 
 class Unlocated(TokenState):
-    """A state whose `person` is not known yet: the saliency probe finds it in the layer that it reads."""
+    """A state whose `person` is not known yet: the saliency probe finds it in the layer that it reads. Until then
+    `person` (B,rows,columns) holds the shape of the grid and nothing else."""
 
     __slots__ = ()
+
+
+class Located(NamedTuple):
+    """Tokens (B,M',D) and their state; places (B,M') of those that stayed of the whole grid, where some were dropped
+    just now."""
+
+    tokens: Tensor
+    state: TokenState
+    places: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -34,21 +44,28 @@ class TokenMerger:
     probe: SaliencyProbe | None = None
 
     def begin(self, tokens: Tensor, person_mask: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, TokenState]:
-        """Without a mask nobody is there. Every token is one patch; where background is dropped, those that stay count
-        the dropped patches that they are nearest to, if a bias asks for it."""
+        """Without a mask nobody is there, unless a probe is to find them. Every token is one patch."""
         batch, count = tokens.shape[:2]
         unlocated = person_mask is None and self.probe is not None
         if person_mask is None:
             person_mask = torch.zeros(batch, *grid, dtype=torch.bool, device=tokens.device)
+        sizes = torch.ones(batch, count, dtype=torch.float32, device=tokens.device)
+        if unlocated:
+            return tokens, Unlocated(person_mask, sizes)
+        return self._dropped(tokens, person_mask, sizes, self.kept_places(person_mask))
+
+    def _dropped(
+        self, tokens: Tensor, person_mask: Tensor, sizes: Tensor, places: Tensor | None
+    ) -> tuple[Tensor, TokenState]:
+        """The whole grid's tokens and their state without the background that is to go (None: all stay). Those that
+        stay count the dropped patches that they are nearest to, if a bias asks for it."""
         person = person_mask.flatten(1)
-        places = self.kept_places(person_mask)
         if places is None:
-            sizes = torch.ones(batch, count, dtype=torch.float32, device=tokens.device)
-            return tokens, Unlocated(person, sizes) if unlocated else TokenState(person, sizes)
+            return tokens, TokenState(person, sizes)
         if self.settings.attention_bias:
             sizes = patches_of(nearest_kept(person_mask, places), self.settings.keep)
         else:
-            sizes = torch.ones(batch, self.settings.keep, dtype=torch.float32, device=tokens.device)
+            sizes = sizes.gather(1, places)
         kept = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
         return kept, TokenState(person.gather(1, places), sizes)
 
@@ -67,18 +84,22 @@ class TokenMerger:
         """log(size) of each token, (B,1,1,M), if the settings ask for it in the head."""
         return state.sizes.log()[:, None, None] if self.settings.biases_head else None
 
-    def located(self, layer: int, tokens: Tensor, state: TokenState) -> TokenState:
-        """The state with the person found by the probe in its layer's attended tokens (B,M,D), if it was not."""
+    def located(self, layer: int, tokens: Tensor, state: TokenState) -> Located:
+        """Once the probe's layer is reached, the person that it finds there in the attended tokens (B,M,D), if nobody
+        knew before; background that is to go is then gone."""
         if not isinstance(state, Unlocated) or self.probe is None or layer < self.probe.layer:
-            return state
-        return TokenState(self.probe.person(tokens), state.sizes)
+            return Located(tokens, state)
+        rows, columns = state.person.shape[1:]
+        person_mask = self.probe.person(tokens, (rows, columns)).view_as(state.person)
+        places = self.kept_places(person_mask)
+        return Located(*self._dropped(tokens, person_mask, state.sizes, places), places)
 
     def matching(self, layer: int, tokens: Tensor, keys: Tensor, state: TokenState) -> Matching | None:
         """The pairs that this layer merges, None where it merges none; arguments as of `reduce`."""
         settings = self.settings
         if settings.drop_background is not None:
             return None
-        state = self.located(layer, tokens, state)
+        tokens, state, _ = self.located(layer, tokens, state)
         removed = layer_count(tokens.shape[1], settings.keep, _rate(settings), layer, settings.protect)
         if not removed:
             return None
@@ -87,7 +108,7 @@ class TokenMerger:
 
     def reduce(self, layer: int, tokens: Tensor, keys: Tensor, state: TokenState) -> tuple[Tensor, TokenState]:
         """Merges what this layer has to."""
-        state = self.located(layer, tokens, state)
+        tokens, state, _ = self.located(layer, tokens, state)
         matching = self.matching(layer, tokens, keys, state)
         if matching is None:
             return tokens, state
@@ -99,20 +120,14 @@ def with_token_merging(network: HMR2, settings: TokenSettings | None, probe: Sal
     """Another network over the same weights that merges tokens (None: that does not); `network` stays as it is.
 
     probe: fitted on these weights; it finds the person wherever no mask is given, and merging begins in the layer that
-    it reads (see `delayed`). Raises UserError where the network has too few layers to get down to `settings.keep`
-    tokens, or where background is to be dropped before the probe.
+    it reads (see `delayed`), or background is dropped there. Raises UserError where the network has too few layers to
+    get down to `settings.keep` tokens.
     """
     other = share(network)
     if settings is None:
         other.backbone.reducer = None
         return other
     rows, columns = network.config.grid
-    if probe is not None and settings.drop_background is not None:
-        raise UserError(
-            "background is dropped before the first layer, where the saliency probe does not see it yet",
-            "--masks self with drop_background",
-            "Give masks, or merge tokens instead of dropping them",
-        )
     settings = delayed(settings, rows * columns, probe.layer if probe else 0)
     check_depth(settings, rows * columns, network.config.depth)
     other.backbone.reducer = TokenMerger(settings, probe)
@@ -157,16 +172,31 @@ def forced_merges(network: HMR2, images: Tensor, person_mask: Tensor | None) -> 
         return forced
     if person_mask is not None:
         forced = person_mask.flatten(1).sum(1) - state.person.sum(1)
-    merging_layers = len(token_counts(reducer.settings, tokens.shape[1])) - 1
-    for layer in range(merging_layers):
+    for layer in range(len(counts_of(network)) - 1):
         block = cast(Block, backbone.blocks[layer])
         attended, keys = block.attend(tokens, reducer.attention_bias(state))
-        matching = reducer.matching(layer, attended, keys, state)
+        found = reducer.located(layer, attended, state)
+        if found.places is not None and reducer.probe is not None:
+            forced = (
+                forced + reducer.probe.person(attended, backbone.grid_of(images)).sum(1) - found.state.person.sum(1)
+            )
+        matching = reducer.matching(layer, found.tokens, keys, found.state)
         if matching is not None:
             forced = forced + matching.forced.sum(1)
         tokens, state = reducer.reduce(layer, attended, keys, state)
         tokens = block.feed(tokens)
     return forced
+
+
+def counts_of(network: HMR2) -> Sequence[int]:
+    """Number of tokens at the input of a network as it stands, and after each of its layers up to the last that merges
+    or drops some (see `token_counts`)."""
+    reducer = network.backbone.reducer
+    rows, columns = network.config.grid
+    counts = token_counts(merging_settings(network), rows * columns)
+    if isinstance(reducer, TokenMerger) and reducer.probe is not None and reducer.settings.drop_background is not None:
+        return [rows * columns] * reducer.probe.layer + list(counts)
+    return counts
 
 
 def token_counts(settings: TokenSettings | None, tokens: int) -> Sequence[int]:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
-from hmrcompress.merging.apply import token_counts, with_token_merging
+from hmrcompress.merging.apply import counts_of, with_token_merging
 from hmrcompress.metrics.pose import STARTER24, Protocol, Scores, network_predict, score
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.models.probe import SaliencyProbe, reads
@@ -104,8 +104,7 @@ class Healing:
         return sum(p.numel() for group in self.groups for p in group.parameters.values())
 
     def _layers(self, pair: Pair) -> list[int]:
-        rows, columns = pair.student.config.grid
-        merging = range(len(token_counts(pair.tokens, rows * columns)) - 1)
+        merging = range(len(counts_of(self.network)) - 1)
         reach = len(pair.groups) if self.settings.full else self.settings.reach
         return layers_beside_cuts(pair.groups, merging, reach)
 

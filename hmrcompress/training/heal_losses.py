@@ -62,11 +62,13 @@ def traced_encode(network: HMR2, images: Tensor, person_mask: Tensor | None) -> 
     for layer in range(backbone.depth):
         block = cast(Block, backbone.blocks[layer])
         attended, keys = block.attend(tokens, reducer.attention_bias(state))
-        state = reducer.located(layer, attended, state)
+        found = reducer.located(layer, attended, state)
+        if found.places is not None:
+            routes = routes.gather(1, found.places[..., None].expand(-1, -1, rows * columns))
         with torch.no_grad():
-            matching = reducer.matching(layer, attended, keys, state)
+            matching = reducer.matching(layer, found.tokens, keys, found.state)
             if matching is not None:
-                routes = merge(matching, routes, *state, size_weighted=reducer.settings.size_weighted).tokens
+                routes = merge(matching, routes, *found.state, size_weighted=reducer.settings.size_weighted).tokens
         tokens, state = reducer.reduce(layer, attended, keys, state)
         tokens = block.feed(tokens)
     return Encoded(*backbone.finish(tokens, state), state.person, routes)

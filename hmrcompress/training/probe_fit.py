@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hmrcompress.errors import UserError
 from hmrcompress.models.network import HMR2
-from hmrcompress.models.probe import SaliencyProbe
+from hmrcompress.models.probe import REACH, SaliencyProbe, surroundings
 from hmrcompress.models.vit import Block
 from hmrcompress.runtime import Progress, generator, no_progress
 from hmrcompress.training.streams import Crops
@@ -21,8 +21,8 @@ from hmrcompress.training.streams import Crops
 RIDGE = 1e-4
 """Weight of the squared norm of the weights, which are those of standardised tokens."""
 MAX_ROUNDS = 200
-TOKENS_AT_MOST = 100_000
-"""In a fit: at 1280 channels a gigabyte in float64."""
+TOKENS_AT_MOST = 50_000
+"""In a fit: with their surroundings at 1280 channels a gigabyte in float64."""
 LAYERS_TRIED = 3
 GOOD_AUC = 0.95
 """The first layer that reaches this is read: a later one knows the person better, but all tokens have to get there."""
@@ -81,13 +81,15 @@ def fit_logistic(tokens: Tensor, person: Tensor) -> tuple[Tensor, float]:
 
 @torch.no_grad()
 def tokens_read(network: HMR2, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """The tokens that probes of these layers read: images (B,3,H,W) -> (B,M,D) after each one's attention."""
+    """What probes of these layers read: images (B,3,H,W) -> (B,M,R*D), after each one's attention, tokens and the means
+    around them (`models.probe.REACH`)."""
+    grid = network.backbone.grid_of(images)
     tokens, found = network.backbone.embed(images), {}
     for layer in range(max(layers) + 1):
         block = cast(Block, network.backbone.blocks[layer])
         found[layer] = block.attend(tokens)[0]
         tokens = block.feed(found[layer])
-    return [found[layer] for layer in layers]
+    return [torch.cat([surroundings(found[layer], grid, reach) for reach in REACH], dim=-1) for layer in layers]
 
 
 def fit_probe(
@@ -131,8 +133,8 @@ def fit_probe(
     fits = []
     for number, each in enumerate(layers):
         weight, bias = fit_logistic(torch.cat(tokens[each]), torch.cat(person))
-        probe = SaliencyProbe(weight.float().cpu(), bias, layer=each)
-        scores = torch.cat([probe.scores(read[number]).flatten() for read, _ in judged])
+        probe = SaliencyProbe(weight.float().cpu().view(len(REACH), -1), bias, layer=each)
+        scores = torch.cat([(read[number].double() @ weight + bias).float().flatten() for read, _ in judged])
         fits.append(ProbeFit(probe, labels, seen, quality(scores, truth, probe.threshold)))
         if fits[-1].figures["auc"] >= GOOD_AUC:
             return fits[-1]
@@ -140,7 +142,7 @@ def fit_probe(
 
 
 def _labelled(network: HMR2, crops: Crops, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """The tokens (B,M,D) that probes of these layers read, and which of them belong to the person (B,M) bool."""
+    """What probes of these layers read (see `tokens_read`), and which tokens belong to the person (B,M) bool."""
     images = crops.images.to(network.backbone.pos_embed.device)
     read = tokens_read(network, images, layers)
     if crops.person_mask is None:
