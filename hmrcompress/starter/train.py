@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError
 from hmrcompress.io.safetensors_file import read_safetensors
-from hmrcompress.models.network import HMR2, build
+from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.batches import Pool, to_tensors
 from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, Log, crossed
@@ -119,7 +119,7 @@ class Trainer:
     def _begin_from(self, folder: Path) -> int:
         """Take the weights of a shipped network; returns how many crops it had seen."""
         shipped = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if shipped["network"] != self.recipe.config.to_dict():
+        if NetworkConfig.from_dict(shipped["network"], folder) != self.recipe.config:
             raise UserError("has other sizes than the recipe", folder, "Go on with the starter network, or begin anew")
         state = read_safetensors(folder / "model.safetensors")[0]
         self.network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
