@@ -35,7 +35,7 @@ class Letterbox:
     def fit(cls, size: tuple[int, int], target: tuple[int, int]) -> Letterbox:
         """The largest that fits, in the middle of `target` (height, width)."""
         scale = min(target[0] / size[0], target[1] / size[1])
-        inner = (round(size[0] * scale), round(size[1] * scale))
+        inner = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
         return cls(size, inner, (target[0] - inner[0]) // 2, (target[1] - inner[1]) // 2)
 
     def apply(self, images: Tensor, target: tuple[int, int]) -> Tensor:

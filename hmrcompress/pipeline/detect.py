@@ -5,33 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from hmrcompress.data.people import suppress
+from hmrcompress.data.yolo import Letterbox
 from hmrcompress.errors import MissingExtra, UserError
 from hmrcompress.pipeline.boxes import BOX_SCALE, Box, squares
-from hmrcompress.pipeline.frames import Frame, Picture
-from hmrcompress.pipeline.tracking import Tracker, overlaps
+from hmrcompress.pipeline.frames import Frame
+from hmrcompress.pipeline.tracking import Tracker
 
 PERSON = 0
 """Class of people in COCO's order, which detectors for it share."""
 LEAST_SCORE, MOST_OVERLAP, SIDE = 0.5, 0.6, 640
-GREY = 114
 Array = NDArray[np.float64]
-
-
-def letterbox(picture: Picture, size: tuple[int, int]) -> tuple[NDArray[np.float32], float, tuple[int, int]]:
-    """The picture fitted into size (width, height) on grey, as YOLO is trained: (1,3,h,w) float32 RGB in 0..1, the
-    scale, and the (left, top) margin in pixels of that size."""
-    from PIL import Image
-
-    width, height = size
-    scale = min(width / picture.shape[1], height / picture.shape[0])
-    fitted = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    left, top = (width - fitted[0]) // 2, (height - fitted[1]) // 2
-    canvas = np.full((height, width, 3), GREY, np.uint8)
-    resized = Image.fromarray(picture).resize(fitted, Image.Resampling.BILINEAR)
-    canvas[top : top + fitted[1], left : left + fitted[0]] = np.asarray(resized)
-    return (canvas.transpose(2, 0, 1)[None] / np.float32(255)).astype(np.float32), scale, (left, top)
 
 
 def decode_yolo(output: NDArray[np.float32], least_score: float = LEAST_SCORE) -> tuple[Array, Array]:
@@ -39,7 +26,7 @@ def decode_yolo(output: NDArray[np.float32], least_score: float = LEAST_SCORE) -
 
     Layouts: (1, 4+C, N) with (cx, cy, w, h, scores by class) in columns, as YOLOv8 and later export it; (1, N, 5+C)
     with (cx, cy, w, h, objectness, scores by class), YOLOv5; (1, N, 6) with (left, top, right, bottom, score, class),
-    exported with suppression inside or YOLOv10. The first two still overlap; see `suppressed`. Raises UserError.
+    exported with suppression inside or YOLOv10. The first two still overlap (`data.people.suppress`). Raises UserError.
     """
     if output.ndim != 3 or output.shape[0] != 1:
         raise UserError(f"its output has shape {output.shape}, expected (1, 4+C, N), (1, N, 5+C) or (1, N, 6)")
@@ -59,16 +46,6 @@ def decode_yolo(output: NDArray[np.float32], least_score: float = LEAST_SCORE) -
         corners = np.concatenate([centre - half, centre + half], axis=1)
     order = np.argsort(-scores, kind="stable")
     return corners[order], scores[order]
-
-
-def suppressed(corners: Array, most_overlap: float = MOST_OVERLAP) -> list[int]:
-    """Which boxes (n,4), best first, stay when each takes those away that overlap it by more (greedy suppression)."""
-    kept: list[int] = []
-    shared = overlaps(corners, corners)
-    for row in range(len(corners)):
-        if all(shared[row, other] <= most_overlap for other in kept):
-            kept.append(row)
-    return kept
 
 
 class Detector:
@@ -95,20 +72,19 @@ class Detector:
         if len(first.shape) != 4 or first.type != "tensor(float)":
             raise UserError(f"its input is {first.type} {first.shape}, expected tensor(float) (1, 3, H, W)", path)
         self.name, self.path = f"onnx:{path}", path
-        self.input, self.size = first.name, (sides[1], sides[0])
+        self.input, self.size = first.name, (sides[0], sides[1])
         self.scale, self.least_score, self.tracker = scale, least_score, Tracker()
 
     def boxes(self, frame: Frame) -> list[Box]:
         """People in the frame, under the numbers of their tracks. Raises UserError for an output of another layout."""
-        pixels, scale, margin = letterbox(frame.image, self.size)
-        output = self.session.run(None, {self.input: pixels})[0]
+        fitted = Letterbox.fit(frame.image.shape[:2], self.size)
+        whole = torch.from_numpy(frame.image).permute(2, 0, 1)[None].float() / 255
+        output = self.session.run(None, {self.input: fitted.apply(whole, self.size).numpy()})[0]
         try:
-            corners, _ = decode_yolo(output, self.least_score)
+            corners, scores = decode_yolo(output, self.least_score)
         except UserError as error:
             raise UserError(error.what, self.path, "Is it a YOLO detector?") from error
-        corners = corners[suppressed(corners)]
-        corners = (corners - np.tile(margin, 2)) / scale
-        corners = np.clip(corners, 0, np.tile(frame.size, 2))
+        corners = fitted.boxes_back(corners[suppress(corners, scores, MOST_OVERLAP)])
         corners = corners[(corners[:, 2:] - corners[:, :2] > 1).all(1)]
         centres, sides = squares(corners, self.scale)
         numbers = self.tracker.update(frame.number, corners)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hmrcompress.data.people import overlap
+
 Corners = NDArray[np.float64]
 LEAST_OVERLAP = 0.3
 PATIENCE = 30
@@ -13,11 +15,7 @@ PATIENCE = 30
 
 def overlaps(first: Corners, second: Corners) -> NDArray[np.float64]:
     """Intersection over union of boxes (N,4) and (M,4) = (left, top, right, bottom) -> (N,M) in 0..1."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(-1)
-    area = (first[:, 2:] - first[:, :2]).prod(-1)[:, None] + (second[:, 2:] - second[:, :2]).prod(-1)[None]
-    return shared / np.maximum(area - shared, 1e-12)
+    return np.stack([overlap(first, other) for other in second], axis=1) if len(second) else np.empty((len(first), 0))
 
 
 class Tracker:
