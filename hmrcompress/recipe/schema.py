@@ -201,7 +201,7 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     import yaml
 
-    path, text = Path(source), recipe_text(source, "starter or ci")
+    path, text = Path(source), recipe_text(source, "starter, ci, hmr2 or camerahmr")
     try:
         values = yaml.safe_load(text)
         for override in overrides:
