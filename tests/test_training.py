@@ -6,10 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from hmrcompress.body.files import starter_body
+from hmrcompress.errors import UserError
 from hmrcompress.models.network import NetworkConfig, build, from_state
+from hmrcompress.opening import STARTER_MODEL
 from hmrcompress.records import BodyParams
 from hmrcompress.starter.batches import Pool, mirror, to_tensors
 from hmrcompress.starter.dataset import surface_of
@@ -20,7 +23,7 @@ from hmrcompress.starter.recipe import Recipe, Stage
 from hmrcompress.starter.rendering import schedule, shard_range
 from hmrcompress.starter.shards import ShardSettings, make_shard
 from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, follow, survivors
-from hmrcompress.starter.train import STATE_FILE, TrainOptions, train
+from hmrcompress.starter.train import STATE_FILE, Trainer, TrainOptions, train
 
 TINY = NetworkConfig(
     dim=32, depth=3, num_heads=2, mlp_dim=48, head_width=32, head_depth=1, head_heads=2, head_dim=16, head_mlp_dim=32
@@ -237,6 +240,18 @@ def test_muon_takes_the_step_of_its_formula(monkeypatch):
             before[number] = before[number] * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 10**0.5 * update
         optimiser.step()
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights, before, strict=True))
+
+
+def test_training_goes_on_from_the_shipped_network(tmp_path):
+    trainer = Trainer(Recipe.going_on(), TrainOptions(tmp_path, start=STARTER_MODEL), 0)
+    config = json.loads((STARTER_MODEL / "config.json").read_text())
+    assert trainer.before == config["provenance"]["images"]
+    shipped = safetensors.torch.load_file(STARTER_MODEL / "model.safetensors")
+    found = trainer.network.state_dict()
+    assert found.keys() == shipped.keys()
+    assert all(torch.equal(found[name], tensor.float()) for name, tensor in shipped.items())
+    with pytest.raises(UserError, match="has other sizes than the recipe"):
+        Trainer(TINY_RECIPE, TrainOptions(tmp_path, start=STARTER_MODEL), 0)
 
 
 def test_every_weight_gets_a_gradient(body, shard):
