@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from hmrcompress.errors import UserError
+from hmrcompress_cli.bench_tables import show, show_adaptive
 from hmrcompress_cli.common import (
     BodyOption,
     DebugOption,
@@ -35,9 +37,6 @@ from hmrcompress_cli.tokens import (
     token_buckets,
     token_settings,
 )
-
-COLUMNS = ("", "batch", "before fps", "after fps", "speed-up", "middle half", "MAC ratio", "of it reached")
-CLIP_COLUMNS = ("", "frames run", "frames/s", "speed-up", "middle half", "network s", "decoder s", "rotations s")
 
 
 def bench(
@@ -90,6 +89,10 @@ def bench(
         Literal["ours", "original"],
         typer.Option("--baseline", help="Run the original by our network, or as its authors do (attention unfused)."),
     ] = "ours",
+    runtime: Annotated[
+        Literal["torch", "onnxruntime"],
+        typer.Option("--runtime", help="Time the compressed network in onnxruntime, too, beside torch."),
+    ] = "torch",
     fast: Annotated[bool, typer.Option("--fast", help="Run the compressed network on the fast path.")] = False,
     suite: Annotated[
         str | None,
@@ -121,6 +124,10 @@ def bench(
     from hmrcompress.evaluation.pipeline_bench import PipelineSettings
     from hmrcompress.runtime import fast_dtype, pick_device, pick_fast_dtype, progress_bar
 
+    if runtime != "torch" and (suite is not None or out is not None or only or tokens == "auto"):
+        raise UserError(
+            "takes part neither in a suite nor with --tokens auto", f"--runtime {runtime}", "Leave one of them out"
+        )
     if suite is not None or out is not None or only:
         _run_suite(suite, out, only or [], quiet)
         return
@@ -166,7 +173,7 @@ def bench(
                 progress=progress,
             ).to_json()
         write_record(json, "bench", {"adaptive": adaptive}, device=where, seed=seed)
-        _show_adaptive(Printer(quiet), adaptive, f"{dtype} on {where}")
+        show_adaptive(Printer(quiet), adaptive, f"{dtype} on {where}")
         return
     with progress_bar(quiet=quiet) as progress:
         result = api.bench(
@@ -177,6 +184,7 @@ def bench(
             decoder=decoder,
             clips=PipelineSettings(parse_sizes(strides, "--strides"), measured_frames, steps),
             body=body,
+            runtime=runtime,
             settings=settings,
             device=device,
             seed=seed,
@@ -184,12 +192,11 @@ def bench(
         )
     figures = result.to_json()
     write_record(json, "bench", figures, device=where, seed=seed)
-    _show(Printer(quiet), figures, str(where))
+    show(Printer(quiet), figures, str(where))
 
 
 def _run_suite(suite: str | None, out: Path | None, only: list[str], quiet: bool) -> None:
     """Measures what is not there yet, a line for each run."""
-    from hmrcompress.errors import UserError
     from hmrcompress.recipe.benchmarks import read_suite, run_suite
     from hmrcompress.runtime import progress_bar
 
@@ -207,103 +214,3 @@ def _run_suite(suite: str | None, out: Path | None, only: list[str], quiet: bool
     with progress_bar(quiet=quiet) as progress:
         written = run_suite(read_suite(suite), out, only=only, on_run=done, progress=progress)
     printer.say(f"{out}: {len(written)} runs; `hmrcompress report {out} -o FILE.md` shows them")
-
-
-def _show(printer: Printer, figures: dict[str, Any], device: str) -> None:
-    measured = figures["bench"]
-    count = measured["threads"]
-    threads = f", {count} thread{'s' if count > 1 else ''}" if device == "cpu" else ""
-    place = f"{measured['dtype']} on {device}{threads}"
-    if measured["fast"]:
-        place += ", fast path"
-    if measured["batch_sizes"]:
-        _show_networks(printer, figures, place)
-    if "pipeline" in figures:
-        _show_pipeline(printer, figures["pipeline"], place)
-
-
-def _show_adaptive(printer: Printer, found: dict[str, Any], place: str) -> None:
-    """The untouched network, a fixed number of tokens, and as many as each person needs."""
-    named = {"plain": "all tokens", "fixed": f"{found['keep']} tokens", "adaptive": "adaptive tokens"}
-    macs = found["macs"] | {"adaptive": found["adaptive"]["mean_macs_with_attention"]}
-    rows = [
-        (
-            named[name],
-            size,
-            measured["fps"][name],
-            f"{measured['speedup'][name]:.2f}x" if name in measured["speedup"] else None,
-            _range(measured["speedup_quartiles"][name]) if name in measured["speedup"] else None,
-            f"{macs['plain'] / macs[name]:.2f}",
-        )
-        for size, measured in found["batch_sizes"].items()
-        for name in named
-    ]
-    columns = ("", "batch", "frames/s", "speed-up", "middle half", "MAC ratio")
-    printer.table(f"people of every size: {place}", columns, rows)
-    buckets = ", ".join(f"{count} at {keep}" for keep, count in found["adaptive"]["buckets"].items())
-    printer.say(f"crops by kept tokens: {buckets}; mean {found['adaptive']['mean_kept']:.1f}")
-
-
-def _show_networks(printer: Printer, figures: dict[str, Any], place: str) -> None:
-    measured, layers, tokens = figures["bench"], figures["layers"], figures["tokens"]
-    rows = [
-        (
-            part,
-            size,
-            found[part]["fps"]["before"],
-            found[part]["fps"]["after"],
-            f"{found[part]['speedup']:.2f}x",
-            _range(found[part]["speedup_quartiles"]),
-            f"{found[part]['macs_ratio']:.2f}",
-            f"{found[part]['share_of_macs_ratio']:.0%}",
-        )
-        for size, found in measured["batch_sizes"].items()
-        for part in ("network", "backbone")
-    ]
-    printer.table(f"{measured['names']['after']} against {measured['names']['before']}: {place}", COLUMNS, rows)
-    weighed = [
-        f"{layers['before']} -> {layers['after']} layers",
-        f"{tokens['before']} -> {tokens['after']} tokens",
-        f"{figures['params']['before'] / 1e6:.1f} -> {figures['params']['after'] / 1e6:.1f} M parameters",
-        "{before:.2f} -> {after:.2f} GMACs".format(**{k: v / 1e9 for k, v in figures["macs_with_attention"].items()}),
-    ]
-    if peak := figures.get("peak_memory_bytes"):
-        weighed.append(f"{peak['before'] / 1e6:.0f} -> {peak['after'] / 1e6:.0f} MB at most")
-    printer.say(", ".join(weighed))
-    last = list(measured["batch_sizes"])[-1]
-    backbone = measured["batch_sizes"][last]["backbone"]
-    printer.say(
-        f"{figures['speedup']:.2f}x the frames/s at batch {last}, the backbone {backbone['speedup']:.2f}x: "
-        f"{backbone['share_of_macs_ratio']:.0%} of what its MACs promise"
-    )
-
-
-def _show_pipeline(printer: Printer, clips: dict[str, Any], place: str) -> None:
-    """Whole clips by stride, and what the decoder costs."""
-    before, decoder = clips["before"], clips["decoder"]
-    rows = [("uncompressed network", clips["clip_frames"], before["fps"], None, None, before["seconds"], None, None)]
-    for stride, found in clips["strides"].items():
-        spent = found["seconds"]
-        rows.append(
-            (
-                f"stride {stride}",
-                found["network_frames"],
-                found["fps"],
-                f"{found['speedup']:.2f}x",
-                _range(found["speedup_quartiles"]),
-                *(f"{spent[part]:.3f}" for part in ("network", "decoder", "pose")),
-            )
-        )
-    title = f"clips of {clips['clip_frames']} frames, networks at batch {clips['batch_size']}: {place}"
-    printer.table(title, CLIP_COLUMNS, rows)
-    if before["timed_on"] < clips["clip_frames"]:
-        printer.say(f"networks were timed on {before['timed_on']} frames at most, and their times scaled to the clip")
-    printer.say(
-        f"the decoder ({decoder['name']}, {decoder['params'] / 1e6:.1f} M parameters, {decoder['windows']} x "
-        f"{decoder['window_frames']} frames) takes {decoder['seconds']:.3f} s for a clip, "
-        f"{decoder['share_of_backbone']:.3%} of the uncompressed backbone's {decoder['backbone_seconds']:.1f} s"
-    )
-
-
-def _range(quartiles: list[float]) -> str:
-    return "–".join(f"{ratio:.2f}" for ratio in quartiles)

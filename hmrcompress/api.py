@@ -11,22 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hmrcompress.benching import bench, bench_adaptive
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.seen import KEY, record, records_in
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.adaptive_bench import AdaptiveTiming, time_adaptive
-from hmrcompress.evaluation.bench import BenchResult, BenchSettings
-from hmrcompress.evaluation.bench import bench as bench_networks
-from hmrcompress.evaluation.contenders import contenders
 from hmrcompress.evaluation.decoded import SequenceSettings
 from hmrcompress.evaluation.evaluate import Evaluation, FastPath, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
-from hmrcompress.evaluation.pipeline_bench import PipelineSettings
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
 from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
 from hmrcompress.exporting.onnx import OnnxExport
 from hmrcompress.exporting.onnx import export_onnx as export_network
-from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.merging.live import apply as apply_to_live
@@ -61,7 +56,7 @@ from hmrcompress.opening import (
     require_truth,
     temporal_decoder,
 )
-from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
@@ -240,67 +235,6 @@ def evaluate(
         trained_on=list(records_in(checkpoint.source)),
         decoder=None if decoder is None else on_device(decoder, where),
         sequences=sequences,
-        progress=progress,
-    )
-
-
-def bench(
-    model: Model | None = None,
-    *,
-    against: Model | None = None,
-    layers: int | None = None,
-    tokens: TokenSettings | None = None,
-    decoder: str | None = None,
-    clips: PipelineSettings | None = None,
-    body: Body = "starter",
-    settings: BenchSettings | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> BenchResult:
-    """Times and weighs a model against its original (`against`, or a network of its size with random weights).
-
-    `layers` and `tokens` cut a model that nothing was merged in, for speed only; `model` may then be left out where
-    `against` is given. A model that holds a temporal decoder, or any model with one of random weights (`decoder`: its
-    preset, `paper` or `starter`), is timed over whole clips too, as `clips` says, networks at the last batch size. See
-    `evaluation.bench`, `evaluation.pipeline_bench`. Raises UserError.
-    """
-    given = model if model is not None else against
-    if given is None:
-        raise UserError("there is no model to time", "bench", "Give a model, or --against with --layers")
-    checkpoint, where = load(given, seed=seed), pick_device(device)
-    pipeline = pipeline_of(checkpoint, body_for(checkpoint, body), where, decoder=decoder, clips=clips, seed=seed)
-    original = None if against is None or against is given else load(against, seed=seed)
-    before, after = contenders(
-        checkpoint, original, layers=layers, tokens=tokens, seed=seed, alone=pipeline is not None
-    )
-    return bench_networks(before, after, settings=settings, pipeline=pipeline, device=where, progress=progress)
-
-
-def bench_adaptive(
-    model: Model,
-    *,
-    tokens: TokenSettings | None = None,
-    buckets: Sequence[int] = BUCKETS,
-    settings: BenchSettings | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> AdaptiveTiming:
-    """Times a model with as many tokens as each person needs beside the same model with all of them and with a fixed
-    number. tokens: how they are merged, by default as the model's plan says. See `evaluation.adaptive_bench`. Raises
-    UserError."""
-    checkpoint, settings = load(model, seed=seed), settings or BenchSettings()
-    return time_adaptive(
-        checkpoint.network,
-        tokens or checkpoint.tokens,
-        buckets,
-        batch_sizes=settings.batch_sizes,
-        dtype=settings.dtype,
-        device=pick_device(device),
-        rounds=settings.rounds,
-        max_seconds=settings.max_seconds,
-        seed=seed,
         progress=progress,
     )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -20,6 +22,7 @@ from hmrcompress.evaluation.made_up import PERSON_TOKENS, constant_network, elli
 from hmrcompress.evaluation.memory import Memory, measure, peak_memory
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.records import FrameBatch
 from hmrcompress_cli.main import app
 
 TOKENS = TokenSettings(keep=90, per_layer=40)
@@ -102,6 +105,29 @@ def test_turns_and_figures_with_a_clock_of_our_own(tiny_network: HMR2, monkeypat
         assert whole["fps_quartiles"]["before"] == pytest.approx([1 / 5, 1 / 5])
         assert whole["speedup"] == pytest.approx(2.5) and backbone["speedup"] == pytest.approx(4.0)
         assert backbone["share_of_macs_ratio"] == pytest.approx(4.0 / result.macs_ratio("backbone"))
+
+
+def test_a_rival_takes_its_turn(tiny_network: HMR2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock: 5 s a crop for the original, 2 s for the compressed network, 1 s for the rival."""
+    clock = Clock(monkeypatch)
+
+    class Rival:
+        name = "other"
+
+        def runner(self, batch: FrameBatch) -> Callable[[FrameBatch], object]:
+            return lambda _: clock.pass_time("other", len(batch.images))
+
+        def to_json(self) -> dict[str, Any]:
+            return {"version": "1"}
+
+    before, after = Contender(tiny_network), Contender(cut(tiny_network, 1))
+    figures = bench(before, after, settings=QUICK, rival=Rival(), clock=clock).to_json()["bench"]
+    assert clock.calls[:10] == ["network 4", "network 1", "backbone 4", "backbone 1", "other"] * 2
+    assert figures["other"] == {"version": "1"}
+    for found in figures["batch_sizes"].values():
+        for name, expected in {"fps": 1, "speedup": 5, "over_torch": 2}.items():
+            assert found["other"][name] == pytest.approx(expected)
+            assert found["other"][f"{name}_quartiles"] == pytest.approx([expected, expected])
 
 
 def test_weights_are_shared_and_converted_once(tiny_network: HMR2) -> None:

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 BASE = ("errors", "records", "runtime")
 # The rooms of the design, top to bottom; rooms that do not exist yet keep their place.
 ORDER = (
-    "recipe", "report", "tuning", "decoder_tuning", "predicting", "api", "opening", "pipeline", "starter", "exporting",
-    "evaluation", "training", "searching", "decoder", "merging", "models", "data", "motion", "render", "metrics",
-    "body", "geometry", "io", "plan", *BASE,
+    "recipe", "report", "tuning", "decoder_tuning", "predicting", "api", "benching", "opening", "pipeline", "starter",
+    "exporting", "evaluation", "training", "searching", "decoder", "merging", "models", "data", "motion", "render",
+    "metrics", "body", "geometry", "io", "plan", *BASE,
 )  # fmt: skip
 
 

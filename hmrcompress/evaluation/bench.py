@@ -3,7 +3,8 @@
 The original is this package's network with nothing merged, run eagerly (`baseline` ours: the arithmetic of the
 published code, with fused attention where that code multiplies its attention matrices out, so the original is not the
 slower for being measured here), or that code's way of running it (`baseline` original: `evaluation.reference`). Both
-networks take turns (A B A B …) on the same made-up crops, the backbones by themselves as well.
+networks take turns (A B A B …) on the same made-up crops, the backbones by themselves as well; so does a rival, where
+there is one: the compressed network run by something else than torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.contenders import AFTER, BACKBONE, BEFORE, NETWORK, Contender
+from hmrcompress.evaluation.contenders import AFTER, BACKBONE, BEFORE, NETWORK, Contender, Rival
 from hmrcompress.evaluation.made_up import PERSON_TOKENS, made_up_batch
 from hmrcompress.evaluation.memory import Memory, RunAs, peak_memory
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineTiming, time_pipeline
@@ -69,6 +70,7 @@ class BenchResult:
     device: torch.device
     names: dict[str, str]
     pipeline: PipelineTiming | None = None
+    rival: Rival | None = None
 
     def macs_ratio(self, part: str = NETWORK) -> float:
         """MACs before over after, products of attention included."""
@@ -93,6 +95,18 @@ class BenchResult:
             "share_of_macs_ratio": speedup / ratio,
         }
 
+    def rivals(self, batch_size: int) -> dict[str, Any]:
+        """By the rival's name, if there is one: {fps, fps_quartiles, speedup, speedup_quartiles (over the original),
+        over_torch, over_torch_quartiles (over the compressed network)}, whole networks."""
+        if self.rival is None:
+            return {}
+        timing, name, torch_name = self.timings[batch_size], f"{NETWORK} {self.rival.name}", f"{NETWORK} {AFTER}"
+        over_torch = {
+            "over_torch": timing.speedup(name, over=torch_name),
+            "over_torch_quartiles": list(timing.speedup_quartiles(name, over=torch_name)),
+        }
+        return {self.rival.name: timing.figures(name, over=f"{NETWORK} {BEFORE}") | over_torch}
+
     def to_json(self) -> dict[str, Any]:
         """The record of the command; `fps` and `speedup` are of the whole network at the last batch size."""
         last = self.part(list(self.timings)[-1], NETWORK) if self.timings else None
@@ -102,6 +116,7 @@ class BenchResult:
             str(size): {
                 "rounds": len(next(iter(timing.seconds.values()))),
                 **{part: self.part(size, part) for part in (NETWORK, BACKBONE)},
+                **self.rivals(size),
             }
             for size, timing in self.timings.items()
         }
@@ -123,6 +138,7 @@ class BenchResult:
                 "warmup": self.settings.warmup,
                 "person_tokens": PERSON_TOKENS,
                 **({"memory": {"batch_size": max(self.timings), **memory}} if memory else {}),
+                **({self.rival.name: self.rival.to_json()} if self.rival else {}),
                 "batch_sizes": sizes,
             },
             **({"pipeline": self.pipeline.to_json()} if self.pipeline else {}),
@@ -135,6 +151,7 @@ def bench(
     *,
     settings: BenchSettings | None = None,
     pipeline: Pipeline | None = None,
+    rival: Rival | None = None,
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = no_progress,
@@ -151,7 +168,7 @@ def bench(
         raise UserError("got none, expected at least one", "--batch-sizes")
     alone = before is after
     contenders = {BEFORE: before, AFTER: after}
-    batches = {size: made_up_batch(before.config, size, settings.dtype) for size in settings.batch_sizes}
+    batches = {size: made_up_batch(before.config, size, settings.dtype).to(device) for size in settings.batch_sizes}
     with bench_threads(settings.threads) as threads:
         memory = {}
         if settings.memory and not alone:
@@ -175,8 +192,8 @@ def bench(
             networks[AFTER] = networks[BEFORE]
         timings = {
             size: time_interleaved(
-                _candidates(networks),
-                batch.to(device),
+                _candidates(networks) | ({f"{NETWORK} {rival.name}": rival.runner(batch)} if rival else {}),
+                batch,
                 rounds=settings.rounds,
                 warmup=settings.warmup,
                 max_seconds=settings.max_seconds,
@@ -214,6 +231,7 @@ def bench(
         device=device,
         names={when: contender.name for when, contender in contenders.items()},
         pipeline=clips,
+        rival=rival,
     )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 
 from hmrcompress.data.conditions import CONDITION
 from hmrcompress.errors import UserError
+from hmrcompress.evaluation.timing import Predict
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.layers import merge_layers
 from hmrcompress.metrics.cost import Cost, cost
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig, build, from_state
 from hmrcompress.plan import TokenSettings
+from hmrcompress.records import FrameBatch
 
 NETWORK, BACKBONE = "network", "backbone"
 BEFORE, AFTER = "before", "after"
@@ -40,6 +43,20 @@ class Contender:
         mask = torch.empty(1, *self.config.grid, dtype=torch.bool, device="meta")
         more = [torch.empty(1, CONDITION, device="meta")] if made.conditioned else []
         return {NETWORK: cost(made, images, mask, *more), BACKBONE: cost(made.backbone, images, mask)}
+
+
+class Rival(Protocol):
+    """The compressed network run by something else than torch, timed beside the two (`exporting.runtime`)."""
+
+    @property
+    def name(self) -> str:
+        """Of what runs it, `onnxruntime`; the key of its figures."""
+
+    def runner(self, batch: FrameBatch) -> Predict:
+        """What runs it once on this batch."""
+
+    def to_json(self) -> dict[str, Any]:
+        """How it is run."""
 
 
 def contenders(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,15 @@ class Timing:
         """Between which ratios the middle half of the rounds lies."""
         low, high = np.percentile(self._ratios(name, over), (25, 75))
         return float(low), float(high)
+
+    def figures(self, name: str, over: str) -> dict[str, Any]:
+        """{fps, fps_quartiles, speedup, speedup_quartiles}, for JSON."""
+        return {
+            "fps": self.fps(name),
+            "fps_quartiles": list(self.fps_quartiles(name)),
+            "speedup": self.speedup(name, over),
+            "speedup_quartiles": list(self.speedup_quartiles(name, over)),
+        }
 
     def _ratios(self, name: str, over: str) -> list[float]:
         return [slow / fast for fast, slow in zip(self.seconds[name], self.seconds[over], strict=True)]

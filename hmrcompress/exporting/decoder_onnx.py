@@ -17,6 +17,7 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.errors import UserError
 from hmrcompress.exporting.onnx import EXAMPLE_BATCH, SCHEMA, OnnxExport, check_export, quietly
 from hmrcompress.exporting.parity import BATCH_SIZES, Parity
+from hmrcompress.exporting.session import open_session
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.runtime import generator
@@ -127,12 +128,7 @@ def _write_graph(exported: _Exported, path: Path, inputs: Mapping[str, Tensor]) 
 
 def _measure(path: Path, inputs: Mapping[str, Tensor], expected: Tensor, batch_sizes: Sequence[int]) -> Parity:
     """Runs the file over the windows, once for every batch size."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path)
     gaps: list[float] = []
     distances: list[float] = []
     for size in batch_sizes:

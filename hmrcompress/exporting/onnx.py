@@ -152,21 +152,31 @@ def _inputs(network: HMR2, batch: FrameBatch, count: int) -> dict[str, Tensor]:
 
 
 def _write_graph(network: HMR2, path: Path, batch: FrameBatch) -> None:
+    traced_graph(network, batch).save(path, external_data=needs_two_files(network))
+
+
+def traced_graph(network: HMR2, batch: FrameBatch) -> torch.onnx.ONNXProgram:
+    """The graph of a network, which shares its weights: crops as `batch` holds them in (at least two), `OUTPUTS` out.
+    Raises UserError where the batch lacks an input."""
     inputs = _inputs(network, batch, EXAMPLE_BATCH)
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     batch_size = torch.export.Dim("batch", min=1, max=4096)
     with quietly():
-        torch.onnx.export(
+        program = torch.onnx.export(
             _Exported(network).eval(),
             kwargs=inputs,
-            f=str(path),
             input_names=list(inputs),
             output_names=list(OUTPUTS),
             dynamic_shapes={name: {0: batch_size} for name in inputs},
             dynamo=True,
-            external_data=weights > SINGLE_FILE_BYTES,
             verbose=False,
         )
+    assert program is not None, "torch gives a program where no file is named"
+    return program
+
+
+def needs_two_files(network: HMR2) -> bool:
+    """Whether the weights are too large to lie in the graph's own file."""
+    return sum(each.numel() * each.element_size() for each in network.state_dict().values()) > SINGLE_FILE_BYTES
 
 
 def takes_mask(network: HMR2) -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.conditions import check_condition
-from hmrcompress.errors import HMRCompressError, MissingExtra, UserError
+from hmrcompress.errors import HMRCompressError, UserError
+from hmrcompress.exporting.session import open_session
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import BodyParams, FrameBatch
 
@@ -53,13 +54,18 @@ class Parity:
         median = None if self.median is None else self.median._asdict()
         return asdict(self) | {"batch_sizes": list(self.batch_sizes), "median": median}
 
+    @property
+    def finite(self) -> bool:
+        """Whether every output of both was a number."""
+        return math.isfinite(self.max_abs_diff) and math.isfinite(self.joints_mm)
+
     def require(self, where: object, dtype: torch.dtype = torch.float32) -> None:
         """HMRCompressError unless the difference is below its bound (NaN never is): the largest one below `MAX_ABS`
         and `MAX_JOINTS_MM`; in float16 the median below `HALF_ABS` and `HALF_JOINTS_MM`, and the largest finite."""
         seen, bounds, what = Difference(self.max_abs_diff, self.joints_mm), (MAX_ABS, MAX_JOINTS_MM), ""
         finite = True
         if dtype == torch.float16 and self.median is not None:
-            finite = all(math.isfinite(value) for value in seen)
+            finite = self.finite
             seen, bounds, what = self.median, (HALF_ABS, HALF_JOINTS_MM), " (median over crops)"
         if not (finite and seen.max_abs_diff < bounds[0] and seen.joints_mm < bounds[1]):
             raise HMRCompressError(
@@ -70,17 +76,11 @@ class Parity:
 
 
 class OnnxNetwork:
-    """An exported file behind the call of a network: crops in, `OUTPUTS` out, through onnxruntime on the CPU."""
+    """An exported file behind the call of a network: crops in, `OUTPUTS` out, through onnxruntime on the CPU, or
+    through a `session` of that file."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("onnxruntime", "export") from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def __init__(self, path: Path, session: Any = None) -> None:
+        self.session = open_session(path) if session is None else session
         names = {given.name for given in self.session.get_inputs()}
         self.takes_mask, self.takes_condition = "person_mask" in names, "condition" in names
 
@@ -89,12 +89,19 @@ class OnnxNetwork:
     ) -> dict[str, Tensor]:
         """images (B,3,256,192) float32, person_mask (B,16,12) bool (None: nobody), condition (B,3) float32 -> outputs
         by name. UserError where a condition is needed, but not given."""
-        given = {"images": images.numpy()}
-        if self.takes_condition:
-            given["condition"] = check_condition(condition, len(images)).numpy()
-        if self.takes_mask:
-            given["person_mask"] = mask_or_nobody(images, person_mask).numpy()
+        given = {name: tensor.numpy() for name, tensor in self.inputs(images, person_mask, condition).items()}
         return dict(zip(OUTPUTS, map(torch.from_numpy, self.session.run(list(OUTPUTS), given)), strict=True))
+
+    def inputs(
+        self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What a network is called with, as inputs of the graph by name; see `__call__`. Raises UserError."""
+        given = {"images": images}
+        if self.takes_condition:
+            given["condition"] = check_condition(condition, len(images))
+        if self.takes_mask:
+            given["person_mask"] = mask_or_nobody(images, person_mask)
+        return given
 
 
 def mask_or_nobody(images: Tensor, person_mask: Tensor | None, grid: tuple[int, int] = (16, 12)) -> Tensor:
