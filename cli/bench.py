@@ -9,9 +9,12 @@ import typer
 
 from hmrcompress_cli.common import (
     BodyOption,
+    CompileOption,
     DebugOption,
     DeviceOption,
     FastDtypeOption,
+    FastOption,
+    GraphsOption,
     JsonOption,
     Printer,
     QuietOption,
@@ -90,7 +93,9 @@ def bench(
         Literal["ours", "original"],
         typer.Option("--baseline", help="Run the original by our network, or as its authors do (attention unfused)."),
     ] = "ours",
-    fast: Annotated[bool, typer.Option("--fast", help="Run the compressed network on the fast path.")] = False,
+    fast: FastOption = False,
+    compiled: CompileOption = False,
+    graphs: GraphsOption = None,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -119,6 +124,7 @@ def bench(
     from hmrcompress import api
     from hmrcompress.evaluation.bench import BenchSettings, parse_sizes
     from hmrcompress.evaluation.pipeline_bench import PipelineSettings
+    from hmrcompress.models.running import RunPath
     from hmrcompress.runtime import fast_dtype, pick_device, pick_fast_dtype, progress_bar
 
     if suite is not None or out is not None or only:
@@ -149,8 +155,7 @@ def bench(
         dtype=wanted,
         memory=not no_memory,
         baseline=baseline,
-        fast=fast or int8,
-        int8=int8,
+        path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
     )
     if where.type == "cpu" and dtype not in ("float32", "int8") and fast_dtype(where) != wanted:
         complain(f"warning: this CPU has no units for {dtype}, which is emulated: expect it to be slower than float32")
@@ -214,8 +219,8 @@ def _show(printer: Printer, figures: dict[str, Any], device: str) -> None:
     count = measured["threads"]
     threads = f", {count} thread{'s' if count > 1 else ''}" if device == "cpu" else ""
     place = f"{measured['dtype']} on {device}{threads}"
-    if measured["fast"]:
-        place += ", fast path"
+    for key, words in (("fast", "fast path"), ("compiled", "compiled"), ("cuda_graphs", "CUDA graphs")):
+        place += f", {words}" if measured[key] else ""
     if measured["batch_sizes"]:
         _show_networks(printer, figures, place)
     if "pipeline" in figures:
