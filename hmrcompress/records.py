@@ -80,7 +80,7 @@ class HMROutput(_Tensors):
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> HMROutput:
         """The same with `change` applied to every tensor that is there."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return HMROutput(**{name: None if part is None else change(part) for name, part in parts.items()})
 
     @staticmethod
