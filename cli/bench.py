@@ -11,9 +11,12 @@ from hmrcompress.errors import UserError
 from hmrcompress_cli.bench_tables import show, show_adaptive
 from hmrcompress_cli.common import (
     BodyOption,
+    CompileOption,
     DebugOption,
     DeviceOption,
     FastDtypeOption,
+    FastOption,
+    GraphsOption,
     JsonOption,
     Printer,
     QuietOption,
@@ -93,7 +96,9 @@ def bench(
         Literal["torch", "onnxruntime"],
         typer.Option("--runtime", help="Time the compressed network in onnxruntime, too, beside torch."),
     ] = "torch",
-    fast: Annotated[bool, typer.Option("--fast", help="Run the compressed network on the fast path.")] = False,
+    fast: FastOption = False,
+    compiled: CompileOption = False,
+    graphs: GraphsOption = None,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +127,7 @@ def bench(
     from hmrcompress import api
     from hmrcompress.evaluation.bench import BenchSettings, parse_sizes
     from hmrcompress.evaluation.pipeline_bench import PipelineSettings
+    from hmrcompress.models.running import RunPath
     from hmrcompress.runtime import fast_dtype, pick_device, pick_fast_dtype, progress_bar
 
     if runtime != "torch" and (suite is not None or out is not None or only or tokens == "auto"):
@@ -156,8 +162,7 @@ def bench(
         dtype=wanted,
         memory=not no_memory,
         baseline=baseline,
-        fast=fast or int8,
-        int8=int8,
+        path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
     )
     if where.type == "cpu" and dtype not in ("float32", "int8") and fast_dtype(where) != wanted:
         complain(f"warning: this CPU has no units for {dtype}, which is emulated: expect it to be slower than float32")

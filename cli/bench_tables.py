@@ -25,8 +25,8 @@ def show(printer: Printer, figures: dict[str, Any], device: str) -> None:
     count = measured["threads"]
     threads = f", {count} thread{'s' if count > 1 else ''}" if device == "cpu" else ""
     place = f"{measured['dtype']} on {device}{threads}"
-    if measured["fast"]:
-        place += ", fast path"
+    for key, words in (("fast", "fast path"), ("compiled", "compiled"), ("cuda_graphs", "CUDA graphs")):
+        place += f", {words}" if measured[key] else ""
     if measured["batch_sizes"]:
         _show_networks(printer, figures, place)
     if "onnxruntime" in measured:

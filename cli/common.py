@@ -38,6 +38,16 @@ FastDtypeOption = Annotated[
     str,
     typer.Option("--dtype", help="float32, bfloat16, float16, or int8 (8-bit linear layers on the fast path; CPU)."),
 ]
+FastOption = Annotated[bool, typer.Option("--fast", help="Run the compressed network on the fast path.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Run it through torch.compile (takes minutes; needs a C++ compiler).")
+]
+GraphsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--graphs/--no-graphs", help="Run it as CUDA graphs; on CUDA only.", show_default="with --fast on CUDA"
+    ),
+]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Crops at a time.")]
 BodyOption = Annotated[
     str, typer.Option("--body", help="starter, a body file (npz), or a folder of SMPL_NEUTRAL, _MALE, _FEMALE.")

@@ -9,10 +9,13 @@ import typer
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
+    CompileOption,
     DataOption,
     DebugOption,
     DeviceOption,
     FastDtypeOption,
+    FastOption,
+    GraphsOption,
     JsonOption,
     LimitOption,
     MasksOption,
@@ -41,7 +44,9 @@ def evaluate(
     json: JsonOption = None,
     device: DeviceOption = "auto",
     dtype: FastDtypeOption = "float32",
-    fast: Annotated[bool, typer.Option("--fast", help="Run the model on the fast path.")] = False,
+    fast: FastOption = False,
+    compiled: CompileOption = False,
+    graphs: GraphsOption = None,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -78,6 +83,7 @@ def evaluate(
     from hmrcompress.evaluation.bench import parse_sizes
     from hmrcompress.evaluation.decoded import SequenceSettings
     from hmrcompress.evaluation.sizes import sizes
+    from hmrcompress.models.running import RunPath
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 
     wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
@@ -109,8 +115,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             dtype=wanted,
-            fast=fast or int8,
-            int8=int8,
+            path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
             sequences=sequences,
             buckets=token_buckets(tokens),
             seed=seed,

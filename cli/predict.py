@@ -10,9 +10,12 @@ import typer
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
+    CompileOption,
     DebugOption,
     DeviceOption,
-    DtypeOption,
+    FastDtypeOption,
+    FastOption,
+    GraphsOption,
     JsonOption,
     LimitOption,
     OutOption,
@@ -66,7 +69,10 @@ def predict(
     serial: Annotated[bool, typer.Option("--serial", help="One stage after the other, in one thread.")] = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: FastDtypeOption = "float32",
+    fast: FastOption = False,
+    compiled: CompileOption = False,
+    graphs: GraphsOption = None,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -76,9 +82,11 @@ def predict(
 ) -> None:
     """Bodies in pictures or a video: SMPL parameters (npz), an overlay (mp4, png), an animated mesh (glb)."""
     from hmrcompress import predicting
+    from hmrcompress.models.running import RunPath
     from hmrcompress.pipeline.predict import PredictSettings
-    from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
+    from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 
+    wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
     settings = PredictSettings(
         batch_size=batch_size,
         stride=stride,
@@ -104,7 +112,8 @@ def predict(
             settings=settings,
             body=body,
             device=device,
-            dtype=pick_dtype(dtype),
+            dtype=wanted,
+            path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
             progress=progress,
         )
     figures = {"predict": summary.to_json()}

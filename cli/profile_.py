@@ -5,9 +5,12 @@ from __future__ import annotations
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
+    CompileOption,
     DebugOption,
     DeviceOption,
-    DtypeOption,
+    FastDtypeOption,
+    FastOption,
+    GraphsOption,
     JsonOption,
     LimitOption,
     Printer,
@@ -51,7 +54,10 @@ def profile(
     no_antialias: NoAntialiasOption = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: FastDtypeOption = "float32",
+    fast: FastOption = False,
+    compiled: CompileOption = False,
+    graphs: GraphsOption = None,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -61,9 +67,11 @@ def profile(
 ) -> None:
     """Where the time of `predict` goes: its stages one after the other, the first frame apart. Writes no files."""
     from hmrcompress import predicting
+    from hmrcompress.models.running import RunPath
     from hmrcompress.pipeline.predict import PredictSettings
-    from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
+    from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 
+    wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
     settings = PredictSettings(
         batch_size=batch_size,
         stride=stride,
@@ -87,7 +95,8 @@ def profile(
             settings=settings,
             body=body,
             device=device,
-            dtype=pick_dtype(dtype),
+            dtype=wanted,
+            path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
             progress=progress,
         )
     figures = {"profile": result.to_json()}

@@ -101,6 +101,10 @@ def search(
         float | None,
         typer.Option("--cache-gb", min=0, help="Memory for the cache; the rest goes to the disk, beside the journal."),
     ] = None,
+    cache_dtype: Annotated[
+        str,
+        typer.Option("--cache-dtype", help="float32, or bfloat16: half as large, decisions near the bound may change."),
+    ] = "float32",
     no_early_rejection: Annotated[
         bool, typer.Option("--no-early-rejection", help="Measure every candidate to the end; the plan is the same.")
     ] = False,
@@ -123,7 +127,7 @@ def search(
     from hmrcompress import api
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
     from hmrcompress.searching.search import SearchSettings
-    from hmrcompress.searching.settings import as_target
+    from hmrcompress.searching.settings import as_cache_dtype, as_target
 
     if out.is_dir():
         raise UserError("is a folder, expected the name of the plan", out)
@@ -158,6 +162,7 @@ def search(
         target=as_target(target),
         cache=not no_cache,
         cache_gb=cache_gb,
+        cache_dtype=as_cache_dtype(cache_dtype),
         reject_early=not no_early_rejection,
     )
     with progress_bar(quiet=quiet) as progress:

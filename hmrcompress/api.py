@@ -6,6 +6,7 @@ Arguments are names and paths, or the objects that `hmrcompress.opening` makes o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.seen import KEY, record, records_in
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings
-from hmrcompress.evaluation.evaluate import Evaluation, FastPath, stages_of
+from hmrcompress.evaluation.evaluate import Evaluation, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
 from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
@@ -30,6 +31,7 @@ from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.metrics.points import STARTER24, Protocol
 from hmrcompress.models.folder import Folder
 from hmrcompress.models.fov import focal_lengths, load_fov
+from hmrcompress.models.running import RunPath
 from hmrcompress.opening import (
     STARTER_MODEL,
     Body,
@@ -193,8 +195,7 @@ def evaluate(
     batch_size: int = 32,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
-    fast: bool = False,
-    int8: bool = False,
+    path: RunPath | None = None,
     sequences: SequenceSettings | None = None,
     buckets: Sequence[int] | None = None,
     seed: int = 0,
@@ -206,8 +207,8 @@ def evaluate(
     as it was before is the stage `baseline`. A model that holds a temporal decoder is scored with it too; `sequences`
     says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `buckets`
     adds the stage `adaptive_tokens`: as many of the numbers of tokens as each crop's person needs. `protocol`, by
-    default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. `fast` runs the model
-    (not `against`) on the fast path, `int8` with 8-bit linear layers there. Raises UserError.
+    default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. `path` says how
+    the model (not `against`) is run. Raises UserError.
     """
     checkpoint = load(model, seed=seed)
     require_truth(checkpoint)
@@ -218,10 +219,11 @@ def evaluate(
     crops = open_data(data, body=surface, progress=progress)
     measure = open_measure(protocol, crops, body, surface, regressor=regressor, device=where)
     network = on_device(checkpoint.network, where)
-    path = FastPath(int8=int8) if fast or int8 else None
+    path = replace(path or RunPath(), batch_sizes=(batch_size,))
     stages = stages_of(network, checkpoint.plan, against=reference, dtype=dtype, probe=probe, path=path)
     if buckets is not None:
-        stages = stages.with_adaptive(adaptive_network(checkpoint, network, source, buckets), dtype=dtype)
+        adaptive = adaptive_network(checkpoint, network, source, buckets, path=path, dtype=dtype)
+        stages = stages.with_adaptive(adaptive, dtype=path.left_to_autocast(dtype))
     return evaluate_stages(
         stages,
         crops,

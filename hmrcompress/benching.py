@@ -54,7 +54,7 @@ def bench(
         raise UserError("there is no model to time", "bench", "Give a model, or --against with --layers")
     settings = settings or BenchSettings()
     if runtime == ONNXRUNTIME:
-        check_runtime(settings.dtype, int8=settings.int8)
+        check_runtime(settings.dtype, int8=settings.path.int8)
     checkpoint, where = load(given, seed=seed), pick_device(device)
     pipeline = pipeline_of(checkpoint, body_for(checkpoint, body), where, decoder=decoder, clips=clips, seed=seed)
     original = None if against is None or against is given else load(against, seed=seed)
@@ -76,7 +76,7 @@ def bench(
                     made_up_batch(after.config, CROPS_COMPARED),
                     body_for(checkpoint, body),
                     dtype=settings.dtype,
-                    int8=settings.int8,
+                    int8=settings.path.int8,
                     device=where,
                     threads=threads,
                 )
@@ -109,6 +109,7 @@ def bench_adaptive(
         device=pick_device(device),
         rounds=settings.rounds,
         max_seconds=settings.max_seconds,
+        path=settings.path,
         seed=seed,
         progress=progress,
     )

@@ -21,6 +21,13 @@ class UserError(HMRCompressError):
         super().__init__(f"{text}. {remedy}" if remedy else text)
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's exception says, for a sentence of ours: its first line without the full stop, or its
+    kind."""
+    lines = (line.strip().rstrip(".:") for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
 class ShapeError(UserError, ValueError):
     """A tensor of the wrong shape or dtype was handed to a library function."""
 

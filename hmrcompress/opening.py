@@ -38,6 +38,7 @@ from hmrcompress.models.fast import make_fast
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
+from hmrcompress.models.running import RunPath
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import Progress, no_progress
 
@@ -106,15 +107,23 @@ def compressed_network(checkpoint: Checkpoint, masks: MaskSource | None = None) 
 
 
 def adaptive_network(
-    checkpoint: Checkpoint, network: HMR2, masks: MaskSource, buckets: Sequence[int] = BUCKETS
+    checkpoint: Checkpoint,
+    network: HMR2,
+    masks: MaskSource,
+    buckets: Sequence[int] = BUCKETS,
+    *,
+    path: RunPath | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> AdaptiveTokens:
     """`network`, of this model and where it is wanted, with as many of its tokens as each crop's person needs: merged
-    or dropped as the model's plan says, merged by default. UserError for `masks` that say nothing before it runs."""
+    or dropped as the model's plan says, merged by default. path: how each bucket's network is run, on the fast path in
+    `dtype`. UserError for `masks` that say nothing before it runs."""
     if masks.name in ("self", "none"):
         raise UserError(
             f"got --masks {masks.name}, but adaptive tokens need masks before the network runs", "--tokens auto"
         )
-    return AdaptiveTokens(network, checkpoint.tokens or TokenSettings(), buckets).eval()
+    prepare = (path or RunPath()).prepare_alike(dtype)
+    return AdaptiveTokens(network, checkpoint.tokens or TokenSettings(), buckets, prepare=prepare).eval()
 
 
 def probe_for(checkpoint: Checkpoint, masks: MaskSource) -> SaliencyProbe | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.metrics.pose import network_outputs
 from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.running import RunPath
 from hmrcompress.opening import (
     Body,
     Masks,
@@ -55,16 +57,20 @@ def predict(
     body: Body = "starter",
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
+    path: RunPath | None = None,
     progress: Progress = no_progress,
 ) -> Summary:
     """Bodies of the people in a picture, a folder of pictures or a video, written to the folder `out`: params.npz,
     overlay, track.glb. See `pipeline.predict`.
 
     boxes: `full`, `onnx:FILE`, or a file (see `pipeline.boxes`). masks: `auto` is the model's own saliency probe where
-    it holds one, else none, and then no tokens are merged. fps: of a folder that is a sequence. Raises UserError.
+    it holds one, else none, and then no tokens are merged. fps: of a folder that is a sequence. path: how the network
+    is run; its batch size is that of `settings`. Raises UserError.
     """
-    checkpoint, found = load(model, seed=settings.seed if settings else 0), open_source(source, fps)
-    reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets)
+    settings = settings or PredictSettings()
+    checkpoint, found = load(model, seed=settings.seed), open_source(source, fps)
+    path = replace(path or RunPath(), batch_sizes=(settings.batch_size,))
+    reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets, path=path)
     people = open_boxes(boxes, scale=box_scale, cuda=reader.device.type == "cuda") if isinstance(boxes, str) else boxes
     return predict_pipeline(found, people, reader, Path(out), settings, progress=progress)
 
@@ -82,12 +88,15 @@ def profile(
     body: Body = "starter",
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
+    path: RunPath | None = None,
     progress: Progress = no_progress,
 ) -> Profile:
     """Where the time of `predict` goes, stage by stage, run one after the other. See `pipeline.profile`. Arguments as
     of `predict`; nothing stays on disk. Raises UserError."""
-    checkpoint = load(model, seed=settings.seed if settings else 0)
-    reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets)
+    settings = settings or PredictSettings()
+    checkpoint = load(model, seed=settings.seed)
+    path = replace(path or RunPath(), batch_sizes=(settings.batch_size,))
+    reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets, path=path)
     cuda = reader.device.type == "cuda"
     return profile_pipeline(
         open_source(source, fps),
@@ -106,9 +115,11 @@ def pipeline_reader(
     *,
     dtype: torch.dtype = torch.float32,
     buckets: Sequence[int] | None = None,
+    path: RunPath | None = None,
 ) -> Reader:
     """A model as the pipeline runs it. masks: `auto` is the model's saliency probe where it holds one, else none, and
-    then no tokens are merged; `none` merges them without. buckets: adaptive tokens. Raises UserError."""
+    then no tokens are merged; `none` merges them without. buckets: adaptive tokens. path: how the network is run.
+    Raises UserError."""
     where, tokens = pick_device(device), checkpoint.tokens
     if masks == "auto":
         masks = "none" if checkpoint.probe is None or tokens is None or buckets is not None else "self"
@@ -118,13 +129,15 @@ def pipeline_reader(
         raise UserError("pictures and videos come without masks", "--masks data", "Try auto, self or files:DIR")
     network = on_device(checkpoint.network, where)
     ready: nn.Module
+    path = path or RunPath()
     if buckets is not None:
-        ready = adaptive_network(checkpoint, network, source, buckets)
+        ready = adaptive_network(checkpoint, network, source, buckets, path=path, dtype=dtype)
     else:
-        ready = with_token_merging(network, tokens, probe_for(checkpoint, source) if tokens else None).eval()
+        merging = with_token_merging(network, tokens, probe_for(checkpoint, source) if tokens else None).eval()
+        ready = path.prepare(merging, dtype)
     surface, decoder = on_device(body, where), temporal_decoder(checkpoint)
     return Reader(
-        outputs=network_outputs(ready, dtype=dtype),
+        outputs=network_outputs(ready, dtype=path.left_to_autocast(dtype)),
         body=surface,
         masks=source if tokens is not None or buckets is not None else NoMasks(),
         device=where,

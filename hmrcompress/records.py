@@ -7,6 +7,7 @@ B is the batch, J the number of joints of the body (24 for SMPL), T frames of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -76,6 +77,20 @@ class HMROutput(_Tensors):
     def params(self) -> BodyParams:
         """The pose and shape part."""
         return BodyParams(self.global_orient, self.body_pose, self.betas)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> HMROutput:
+        """The same with `change` applied to every tensor that is there."""
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return HMROutput(**{name: None if part is None else change(part) for name, part in parts.items()})
+
+    @staticmethod
+    def joined(outputs: Sequence[HMROutput]) -> HMROutput:
+        """One batch of several, at least one, all of the same family."""
+        parts: dict[str, Any] = {}
+        for name in (field.name for field in fields(HMROutput)):
+            found = [getattr(each, name) for each in outputs]
+            parts[name] = None if found[0] is None else torch.cat(found)
+        return HMROutput(**parts)
 
 
 @dataclass(frozen=True)

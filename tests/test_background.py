@@ -18,7 +18,7 @@ from hmrcompress.plan import DropBackground, TokenSettings
 def slow_kept(person: np.ndarray, keep: int, ring: int, coarse: int) -> list[int]:
     """One sample: person (rows,columns) -> the places that stay, rising."""
     rows, columns = person.shape
-    rank = spread_order(rows, columns, coarse)
+    rank = spread_order(rows, columns, coarse).tolist()
     everyone = [(i, j) for i in range(rows) for j in range(columns) if person[i, j]]
     order = []
     for i in range(rows):
@@ -86,7 +86,7 @@ def test_equals_the_slow_transcription() -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "coarse"), [(16, 12, 4), (16, 12, 0), (5, 7, 2), (1, 1, 0), (8, 8, 8)])
 def test_the_spread_order_is_a_permutation_and_even(rows: int, columns: int, coarse: int) -> None:
-    ranks = np.array(spread_order(rows, columns, coarse))
+    ranks = spread_order(rows, columns, coarse).numpy()
     assert sorted(ranks) == list(range(rows * columns))
     if (rows, columns, coarse) == (16, 12, 4):
         first = np.flatnonzero(ranks < 12)

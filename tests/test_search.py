@@ -40,17 +40,17 @@ def network() -> HMR2:
     return deep_network()
 
 
-def deep_network() -> HMR2:
+def deep_network(depth: int = DEPTH) -> HMR2:
     """Seven layers; weights larger than random ones usually are, so that each layer matters to the result."""
-    made = build(replace(tiny.CONFIG, depth=DEPTH), seed=1).eval().requires_grad_(False)
+    made = build(replace(tiny.CONFIG, depth=depth), seed=1).eval().requires_grad_(False)
     for name, parameter in made.named_parameters():
         if parameter.ndim == 2 or "decpose" in name:
             parameter.mul_(6)
     return made
 
 
-def reference() -> CheckpointRef:
-    return CheckpointRef(family="hmr2", sha256="a" * 64, layers=DEPTH)
+def reference(depth: int = DEPTH) -> CheckpointRef:
+    return CheckpointRef(family="hmr2", sha256="a" * 64, layers=depth)
 
 
 def run(network: HMR2, crops: CropSet, body: BodyModel, journal: Path, **changes: Any) -> SearchResult:
@@ -58,7 +58,14 @@ def run(network: HMR2, crops: CropSet, body: BodyModel, journal: Path, **changes
     progress = changes.pop("progress", lambda what, done, total: None)
     settings = replace(SETTINGS, **changes)
     return search(
-        network, reference(), crops, body=body, journal=journal, masks=masks, settings=settings, progress=progress
+        network,
+        reference(network.config.depth),
+        crops,
+        body=body,
+        journal=journal,
+        masks=masks,
+        settings=settings,
+        progress=progress,
     )
 
 
@@ -103,7 +110,9 @@ def test_the_plan_and_the_journal(network: HMR2, tiny_crops: CropSet, tiny_body:
         tokens=TOKENS, seed=5,
     )  # fmt: skip
     assert result.evaluated == DEPTH and len(entries(journal)) == DEPTH
-    assert told[-1] == (6 * DEPTH, 6 * DEPTH) and [done for done, _ in told] == sorted(done for done, _ in told)
+    # What ran in the layers, and as much as a layer for head and body on every frame.
+    spent = result.counts.applications + result.counts.frames
+    assert told[-1] == (spent, spent) and [done for done, _ in told] == sorted(done for done, _ in told)
     plan, record = result.plan, result.plan.search
     assert record is not None and plan.tokens == TOKENS and plan.merge_rule == "eq4"
     assert (record.evaluations, record.frames, record.seed, record.tau_mm) == (DEPTH - 1, 6, 5, 0.02)

@@ -28,6 +28,7 @@ from hmrcompress.searching.cache import LayerCache, evenly_spread
 from hmrcompress.searching.eclm import grouping
 from hmrcompress.searching.methods import below
 from hmrcompress.searching.probe import Measured
+from hmrcompress.searching.settings import as_cache_dtype
 
 LAYER_BYTES = 4 * 6 * 192 * 32
 
@@ -174,6 +175,84 @@ def test_the_distance_to_the_teacher(network: HMR2, tiny_crops: CropSet, tiny_bo
     expected = 1000 * (moved[0] - moved[1]).norm(dim=-1).mean()
     probe = probe_of(network, tiny_crops, tiny_body, target="teacher")
     assert probe(groups).error_mm == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("early", "tau_mm", "since"),
+    [(False, -1000.0, 0.0), (True, -1000.0, 0.6), (False, 1000.0, 0.75)],
+    ids=["full evaluations", "rejected early", "all merged"],
+)
+def test_the_time_left_is_told(
+    tiny_crops: CropSet,
+    tiny_body: BodyModel,
+    tmp_path: Path,
+    applications: Applications,
+    early: bool,
+    tau_mm: float,
+    since: float,
+) -> None:
+    """By a clock that advances with every frame in a layer, and as much with every frame in the head: what is left by
+    the speed so far is right within a fifth of all; from the start where evaluations run to the end and nothing is
+    merged, else after some time."""
+    network, told, frames = deep_network(16), [], 0
+    head = type(network.smpl_head).forward
+
+    def counting(module: Any, tokens: torch.Tensor, *more: Any) -> Any:
+        nonlocal frames
+        frames += len(tokens)
+        return head(module, tokens, *more)
+
+    def note(what: str, done: int, total: int) -> None:
+        told.append((applications.frames + frames, done, total))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(network.smpl_head), "forward", counting)
+        run(network, tiny_crops, tiny_body, tmp_path / "j", progress=note, reject_early=early, tau_mm=tau_mm,
+            batch_size=1)  # fmt: skip
+    end = told[-1][0]
+    assert told[-1][1] == told[-1][2]
+    off = [abs((total - done) * now / done - (end - now)) for now, done, total in told if now > since * end]
+    assert max(off) < 0.2 * end
+    evaluations = [abs((len(told) - number) / number * now - (end - now)) for number, (now, _, _) in enumerate(told, 1)]
+    assert since or max(evaluations) > 0.2 * end  # which counting evaluations would not be
+
+
+def test_a_trial_shares_the_networks_weights(network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel) -> None:
+    """Only the layer that a merge makes is new; all else is the network's own memory, not a copy."""
+    probe = probe_of(network, tiny_crops, tiny_body)
+    given = {tensor.data_ptr() for tensor in network.state_dict().values()}
+    for windows, rule, made in (([(2, 4)], "eq4", {2}), ([(2, 4)], "keep_last", set()), ([], "eq4", set())):
+        probe.merge_rule = rule
+        trial = probe._merged(grouping(DEPTH, windows)).state_dict()
+        own = {name for name, tensor in trial.items() if tensor.data_ptr() not in given}
+        assert {int(name.split(".")[2]) for name in own} == made
+    with torch.no_grad():
+        network.state_dict()["backbone.pos_embed"].add_(1)
+        assert torch.equal(trial["backbone.pos_embed"], network.backbone.pos_embed)
+        network.state_dict()["backbone.pos_embed"].sub_(1)
+
+
+def test_a_cache_in_bfloat16(network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel, tmp_path: Path) -> None:
+    """The same bits whatever is kept, near those of float32; twice the layers in the same memory; a journal apart."""
+    groupings = [grouping(DEPTH, []), grouping(DEPTH, [(5, 6)]), grouping(DEPTH, [(2, 4)]), grouping(DEPTH, [(0, 6)])]
+    exact = [probe_of(network, tiny_crops, tiny_body)(groups).error_mm for groups in groupings]
+    half, found = torch.bfloat16, []
+    for kept, spill in [(0, None), (2, None), (3, None), (0, tmp_path)]:
+        probe = probe_of(
+            network, tiny_crops, tiny_body, cache_bytes=kept * LAYER_BYTES, spill=spill, cache_dtype=half
+        )  # fmt: skip
+        assert len(probe.cache.layers) == (DEPTH - 1 if spill else 2 * kept)
+        found += [[probe(groups) for groups in order] for order in (groupings, groupings[::-1])]
+        found[-1].reverse()
+    assert all(each == found[0] for each in found)
+    rounded = [measured.error_mm for measured in found[0]]
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
+    run(network, tiny_crops, tiny_body, tmp_path / "j")
+    assert run(network, tiny_crops, tiny_body, tmp_path / "j", cache_dtype=half).set_aside is not None
+    with pytest.raises(UserError, match="--cache-dtype: got torch.float16"):
+        run(network, tiny_crops, tiny_body, tmp_path / "j", cache_dtype=torch.float16)
+    with pytest.raises(UserError, match="expected one of float32, bfloat16"):
+        as_cache_dtype("int8")
 
 
 def test_layers_kept_are_spread_evenly(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.models.network import HMR2, from_state
+from hmrcompress.models.running import RunPath
 from hmrcompress.plan import TokenSettings
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, no_progress
@@ -76,18 +77,21 @@ def time_adaptive(
     device: torch.device | str = "cpu",
     rounds: int = 9,
     max_seconds: float | None = None,
+    path: RunPath | None = None,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = no_progress,
 ) -> AdaptiveTiming:
-    """Times the three by turns on the same sixteen crops, in batches of each size. Raises UserError."""
+    """Times the three by turns on the same sixteen crops, in batches of each size. path: how the two that merge tokens
+    are run; its batch sizes give way to those timed. Raises UserError."""
     settings = settings or TokenSettings()
     state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in network.state_dict().items()}
     converted = from_state(network.config, state)
-    adaptive = AdaptiveTokens(converted, settings, buckets).eval()
+    prepare = replace(path or RunPath(), batch_sizes=tuple(batch_sizes)).prepare_alike(dtype)
+    adaptive = AdaptiveTokens(converted, settings, buckets, prepare=prepare).eval()
     candidates: dict[str, nn.Module] = {
         PLAIN: with_token_merging(converted, None).eval(),
-        FIXED: with_token_merging(converted, settings).eval(),
+        FIXED: prepare(with_token_merging(converted, settings).eval()),
         ADAPTIVE: adaptive,
     }
     batch = crops_of_all_sizes(network, dtype, seed)

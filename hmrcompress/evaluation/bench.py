@@ -12,8 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,14 +21,14 @@ from torch import nn
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.contenders import AFTER, BACKBONE, BEFORE, NETWORK, Contender, Rival
 from hmrcompress.evaluation.made_up import PERSON_TOKENS, made_up_batch
-from hmrcompress.evaluation.memory import Memory, RunAs, peak_memory
+from hmrcompress.evaluation.memory import Memory, peak_memory
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineTiming, time_pipeline
 from hmrcompress.evaluation.reference import reference
 from hmrcompress.evaluation.timing import Timing, time_interleaved
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.metrics.cost import Cost
-from hmrcompress.models.fast import make_fast
 from hmrcompress.models.network import HMR2, from_state
+from hmrcompress.models.running import RunPath, backbone_of
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, dtype_name, no_progress
 
@@ -39,8 +39,8 @@ BASELINES: tuple[Baseline, ...] = ("ours", "original")
 @dataclass(frozen=True)
 class BenchSettings:
     """`rounds` are run at every batch size after `warmup` uncounted ones, fewer where `max_seconds` are over (three at
-    least). `threads`: of the CPU, None for torch's own choice. `baseline`: what the original is run by. `fast`: the
-    compressed network on the fast path (`models.fast`), with `int8` linear layers in 8 bits."""
+    least). `threads`: of the CPU, None for torch's own choice. `baseline`: what the original is run by. `path`: how the
+    compressed network is run; its batch sizes give way to those timed."""
 
     batch_sizes: tuple[int, ...] = (1, 8)
     rounds: int = 9
@@ -50,8 +50,7 @@ class BenchSettings:
     dtype: torch.dtype = torch.float32
     memory: bool = True
     baseline: Baseline = "ours"
-    fast: bool = False
-    int8: bool = False
+    path: RunPath = RunPath()
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,11 @@ class BenchResult:
             **({"peak_memory_bytes": {when: found["peak"] for when, found in memory.items()}} if memory else {}),
             "bench": {
                 "names": self.names,
-                "dtype": "int8" if self.settings.int8 else dtype_name(self.settings.dtype),
+                "dtype": "int8" if self.settings.path.int8 else dtype_name(self.settings.dtype),
                 "baseline": self.settings.baseline,
-                "fast": self.settings.fast,
+                "fast": self.settings.path.lays_out,
+                "compiled": self.settings.path.compiled,
+                "cuda_graphs": self.settings.path.graphed(self.device),
                 "threads": self.threads,
                 "warmup": self.settings.warmup,
                 "person_tokens": PERSON_TOKENS,
@@ -181,8 +182,8 @@ def bench(
                     dtype=settings.dtype,
                     device=device,
                     threads=threads,
-                    run_as=_run_as(settings, when),
-                    int8=settings.int8 and when == AFTER,
+                    path=_path(settings, when),
+                    original=when == BEFORE and settings.baseline == "original",
                 )
         networks: dict[str, nn.Module] = {
             when: _prepared(with_token_merging(each, contenders[when].tokens), settings, when)
@@ -250,19 +251,17 @@ def _converted(contenders: dict[str, Contender], device: torch.device, dtype: to
     return made
 
 
-def _run_as(settings: BenchSettings, when: str) -> RunAs:
-    """How the settings want a network run."""
-    if when == BEFORE:
-        return "original" if settings.baseline == "original" else "plain"
-    return "fast" if settings.fast or settings.int8 else "plain"
+def _path(settings: BenchSettings, when: str) -> RunPath:
+    """How one of our networks is run: the original always plainly."""
+    path = settings.path if when == AFTER else RunPath()
+    return replace(path, batch_sizes=settings.batch_sizes)
 
 
 def _prepared(network: HMR2, settings: BenchSettings, when: str) -> nn.Module:
     """The network as it is to be run; its weights are shared where they need not be laid out anew."""
-    how = _run_as(settings, when)
-    if how == "original":
+    if when == BEFORE and settings.baseline == "original":
         return reference(network)
-    return make_fast(network, settings.dtype, int8=settings.int8) if how == "fast" else network
+    return _path(settings, when).prepare(network, settings.dtype)
 
 
 def _candidates(networks: Mapping[str, nn.Module]) -> dict[str, Callable[[FrameBatch], object]]:
@@ -272,7 +271,7 @@ def _candidates(networks: Mapping[str, nn.Module]) -> dict[str, Callable[[FrameB
         return lambda batch: network(*batch.inputs())
 
     def backbone(network: nn.Module) -> Callable[[FrameBatch], object]:
-        part = cast(Any, network).backbone
+        part = backbone_of(network)
         return lambda batch: part(batch.images, batch.person_mask)
 
     made = {f"{NETWORK} {when}": whole(network) for when, network in networks.items()}

@@ -34,9 +34,9 @@ from hmrcompress.metrics.pose import (
     network_predict,
     score_all,
 )
-from hmrcompress.models.fast import make_fast
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
+from hmrcompress.models.running import RunPath
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.records import FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
@@ -126,17 +126,6 @@ class Evaluation:
         return figures | {"leak": True, "leak_frames": self.leaked} if self.leak else figures
 
 
-@dataclass(frozen=True)
-class FastPath:
-    """That the model is to run on the fast path (`models.fast`), with `int8` linear layers in 8 bits."""
-
-    int8: bool = False
-
-    def outputs(self, network: HMR2, dtype: torch.dtype) -> Outputs:
-        """As `network_outputs`. Weights are in `dtype` there, so nothing is left for autocast to do."""
-        return network_outputs(make_fast(network, dtype, int8=self.int8))
-
-
 def mean_pose(network: HMR2) -> Predict:
     """Predicts the mean parameters that the network's read-outs are added to, whatever the image."""
     return constant_predict(network.head.mean_params())
@@ -149,7 +138,7 @@ def stages_of(
     against: HMR2 | None = None,
     dtype: torch.dtype = torch.float32,
     probe: SaliencyProbe | None = None,
-    path: FastPath | None = None,
+    path: RunPath | None = None,
 ) -> Stages:
     """The stages that can be measured: mean pose; the baseline (`network` itself without a plan, else `against`); with
     a plan the network with merged layers, and with merged tokens too where the plan merges tokens.
@@ -169,8 +158,9 @@ def stages_of(
     return _with_tokens(predictors, network, plan.tokens, dtype, probe, path)
 
 
-def _outputs(network: HMR2, dtype: torch.dtype, path: FastPath | None) -> Outputs:
-    return network_outputs(network, dtype=dtype) if path is None else path.outputs(network, dtype)
+def _outputs(network: HMR2, dtype: torch.dtype, path: RunPath | None) -> Outputs:
+    path = path or RunPath()
+    return network_outputs(path.prepare(network, dtype), dtype=path.left_to_autocast(dtype))
 
 
 def _params_of(outputs: Outputs) -> Predict:
@@ -183,7 +173,7 @@ def _with_tokens(
     tokens: TokenSettings,
     dtype: torch.dtype,
     probe: SaliencyProbe | None,
-    path: FastPath | None,
+    path: RunPath | None,
 ) -> Stages:
     reduced = with_token_merging(network, tokens, probe).eval()
     outputs = _outputs(reduced, dtype, path)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,14 +16,13 @@ from hmrcompress.errors import HMRCompressError
 from hmrcompress.evaluation.made_up import constant_network, made_up_batch
 from hmrcompress.evaluation.reference import reference
 from hmrcompress.merging.apply import with_token_merging
-from hmrcompress.models.fast import make_fast
 from hmrcompress.models.network import HMR2, NetworkConfig
+from hmrcompress.models.running import RunPath
 from hmrcompress.plan import TokenSettings
 from hmrcompress.runtime import dtype_name, pick_device, pick_dtype
 
 CHILD_SECONDS = 1800
 STATUS = Path("/proc/self/status")
-RunAs = Literal["plain", "fast", "original"]
 FORWARDS = 2
 """The first forward pass allocates what libraries keep for later ones; the second shows that nothing more comes."""
 
@@ -45,14 +44,14 @@ def peak_memory(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     threads: int | None = None,
-    run_as: RunAs = "plain",
-    int8: bool = False,
+    path: RunPath | None = None,
+    original: bool = False,
 ) -> Memory:
     """Memory for running a network of these sizes, with token merging where `tokens` says so, in a child process.
 
-    run_as: our network as it is, on the fast path (`models.fast`, with `int8` if wanted), or as its authors run it. In
-    the child weights are made in `dtype`, and the fast path takes them over layer by layer. Raises HMRCompressError
-    where the child fails, such as for want of memory.
+    path: how our network runs; `original`: as its authors run it instead. In the child weights are made in `dtype`, and
+    the fast path takes them over layer by layer. Raises HMRCompressError where the child fails, such as for want of
+    memory.
     """
     wanted = {
         "config": config.to_dict(),
@@ -61,8 +60,8 @@ def peak_memory(
         "dtype": dtype_name(dtype),
         "device": str(device),
         "threads": threads,
-        "run_as": run_as,
-        "int8": int8,
+        "path": asdict(path or RunPath(batch_sizes=(batch_size,))),
+        "original": original,
     }
     try:
         done = subprocess.run(
@@ -97,14 +96,13 @@ def measure(wanted: dict[str, Any]) -> Memory:
 
 def _prepared(wanted: dict[str, Any], network: HMR2, tokens: TokenSettings | None, dtype: torch.dtype) -> nn.Module:
     """The network as it is to be run; no more than one of its weights is there twice at any time."""
-    if wanted.get("run_as") == "original":
+    if wanted.get("original"):
         return reference(network)
-    merging = with_token_merging(network, tokens)
-    if wanted.get("run_as") != "fast":
-        return merging
-    for part in network.children():
-        part.to("meta")
-    return make_fast(merging, dtype, int8=wanted["int8"], consume=True)
+    path, merging = RunPath(**wanted.get("path", {})), with_token_merging(network, tokens)
+    if path.lays_out:
+        for part in network.children():
+            part.to("meta")
+    return path.prepare(merging, dtype, consume=True)
 
 
 def _resident() -> int:

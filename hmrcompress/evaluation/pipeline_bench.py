@@ -27,6 +27,7 @@ from hmrcompress.evaluation.made_up import made_up_batch
 from hmrcompress.evaluation.timing import time_interleaved
 from hmrcompress.geometry.rotations import sixd_to_matrix
 from hmrcompress.models.network import HMR2
+from hmrcompress.models.running import backbone_of, unwrapped
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import Progress, no_progress
 
@@ -167,8 +168,8 @@ def time_pipeline(
     settings.check()
     device, whole = torch.device(device), settings.clip_frames
     limit = whole if settings.measured is None else settings.measured
-    original = cast(Any, networks[BEFORE])
-    batch = made_up_batch(original.config, batch_size, dtype).to(device)
+    config = cast(HMR2, unwrapped(networks[BEFORE])).config
+    batch = made_up_batch(config, batch_size, dtype).to(device)
     runs: dict[str, Callable[[FrameBatch], object]] = {}
 
     def network_run(module: nn.Module, frames: int) -> tuple[str, int]:
@@ -179,7 +180,7 @@ def time_pipeline(
         return name, count
 
     before = network_run(networks[BEFORE], whole)
-    backbone = network_run(original.backbone, whole)
+    backbone = network_run(backbone_of(networks[BEFORE]), whole)
     after = {stride: network_run(networks[AFTER], settings.frames(stride)) for stride in settings.strides}
     runs |= {f"decoder {stride}": decoding(pipeline, stride, device) for stride in settings.strides}
     runs[POSE] = posing(pipeline, device)
@@ -214,7 +215,7 @@ def _over(module: nn.Module, frames: int, batch_size: int) -> Callable[[FrameBat
     sizes = [min(batch_size, frames - start) for start in range(0, frames, batch_size)]
 
     def run(batch: FrameBatch) -> None:
-        inputs = batch.inputs() if isinstance(module, HMR2) else batch.inputs()[:2]
+        inputs = batch.inputs() if isinstance(unwrapped(module), HMR2) else batch.inputs()[:2]
         for size in sizes:
             module(*(part[:size] for part in inputs if part is not None))
 

@@ -20,13 +20,13 @@ from torch import nn
 from hmrcompress.evaluation.bench import bench_threads
 from hmrcompress.evaluation.contenders import NETWORK, Contender, cut
 from hmrcompress.evaluation.made_up import PERSON_TOKENS, made_up_batch
-from hmrcompress.evaluation.memory import RunAs, peak_memory
+from hmrcompress.evaluation.memory import peak_memory
 from hmrcompress.evaluation.pipeline_bench import POSE, Pipeline, decoding, posing
 from hmrcompress.evaluation.reference import reference
 from hmrcompress.evaluation.timing import Predict, time_interleaved
 from hmrcompress.merging.apply import token_counts, with_token_merging
-from hmrcompress.models.fast import make_fast
 from hmrcompress.models.network import HMR2, from_state
+from hmrcompress.models.running import RunPath, unwrapped
 from hmrcompress.plan import TokenSettings
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, dtype_name, no_progress
@@ -36,21 +36,27 @@ ORIGINAL, ORIGINAL_FLOAT32 = "original", "original float32"
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table: which layers and tokens are merged, and how the network is run."""
+    """A row of the table: which layers and tokens are merged, and whether on the fast path, which on CUDA means
+    graphs too; `original`: as its authors run it."""
 
     name: str
     layers: bool = False
     tokens: bool = False
-    run_as: RunAs = "fast"
+    fast: bool = True
     int8: bool = False
+    original: bool = False
+
+    def path(self, batch_size: int) -> RunPath:
+        """How our network is run in it."""
+        return RunPath(fast=self.fast, int8=self.int8, batch_sizes=(batch_size,))
 
 
 VARIANTS = (
-    Variant(ORIGINAL, run_as="original"),
+    Variant(ORIGINAL, fast=False, original=True),
     Variant("plain network, fast path"),
-    Variant("layers", layers=True, run_as="plain"),
+    Variant("layers", layers=True, fast=False),
     Variant("layers, fast path", layers=True),
-    Variant("layers + tokens", layers=True, tokens=True, run_as="plain"),
+    Variant("layers + tokens", layers=True, tokens=True, fast=False),
     Variant("layers + tokens, fast path", layers=True, tokens=True),
 )
 INT8 = Variant("layers + tokens, fast path, int8", layers=True, tokens=True, int8=True)
@@ -95,10 +101,10 @@ def run_suite_row(
 ) -> dict[str, Any]:
     """Measures one run over the weights of `network` (float32, nothing merged), of which `layers` layers stay.
 
-    -> {dtype, batch_size, threads, rounds, person_tokens, rows: [{variant, layers, tokens, fps, fps_quartiles,
-    speedup, speedup_quartiles, over_float32, macs_with_attention, macs_ratio, share_of_macs_ratio[, peak_memory_bytes,
-    program_bytes][, strides: {k: {fps, speedup, over_float32}}]}]}. Ratios are medians of those within each round, over
-    the original in the same dtype and (over_float32) in float32. Raises UserError.
+    -> {dtype, batch_size, threads, rounds, person_tokens, cuda_graphs, rows: [{variant, layers, tokens, fps,
+    fps_quartiles, speedup, speedup_quartiles, over_float32, macs_with_attention, macs_ratio, share_of_macs_ratio[,
+    peak_memory_bytes, program_bytes][, strides: {k: {fps, speedup, over_float32}}]}]}. Ratios are medians of those
+    within each round, over the original in the same dtype and (over_float32) in float32. Raises UserError.
     """
     device = torch.device(device)
     made = _candidates(network, settings, layers, tokens, device)
@@ -130,6 +136,7 @@ def run_suite_row(
         "rounds": len(next(iter(taken.values()))),
         "warmup": settings.warmup,
         "person_tokens": PERSON_TOKENS,
+        "cuda_graphs": RunPath(fast=True).graphed(device),
         **({"decoder": pipeline.sizes()} if pipeline else {}),
         "rows": rows,
     }
@@ -147,12 +154,8 @@ def _candidates(
         base = with_token_merging(fewer if variant.layers else whole, tokens if variant.tokens else None)
         made.variants[variant.name] = variant
         made.contenders[variant.name] = Contender(base, tokens if variant.tokens else None)
-        if variant.run_as == "original":
-            made.networks[variant.name] = reference(base)
-        elif variant.run_as == "plain":
-            made.networks[variant.name] = base
-        else:
-            made.networks[variant.name] = make_fast(base, settings.dtype, int8=variant.int8)
+        path = variant.path(settings.batch_size)
+        made.networks[variant.name] = reference(base) if variant.original else path.prepare(base, settings.dtype)
     if settings.float32 and settings.dtype != torch.float32:
         full = {name: tensor.to(device) for name, tensor in network.state_dict().items()}
         made.networks[ORIGINAL_FLOAT32] = reference(from_state(network.config, full))
@@ -161,7 +164,7 @@ def _candidates(
 
 def _runner(network: nn.Module, batch: FrameBatch) -> Predict:
     """Runs a network on the crops in the dtype that its patch embedding computes in; converting them is not timed."""
-    images = batch.images.to(cast(Any, network).backbone.pos_embed.dtype)
+    images = batch.images.to(cast(Any, unwrapped(network)).backbone.pos_embed.dtype)
     return lambda _: network(images, batch.person_mask)
 
 
@@ -217,7 +220,7 @@ def _memory(
     found = asdict(
         peak_memory(
             contender.config, contender.tokens, batch_size=settings.batch_size, dtype=settings.dtype, device=device,
-            threads=threads, run_as=variant.run_as, int8=variant.int8,
+            threads=threads, path=variant.path(settings.batch_size), original=variant.original,
         )
     )  # fmt: skip
     return {"peak_memory_bytes": found["peak"], "program_bytes": found["program"]}

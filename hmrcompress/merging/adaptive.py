@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -100,11 +99,7 @@ class AdaptiveTokens(nn.Module):
             told = () if condition is None else (condition[rows],)
             made.append(self.networks[str(keep)](images[rows], person_mask[rows], *told))
         back = torch.cat([rows for _, rows in groups]).argsort()
-        joined: dict[str, Any] = {}
-        for name in (field.name for field in fields(HMROutput)):
-            parts = [getattr(each, name) for each in made]
-            joined[name] = None if parts[0] is None else torch.cat(parts)[back]
-        return HMROutput(**joined)
+        return HMROutput.joined(made).mapped(lambda part: part[back])
 
     def forced_merges(self, images: Tensor, person_mask: Tensor) -> Tensor:
         """Person tokens that each crop loses, (B,) int64: counted, not assumed. As `apply.forced_merges`."""

@@ -130,7 +130,8 @@ def with_token_merging(network: HMR2, settings: TokenSettings | None, probe: Sal
     rows, columns = network.config.grid
     settings = delayed(settings, rows * columns, probe.layer if probe else 0)
     check_depth(settings, rows * columns, network.config.depth)
-    other.backbone.reducer = TokenMerger(settings, probe)
+    there = probe.to(network.backbone.pos_embed.device) if probe else None
+    other.backbone.reducer = TokenMerger(settings, there)
     return other
 
 

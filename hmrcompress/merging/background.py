@@ -12,28 +12,22 @@ import torch
 from torch import Tensor
 
 
-def spread_order(rows: int, columns: int, coarse: int = 0) -> list[int]:
+def spread_order(rows: int, columns: int, coarse: int = 0, device: torch.device | None = None) -> Tensor:
     """Rank of each token of a grid, row by row, in the order of a Bayer matrix: any first n are spread evenly.
 
-    The matrix is shifted so that a grid of spacing `coarse` (a power of two) around the middle comes first.
+    The matrix is shifted so that a grid of spacing `coarse` (a power of two) around the middle comes first. (rows *
+    columns,) int64, computed on `device`: a CUDA graph cannot hold numbers that come from the host.
     """
     bits = max(rows - 1, columns - 1, 1).bit_length()
-
-    def value(row: int, column: int) -> int:
-        total = 0
-        for bit in range(bits):
-            i, j = row >> bit & 1, column >> bit & 1
-            total = 4 * total + 2 * (i ^ j) + i
-        return total
-
-    shift = coarse // 2
-    side = 1 << bits
-    values = [value((i - shift) % side, (j - shift) % side) for i in range(rows) for j in range(columns)]
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0] * len(values)
-    for rank, place in enumerate(order):
-        ranks[place] = rank
-    return ranks
+    shift, side = coarse // 2, 1 << bits
+    down = ((torch.arange(rows, device=device) - shift) % side)[:, None]
+    across = ((torch.arange(columns, device=device) - shift) % side)[None]
+    value = torch.zeros(rows, columns, dtype=torch.int64, device=device)
+    for bit in range(bits):
+        i, j = down // (1 << bit) % 2, across // (1 << bit) % 2
+        value = 4 * value + 2 * ((i + j) % 2) + i
+    value = value.flatten()
+    return (value[None] < value[:, None]).sum(1)
 
 
 def kept_places(person: Tensor, keep: int, *, ring: int = 1, coarse: int = 4) -> Tensor:
@@ -54,7 +48,7 @@ def kept_places(person: Tensor, keep: int, *, ring: int = 1, coarse: int = 4) ->
         on_column = torch.arange(columns, device=device) % coarse == coarse // 2
         turn = torch.where(on_row[:, None] & on_column, 1, turn)
     turn = torch.where(person, 0, turn).flatten(1)
-    rank = torch.tensor(spread_order(rows, columns, coarse), device=device)
+    rank = spread_order(rows, columns, coarse, device)
     # Whole numbers far below 2**24, so that single precision holds them exactly.
     urgency = (turn * (rows * columns) + rank).float()
     chosen = torch.topk(urgency, keep, dim=1, largest=False).indices

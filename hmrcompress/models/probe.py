@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ class SaliencyProbe:
         """Hash of its numbers."""
         numbers = self.weight.cpu().contiguous().numpy().astype("<f4").tobytes()
         return hashlib.sha256(numbers + struct.pack("<2dq", self.bias, self.threshold, self.layer)).hexdigest()
+
+    def to(self, device: torch.device) -> SaliencyProbe:
+        """The same on `device`, so that nothing has to move while it is used."""
+        return self if self.weight.device == device else replace(self, weight=self.weight.to(device))
 
     def scores(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Log-odds that each token belongs to the person: (B,M,D), M = rows * columns of the grid -> (B,M) float32."""

@@ -89,6 +89,8 @@ def section(run: dict[str, Any]) -> str:
 def _measured_on(run: dict[str, Any]) -> str:
     threads = run["threads"]
     place = run["cpu"] if run["settings"]["run"]["device"] == "cpu" else run["device"]
+    if run.get("cuda_graphs"):
+        place += ", the fast path as CUDA graphs"
     versions = run["versions"]
     return (
         f"{place}, {threads} thread{'s' if threads > 1 else ''}, {run['rounds']} rounds; "

@@ -28,7 +28,7 @@ def beam(
 
     def affordable(candidates: Iterable[Groups]) -> Iterator[Groups]:
         chosen = list(dict.fromkeys(candidates))
-        evaluations.expect(sum(groups not in evaluations.asked for groups in chosen))
+        evaluations.expect(evaluations.unasked(chosen))
         for groups in chosen:
             if groups in evaluations.asked or limit is None or len(evaluations.asked) < limit:
                 yield groups

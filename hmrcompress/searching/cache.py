@@ -1,7 +1,8 @@
 """The tokens that enter the layers of the untouched network, computed once and kept, in memory or on the disk.
 
 Layers below the lowest merged one compute what they always do, so an evaluation starts at the layer where it differs.
-Every batch is always the same crops, so the figures are the same, bit for bit, whatever is kept.
+Every batch is always the same crops, so the figures are the same, bit for bit, whatever is kept. In bfloat16 the cache
+takes half; then what enters each of these layers is rounded whether it is kept or not, so that the same holds there.
 """
 
 from __future__ import annotations
@@ -73,9 +74,18 @@ class LayerCache:
 
     `layers` that it may keep, `layer_bytes` that one of them takes at most, `memory_bytes` to use, and a `folder` for
     the rest (None: nothing goes to the disk). What fits in neither is not kept: then fewer layers, evenly spread.
+    Tokens are kept in `dtype` and come back in the one that they had.
     """
 
-    def __init__(self, layers: Sequence[int], layer_bytes: int, memory_bytes: int, folder: Path | None) -> None:
+    def __init__(
+        self,
+        layers: Sequence[int],
+        layer_bytes: int,
+        memory_bytes: int,
+        folder: Path | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.candidates, self.dtype = frozenset(layers), dtype
         in_memory = min(len(layers), memory_bytes // max(layer_bytes, 1))
         on_disk, self._spill = 0, None
         if folder is not None and in_memory < len(layers):
@@ -86,18 +96,27 @@ class LayerCache:
                 on_disk = 0
         self.layers = evenly_spread(layers, in_memory + on_disk)
         self._in_memory = frozenset(self.layers[:in_memory])
-        self._memory: dict[tuple[int, int], tuple[Tensor | _Spilled, TokenState | None]] = {}
+        self._memory: dict[tuple[int, int], tuple[Tensor | _Spilled, TokenState | None, torch.dtype]] = {}
+
+    @property
+    def rounds(self) -> bool:
+        """Whether tokens lose something in it."""
+        return self.dtype != torch.float32
+
+    def rounded(self, layer: int, tokens: Tensor) -> Tensor:
+        """What enters a layer that might be kept, as it would come back."""
+        return tokens.to(self.dtype).to(tokens.dtype) if self.rounds and layer in self.candidates else tokens
 
     def put(self, batch: int, layer: int, tokens: Tensor, state: TokenState | None) -> None:
         """Keeps a copy in main memory or on the disk, where this layer is one to keep."""
         if layer not in self.layers or (batch, layer) in self._memory:
             return
-        kept: Tensor | _Spilled | None = tokens.cpu()
+        kept: Tensor | _Spilled | None = (tokens.to(self.dtype) if self.rounds else tokens).cpu()
         if layer not in self._in_memory:
             assert self._spill is not None and isinstance(kept, Tensor)
             kept = self._spill.write(kept)
         if kept is not None:
-            self._memory[batch, layer] = (kept, _moved(state, torch.device("cpu")))
+            self._memory[batch, layer] = (kept, _moved(state, torch.device("cpu")), tokens.dtype)
 
     def nearest(self, batch: int, layer: int) -> int | None:
         """The highest layer not above `layer` whose input is kept for this batch."""
@@ -105,11 +124,11 @@ class LayerCache:
 
     def get(self, batch: int, layer: int, device: torch.device) -> Inputs:
         """What was kept, on `device`."""
-        kept, state = self._memory[batch, layer]
+        kept, state, dtype = self._memory[batch, layer]
         if isinstance(kept, _Spilled):
             assert self._spill is not None
             kept = self._spill.read(kept)
-        return kept.to(device), _moved(state, device)
+        return kept.to(device).to(dtype), _moved(state, device)
 
 
 class PrefixTokens:
@@ -131,21 +150,24 @@ class PrefixTokens:
         with torch.no_grad(), autocast(self.device, self.dtype):
             if start is None:
                 start, (tokens, state) = 0, self.embed(batch)
+                tokens = self.cache.rounded(0, tokens)
                 self.cache.put(batch, 0, tokens, state)
             else:
                 tokens, state = self.cache.get(batch, start, self.device)
-            for stop in [kept for kept in self.cache.layers if start < kept < layer] + [layer]:
+            stops = self.cache.candidates if self.cache.rounds else self.cache.layers
+            for stop in sorted(each for each in stops if start < each < layer) + [layer]:
                 tokens, state = self.network.backbone.run_blocks(tokens, start, stop, state)
+                tokens = self.cache.rounded(stop, tokens)
                 self.applications += (stop - start) * len(tokens)
                 self.cache.put(batch, stop, tokens, state)
                 start = stop
         return tokens, state
 
 
-def layer_bytes(network: HMR2, frames: int) -> int:
-    """What the float32 tokens of so many frames take before one layer, at most."""
+def layer_bytes(network: HMR2, frames: int, dtype: torch.dtype = torch.float32) -> int:
+    """What the tokens of so many frames take before one layer, at most."""
     rows, columns = network.config.grid
-    return 4 * frames * rows * columns * network.config.dim
+    return dtype.itemsize * frames * rows * columns * network.config.dim
 
 
 def evenly_spread(layers: Sequence[int], count: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,10 @@ class Evaluations:
     """The probe behind its journal. `early`: candidates are rejected as soon as it is certain.
 
     `asked` holds every grouping asked for beside the untouched one, in that order, with the last that is known of it.
-    `evaluated` counts what was measured now. `expected` evaluations, the baseline included, are what progress goes by.
+    `evaluated` counts what was measured now. Progress goes by the work that an evaluation takes (`ErrorProbe.work`;
+    late ones take many times that of early ones), times the share that those so far took of it, as candidates are
+    rejected early and merged layers do not run. A bar that goes by speed is then right about the time left, and says
+    too much at first where much is merged or rejected. What the journal knew is no work.
     """
 
     probe: ErrorProbe
@@ -30,8 +33,11 @@ class Evaluations:
     progress: Progress = no_progress
     asked: dict[Groups, Measured] = field(default_factory=dict)
     evaluated: int = 0
-    expected: int = 1
     _base: float | None = None
+    _done: float = 0.0
+    _ahead: list[float] = field(default_factory=list)
+    _believed: float = 0.0
+    _taken: float = 0.0
 
     def __post_init__(self) -> None:
         if self.journal.frames_mm is not None:
@@ -58,31 +64,44 @@ class Evaluations:
         self.asked[groups] = self._of(groups, fails)
         return self.asked[groups]
 
-    def expect(self, more: int) -> None:
-        """Says how many evaluations may follow those asked for so far; progress goes by it."""
-        self.expected = 1 + len(self.asked) + more
+    def expect(self, more: Iterable[Groups]) -> None:
+        """Says which groupings, or others of about their cost, may have to be measured from now on, in that order."""
+        self._ahead = [self.probe.work(groups) for groups in more]
+
+    def unasked(self, candidates: Iterable[Groups]) -> list[Groups]:
+        """Those of them that were not asked for yet."""
+        return [groups for groups in candidates if groups not in self.asked]
 
     def _of(self, groups: Groups, fails: Fails) -> Measured:
         window = next((group for group in groups if len(group) > 1), None)
         what = f"search: {len(groups)} layers, {window[0]}-{window[-1]} merged" if window else "search: untouched"
-        frames, before = self.probe.frames, len(self.asked) * self.probe.frames
-        total = max(self.expected * frames, before + frames)
+        work, before, ran = self.probe.work(groups), self._done, 0
+        believed = self._ahead.pop(0) if window and self._ahead else work
+
+        def count(frames: int) -> None:
+            nonlocal ran
+            ran += frames
+            self._done = before + work * ran / self.probe.frames
+            rest = max(0.0, believed * self._share() - work * ran / self.probe.frames) if ran < self.probe.frames else 0
+            self.progress(what, round(self._done), round(self._done + rest + self._left()))
+
         known = self.journal.get(groups)
         if known is None or not (known.exact or fails(known.error_mm)):
-            known = self.probe(groups, fails if self.early else never, _counter(self.progress, what, before, total))
+            known = self.probe(groups, fails if self.early else never, count)
             self.evaluated += 1
             if window is None and not math.isfinite(known.error_mm):  # nothing to search: leave no journal behind
                 return known
+            if window is not None:
+                self._believed, self._taken = self._believed + believed, self._taken + self._done - before
             by_frame = self.probe.base.tolist() if window is None and self.probe.base is not None else None
             known = self.journal.add(groups, known, by_frame)
-        self.progress(what, before + frames, total)
+        self.progress(what, round(self._done), round(self._done + self._left()))
         return known
 
+    def _left(self) -> float:
+        """The work of the evaluations to come."""
+        return sum(self._ahead) * self._share()
 
-def _counter(progress: Progress, what: str, done: int, total: int) -> Callable[[int], None]:
-    def count(frames: int) -> None:
-        nonlocal done
-        done += frames
-        progress(what, done, total)
-
-    return count
+    def _share(self) -> float:
+        """What evaluations took of the work that was expected of them."""
+        return self._taken / self._believed if self._believed else 1.0

@@ -26,7 +26,7 @@ def evolve(start: Found, evaluations: Evaluations, *, budget: int, seed: int, fa
     """
     draw = random.Random(seed)
     limit = len(evaluations.asked) + budget
-    evaluations.expect(budget)
+    evaluations.expect([start.groups] * budget)
     pool, known, misses = [start], {start.groups}, 0
     while len(evaluations.asked) < limit and misses < PATIENCE:
         child = _child(pool, evaluations.layers, draw, shrink=fails is not None)

@@ -32,12 +32,14 @@ class CandidateFitter:
         dtype: torch.dtype,
         cache_bytes: int,
         spill: Path | None,
+        cache_dtype: torch.dtype = torch.float32,
     ) -> None:
         """UserError where the data have no usable masks."""
         self.network, self.dtype = plain(network), dtype
         self.batches = fit_batches(crops, indices, masks)
         frames, depth = sum(len(batch.indices) for batch in self.batches), network.config.depth
-        cache = LayerCache(range(depth + 1), layer_bytes(network, frames), cache_bytes, spill)
+        size = layer_bytes(network, frames, cache_dtype)
+        cache = LayerCache(range(depth + 1), size, cache_bytes, spill, cache_dtype)
         self._prefix = PrefixTokens(
             self.network,
             lambda number: (embedded(self.network, crops, self.batches[number].indices), None),

@@ -85,6 +85,7 @@ class ErrorProbe:
         target: Target = "truth",
         cache_bytes: int = 0,
         spill: Path | None = None,
+        cache_dtype: torch.dtype = torch.float32,
         patches: Callable[[Groups], Patches] | None = None,
     ) -> None:
         """UserError where the data lack usable masks, what the network is conditioned on, or, for the target truth,
@@ -106,7 +107,8 @@ class ErrorProbe:
         self.needs_poses = target == "truth" and self.measure.protocol.truth == "body"
         crops.batches(indices, batch_size, masks, truth=self.needs_poses)  # says now what would fail later
         useful = range(max(network.config.depth - 1, 0))
-        self.cache = LayerCache(useful, layer_bytes(network, self.frames), cache_bytes, spill)
+        size = layer_bytes(network, self.frames, cache_dtype)
+        self.cache = LayerCache(useful, size, cache_bytes, spill, cache_dtype)
         self.prefix = PrefixTokens(network, self._embed, self.cache, dtype=dtype)
 
     def __call__(
@@ -138,6 +140,13 @@ class ErrorProbe:
         if found is None and len(groups) == self.network.config.depth:
             self.base = errors
         return found or Measured(float(errors.mean()))
+
+    def work(self, groups: Groups) -> float:
+        """About what an evaluation to the end takes, in applications of a layer to a frame: the layers that run, from
+        the nearest one kept, and as much as a layer for the head and the body."""
+        first = next((group[0] for group in groups if len(group) > 1), 0)
+        again = first - max((kept for kept in self.cache.layers if kept <= first), default=0)
+        return self.frames * (len(groups) - first + again + 1)
 
     def _count(self, layers: int, frames: int, applications: int) -> None:
         self.counts.evaluations += 1

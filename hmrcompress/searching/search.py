@@ -138,9 +138,10 @@ def search(
         depends["fitted_on"] = _sha256_of_frames(fitted_on)
     if mask_probe is not None:
         depends["mask_probe"] = mask_probe.sha256
+    if settings.cache_dtype != torch.float32:
+        depends["cache_dtype"] = dtype_name(settings.cache_dtype)
     book = Journal(journal, depends)
     evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress)
-    evaluations.expect(checkpoint.layers - 1)
     if settings.layers is None:
         trace = run_eclm(evaluations, settings.tau_mm, as_printed=settings.as_printed)
         start = found(trace.final_mm, trace.groups)
@@ -224,8 +225,9 @@ def _probe(
     if settings.merge_rule == FITTED:
         memory //= 2
         fitter = CandidateFitter(
-            network, crops, fitted_on, masks, dtype=settings.dtype, cache_bytes=memory, spill=spill
-        )
+            network, crops, fitted_on, masks, dtype=settings.dtype, cache_bytes=memory, spill=spill,
+            cache_dtype=settings.cache_dtype,
+        )  # fmt: skip
     probe = ErrorProbe(
         with_token_merging(network, settings.tokens if settings.with_tokens else None, mask_probe),
         crops,
@@ -239,6 +241,7 @@ def _probe(
         target=settings.target,
         cache_bytes=memory,
         spill=spill,
+        cache_dtype=settings.cache_dtype,
         patches=fitter,
     )
     return fitter, probe

@@ -14,6 +14,8 @@ from hmrcompress.searching.probe import TARGETS, Target
 
 METHODS = ("eclm", "beam", "evolve")
 EVOLVE_EVALUATIONS = 200
+CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Not float16: tokens of a ViT-H hold values beyond its range."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class SearchSettings:
     bound) and evolve (None: 200) do beyond ECLM's plan, which they start from. `target` teacher measures from the
     untouched model's vertices instead of the data's poses. `limit` bounds the number of frames after
     `frames_per_clip`; `as_printed` drops a window still open at the end. `cache`, `cache_gb` (memory; the rest goes
-    to the disk) and `reject_early` save work and change no result.
+    to the disk) and `reject_early` save work and change no result. `cache_dtype` bfloat16 halves the cache and rounds
+    what enters layers, which changes errors a little, and decisions near tau with them.
     """
 
     tau_mm: float = 0.1
@@ -44,6 +47,7 @@ class SearchSettings:
     target: Target = "truth"
     cache: bool = True
     cache_gb: float | None = None
+    cache_dtype: torch.dtype = torch.float32
     reject_early: bool = True
 
     def check(self, layers: int, crops: CropSet) -> None:
@@ -58,6 +62,8 @@ class SearchSettings:
             raise UserError(f"got {self.layers}, expected 1 … {layers}", "--layers")
         if self.cache_gb is not None and not 0 <= self.cache_gb < math.inf:
             raise UserError(f"got {self.cache_gb}, expected gigabytes", "--cache-gb")
+        if self.cache_dtype not in CACHE_DTYPES.values():
+            raise UserError(f"got {self.cache_dtype}, expected one of {', '.join(CACHE_DTYPES)}", "--cache-dtype")
         for name in ("limit", "beam_width", "evaluations"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"got {value}, expected at least 1", f"--{name.replace('_', '-')}")
@@ -72,3 +78,10 @@ def as_target(text: str) -> Target:
         if text == target:
             return target
     raise UserError(f"got {text!r}, expected one of {', '.join(TARGETS)}", "--target")
+
+
+def as_cache_dtype(text: str) -> torch.dtype:
+    """`float32` or `bfloat16`. UserError for anything else."""
+    if text not in CACHE_DTYPES:
+        raise UserError(f"got {text!r}, expected one of {', '.join(CACHE_DTYPES)}", "--cache-dtype")
+    return CACHE_DTYPES[text]

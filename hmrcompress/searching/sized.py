@@ -27,9 +27,10 @@ def run_eclm(
 
     `ceiling_mm` is a greater tau that will be tried later: candidates are measured far enough for that one too.
     """
-    layers, base = evaluations.layers, evaluations.base()
-    bound = max(tau_mm, ceiling_mm)
-    evaluations.expect(layers - 1)
+    layers = evaluations.layers
+    pairs = [grouping(layers, [(low, low + 1)]) for low in range(layers - 2, -1, -1)]
+    evaluations.expect(evaluations.unasked(pairs))
+    base, bound = evaluations.base(), max(tau_mm, ceiling_mm)
     bounds: list[bool] = []
 
     def error(groups: Groups) -> float:
@@ -72,7 +73,7 @@ def eclm_with_layers(
 def _joined(plan: Found, evaluations: Evaluations, wanted: int) -> Found:
     """Neighbouring groups joined until `wanted` are left, each time the pair that costs least."""
     while plan.layers > wanted:
-        evaluations.expect(plan.layers - 1)
+        evaluations.expect(evaluations.unasked(joins(evaluations.layers, plan.groups)))
         best = best_of(joins(evaluations.layers, plan.groups), evaluations, never)
         if not best:
             raise UserError(f"no plan of {plan.layers - 1} layers has a finite error", "--layers", "Ask for more")
