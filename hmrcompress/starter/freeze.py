@@ -22,7 +22,7 @@ from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, read_log, training_mi
 from hmrcompress.starter.train import STATE_FILE, averaged_state
 from hmrcompress.starter.validate import Validator
 
-DROP_FRAMES_PER_CLIP = 8
+DROP_FRAMES_PER_CLIP = 40
 
 
 def freeze(
