@@ -80,8 +80,11 @@ class HMROutput(_Tensors):
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> HMROutput:
         """The same with `change` applied to every tensor that is there."""
-        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return HMROutput(**{name: None if part is None else change(part) for name, part in parts.items()})
+        parts: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            part = getattr(self, name)
+            parts[name] = None if part is None else change(part)
+        return HMROutput(**parts)
 
     @staticmethod
     def joined(outputs: Sequence[HMROutput]) -> HMROutput:
