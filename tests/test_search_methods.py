@@ -33,6 +33,9 @@ class Table:
     def __init__(self, seed: int, noise: float = 0.1, nan_share: float = 0.05) -> None:
         self.seed, self.noise, self.nan_share, self.calls = seed, noise, nan_share, 0
 
+    def work(self, groups: Groups) -> float:
+        return 1.0
+
     def value(self, groups: Groups) -> float:
         draw = random.Random(f"{self.seed} {groups}")
         if all(len(group) == 1 for group in groups):
