@@ -208,7 +208,7 @@ def test_nothing_depends_on_data_elsewhere() -> None:
     """With a saliency probe, in adaptive buckets, in the other families; and the watch sees what it looks for."""
     batch = made_up_batch(CONFIG, 2)
     network = build(CONFIG).eval()
-    probe = SaliencyProbe(torch.randn(CONFIG.dim), 0.0, layer=1)
+    probe = SaliencyProbe(torch.randn(2, CONFIG.dim), 0.0, layer=1)
     runs = [with_token_merging(network, TokenSettings(keep=112), probe)]
     runs += [each for keep, each in AdaptiveTokens(network, TokenSettings()).plain.items() if keep >= 90]
     others = [(build(config).eval(), made_up_batch(config, 2)) for config in (CAMERA, HAND, FAMILY_TOKENS)]
