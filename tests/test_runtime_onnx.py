@@ -115,6 +115,7 @@ def test_attention_and_norms_are_fused(in_float32: RuntimeNetwork) -> None:
     assert figures["threads"] == in_float32.network.session.get_session_options().intra_op_num_threads == 1
 
 
+@pytest.mark.slow
 def test_int8_is_in_integers_and_near(network: HMR2, in_int8: RuntimeNetwork, other: FrameBatch) -> None:
     """Four linear layers of every block, none of the head's; tens of times nearer than the outputs are large."""
     assert in_int8.dtype == "int8" and in_int8.graph == "fused"
@@ -124,6 +125,7 @@ def test_int8_is_in_integers_and_near(network: HMR2, in_int8: RuntimeNetwork, ot
     assert 1e-6 < in_int8.parity.max_abs_diff < 0.05
 
 
+@pytest.mark.slow
 def test_float16_is_told_from_what_is_computed(network: HMR2, batch: FrameBatch, tiny_body: BodyModel) -> None:
     with runtime_network(network, batch, tiny_body, dtype=torch.float16, threads=1) as opened:
         assert opened.dtype == "float16" and opened.parity.median is not None
@@ -132,6 +134,7 @@ def test_float16_is_told_from_what_is_computed(network: HMR2, batch: FrameBatch,
         assert set(opened.products) <= {"float", "float16"}
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_is_not_used(
     network: HMR2, batch: FrameBatch, other: FrameBatch, tiny_body: BodyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_graph_that_computes_something_else_is_not_used(
         assert gap(opened, network, other) < 1e-4
 
 
+@pytest.mark.slow
 def test_no_graph_is_used_that_is_wrong_without_fusions(
     network: HMR2, batch: FrameBatch, tiny_body: BodyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +180,7 @@ def hmr(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in (*arguments, "--device", "cpu")])
 
 
+@pytest.mark.slow
 def test_the_command(tiny_model: Path, tmp_path: Path, tiny_body_file: Path) -> None:
     file = tmp_path / "b.json"
     done = hmr(

@@ -17,14 +17,17 @@ from hmrcompress.models.families import family, helper_of, network_class
 from hmrcompress.models.fov import SIDE, is_fov, load_fov
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import NetworkConfig, build
+from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import TokenSettings
 
 
-def network_cost(config: NetworkConfig, tokens: TokenSettings | None = None) -> Cost:
-    """Cost of one crop with a network of these sizes, counted on the meta device."""
-    network = with_token_merging(build(config, "meta").eval(), tokens)
+def network_cost(
+    config: NetworkConfig, tokens: TokenSettings | None = None, probe: SaliencyProbe | None = None
+) -> Cost:
+    """Cost of one crop with a network of these sizes, counted on the meta device; with a probe no mask is given."""
+    network = with_token_merging(build(config, "meta").eval(), tokens, probe)
     height, width = (config.patch * side for side in config.grid)
-    mask = torch.empty(1, *config.grid, dtype=torch.bool, device="meta")
+    mask = None if probe else torch.empty(1, *config.grid, dtype=torch.bool, device="meta")
     more = [torch.empty(1, CONDITION, device="meta")] if network.conditioned else []
     return cost(network, torch.empty(1, 3, height, width, device="meta"), mask, *more)
 

@@ -162,6 +162,7 @@ class Bed(Opened):
         increase = scores.per_frame - self.baseline
         rows, columns = network.config.grid
         before = network_cost(self.checkpoint.config).macs_with_attention
+        cost = network_cost(network.config, merging_settings(network), getattr(network.backbone.reducer, "probe", None))
         groups = case.checkpoint.plan.groups if case.checkpoint.plan else ()
         figures: dict[str, Any] = {
             "layers": network.config.depth,
@@ -176,7 +177,7 @@ class Bed(Opened):
             "decode": None if case.decode is None else case.decode.model_dump(mode="json"),
             "increase_mm": float(increase.mean()),
             "increase_ci95_mm": clip_interval(increase, scores.clip, seed=self.recipe.seed),
-            "macs_ratio": before / network_cost(network.config, merging_settings(network)).macs_with_attention,
+            "macs_ratio": before / cost.macs_with_attention,
             "n_frames": scores.n_frames,
             "n_clips": scores.n_clips,
             "forced": self._forced(network, case) if case.tokens else None,
