@@ -12,7 +12,7 @@ SOURCES := hmrcompress cli recipes tests
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       compress the shipped network on the open starter data and print what it cost (about 9 minutes)"
+	@echo "make demo       compress the shipped network on the open starter data and print what it cost (about 7 minutes)"
 	@echo "make bench      measure the speed of a full-size network and write docs/benchmarks.md (about 10 minutes, one thread)"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-slow  the tests that take longer"
