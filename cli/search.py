@@ -218,8 +218,8 @@ def _tell(printer: Printer, result: SearchResult, figures: dict[str, Any]) -> No
     )
     if counts.evaluations:
         printer.say(
-            f"{counts.applications} layer applications; without the cache {counts.without_cache} "
-            f"({counts.without_cache / max(counts.applications, 1):.2f} times), without early rejection as well "
-            f"{counts.without_either}. Early rejection saved {counts.all_frames - counts.frames} of "
+            f"{counts.applications} layer applications in {counts.seconds:.1f} s; without the cache "
+            f"{counts.without_cache} ({counts.without_cache / max(counts.applications, 1):.2f} times), without early "
+            f"rejection as well {counts.without_either}. Early rejection saved {counts.all_frames - counts.frames} of "
             f"{counts.all_frames} frames." + (f" Fitting took {counts.fitting} more." if counts.fitting else "")
         )

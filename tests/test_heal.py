@@ -23,7 +23,7 @@ from hmrcompress.models.folder import write_model_folder
 from hmrcompress.models.load import Checkpoint, load_checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe, reads
-from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.plan import DropBackground, Plan, TokenSettings
 from hmrcompress.records import IMAGENET_STD
 from hmrcompress.training import loop as training_loop
 from hmrcompress.training.finetune import work_folder
@@ -97,17 +97,22 @@ def test_healing_brings_the_network_back_to_its_teacher(
     assert again["to_teacher_mm"] == pytest.approx(figures["after"]["to_teacher_mm"], abs=2e-3)
 
 
+@pytest.mark.parametrize("settings", [HealSettings(), HealSettings(full=True)], ids=["adapters", "muon"])
 def test_interrupted_and_resumed_gives_the_same_bytes(
-    world: dict[str, Path], tiny_body_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: dict[str, Path],
+    tiny_body_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: HealSettings,
 ) -> None:
-    heal(world, tmp_path / "a" / "model", tiny_body_file)
+    heal(world, tmp_path / "a" / "model", tiny_body_file, settings=settings)
     monkeypatch.setattr(training_loop._Loop, "_out_of_time", lambda self: self.step == 13)
-    paused = heal(world, tmp_path / "b" / "model", tiny_body_file)
+    paused = heal(world, tmp_path / "b" / "model", tiny_body_file, settings=settings)
     assert paused.folder is None and not paused.run.finished and not (tmp_path / "b" / "model").exists()
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"unfinished run with other settings \(rank\)"):
-        heal(world, tmp_path / "b" / "model", tiny_body_file, settings=HealSettings(rank=4))
-    assert heal(world, tmp_path / "b" / "model", tiny_body_file).run.steps_now == 17
+        heal(world, tmp_path / "b" / "model", tiny_body_file, settings=replace(settings, rank=4))
+    assert heal(world, tmp_path / "b" / "model", tiny_body_file, settings=settings).run.steps_now == 17
     files = sorted(path.name for path in (tmp_path / "a" / "model").iterdir())
     assert files == ["README.md", "config.json", "model.safetensors", "plan.yaml"]
     for name in files:
@@ -142,6 +147,11 @@ def test_what_learns(world: dict[str, Path], tiny_body: BodyModel, settings: Hea
     assert any(name.endswith(".up") for name in learning) != settings.full
     assert ("backbone.pos_embed" in learning) == settings.full
     assert "backbone.last_norm.weight" in learning
+    matrices = {name for group in healing.groups if group.muon for name in group.parameters}
+    assert matrices == {
+        name for name in learning if settings.full and name.startswith("backbone.blocks.") and name.endswith(".weight")
+        and "norm" not in name
+    }  # fmt: skip
     loss, parts = healing.losses(0)
     loss.backward()
     # One layer of the head attends to itself with a single token, so its queries and keys have no gradient.
@@ -151,6 +161,20 @@ def test_what_learns(world: dict[str, Path], tiny_body: BodyModel, settings: Hea
     }  # fmt: skip
     own = load_checkpoint(world["merged"]).state()
     assert all(torch.equal(tensor, own[name]) for name, tensor in healing.state().items()), "nothing learned yet"
+
+
+@torch.no_grad()
+def test_dropped_background_is_hidden_from_the_teacher_too(world: dict[str, Path], tiny_body: BodyModel) -> None:
+    """Where nothing was merged, the student is its teacher, so nothing is left to learn, merged tokens apart."""
+    crops, masks = CropSet.open(world["crops"]), mask_source("data")
+    teacher = load_checkpoint(world["teacher"]).network
+    stream = CropStream(crops, crops.stretches(), masks, batch_size=2)
+    measure = Validation(crops, crops.stretches()[:2], masks, teacher, tiny_body)
+    alone = [[layer] for layer in range(teacher.config.depth)]
+    for drop, nothing in ((DropBackground(), True), (None, False)):
+        pair = Pair(teacher, teacher, alone, TokenSettings(keep=100, drop_background=drop))
+        loss, parts = Healing(pair, stream, measure, tiny_body, HealSettings(full=True), {}).losses(0)
+        assert (float(loss) < 1e-4) == nothing and (float(parts["tokens"]) < 1e-6) == nothing
 
 
 def test_what_a_probe_reads_does_not_change(world: dict[str, Path], tiny_body: BodyModel) -> None:
@@ -265,7 +289,7 @@ def test_the_command(world: dict[str, Path], tiny_body_file: Path, tmp_path: Pat
     ]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0 and "AUC" in done.output
-    assert json.loads(record.read_text())["probe"]["macs"] == 192 * tiny.CONFIG.dim
+    assert json.loads(record.read_text())["probe"]["macs"] == 3 * 192 * tiny.CONFIG.dim
     assert load_checkpoint(probed).source["heal"]["images"] == 8
     for stage, message in {
         "magic": "magic is not a stage, expected one of heal, probe, vae, decoder, all",

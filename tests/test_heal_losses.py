@@ -57,6 +57,8 @@ def test_token_loss() -> None:
     fast = token_loss(Encoded(tokens, None, person, routes), teacher)
     assert float(fast) == pytest.approx(slow_token_loss(tokens, person, routes, teacher), rel=1e-5)
     assert float(token_loss(Encoded(teacher, None), teacher)) == 0.0
+    itself = slow_token_loss(tokens, person, torch.eye(3).expand(2, -1, -1), teacher[:, :3])
+    assert float(token_loss(Encoded(tokens, None, person, routes), teacher[:, :3])) == pytest.approx(itself, rel=1e-5)
 
 
 def test_output_losses(tiny_body: BodyModel) -> None:

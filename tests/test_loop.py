@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
 from hmrcompress.training import loop
-from hmrcompress.training.loop import LOG_FILE, STATE_FILE, LoopSettings, ParameterGroup, rate_share, steps_done, train
+from hmrcompress.training.loop import LOG_FILE, STATE_FILE, LoopSettings, rate_share, steps_done, train
+from hmrcompress.training.optimisers import ParameterGroup
 
 
 class Line:

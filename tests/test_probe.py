@@ -108,12 +108,16 @@ def read_by_hand(network: HMR2, image: torch.Tensor, layer: int) -> torch.Tensor
 
 
 def scored_by_hand(read: Tensor, probe: SaliencyProbe) -> Tensor:
-    """(16,12): the log-odds of each place, from the token and the mean of the up to nine around it."""
+    """(16,12): the log-odds of each place, from the token and the means of the up to 9 and 25 around it."""
     plane = read.double().unflatten(0, (16, 12))
     scores = torch.zeros(16, 12)
     for row, column in itertools.product(range(16), range(12)):
-        around = plane[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].flatten(0, 1).mean(0)
-        scores[row, column] = plane[row, column] @ probe.weight[0].double() + around @ probe.weight[1].double()
+        for reach, weight in enumerate(probe.weight.double()):
+            rows, columns = (
+                slice(max(0, row - reach), row + reach + 1),
+                slice(max(0, column - reach), column + reach + 1),
+            )
+            scores[row, column] += plane[rows, columns].flatten(0, 1).mean(0) @ weight
     return scores + probe.bias
 
 

@@ -18,12 +18,12 @@ from hmrcompress.starter.batches import Pool, mirror, to_tensors
 from hmrcompress.starter.dataset import surface_of
 from hmrcompress.starter.log import LOG_FILE, crossed
 from hmrcompress.starter.losses import DenseReadout, body_losses, dense_losses, joint_spots
-from hmrcompress.starter.muon import Muon, orthogonalised
 from hmrcompress.starter.recipe import Recipe, Stage
 from hmrcompress.starter.rendering import schedule, shard_range
 from hmrcompress.starter.shards import ShardSettings, make_shard
 from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, follow, survivors
 from hmrcompress.starter.train import STATE_FILE, Trainer, TrainOptions, train
+from hmrcompress.training.muon import Muon, orthogonalised
 
 TINY = NetworkConfig(
     dim=32, depth=3, num_heads=2, mlp_dim=48, head_width=32, head_depth=1, head_heads=2, head_dim=16, head_mlp_dim=32
@@ -226,7 +226,7 @@ def test_orthogonalised_in_bfloat16_is_the_polar_factor_to_within_its_precision(
 
 
 def test_muon_takes_the_step_of_its_formula(monkeypatch):
-    monkeypatch.setattr("hmrcompress.starter.muon.fast_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("hmrcompress.training.muon.fast_dtype", lambda device: torch.float32)
     generator = torch.Generator().manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(6, 10, generator=generator)) for _ in range(3)]
     before = [weight.detach().clone() for weight in weights]

@@ -29,7 +29,7 @@ def reads(layer: int) -> tuple[str, ...]:
     return ("backbone.pos_embed", "backbone.patch_embed.", *below, f"{block}.norm1.", f"{block}.attn.")
 
 
-REACH = (0, 1)
+REACH = (0, 1, 2)
 """A token is read together with the means of the squares of 2 r + 1 tokens' width around it, for these r."""
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -51,7 +52,7 @@ class Counts:
     """Evaluations made, the frames they ran on, and layer applications (layers times frames).
 
     `without_cache` is what the same frames take from the images on, `without_either` what all frames of all
-    evaluations take. `fitting` are the applications of fits, which come on top.
+    evaluations take. `fitting` are the applications of fits, which come on top. `seconds` is the wall time of all.
     """
 
     evaluations: int = 0
@@ -61,6 +62,7 @@ class Counts:
     without_cache: int = 0
     without_either: int = 0
     fitting: int = 0
+    seconds: float = field(default=0.0, compare=False)
 
 
 class ErrorProbe:
@@ -120,6 +122,7 @@ class ErrorProbe:
         the candidate is out, exactly as it would be at the end. Batches with large errors of the untouched network
         come first. NaN ends an evaluation at once.
         """
+        started = time.perf_counter()
         merged = self._merged(groups)
         first = next((group[0] for group in groups if len(group) > 1), self.network.config.depth)
         errors, ran, total = np.zeros(self.frames), 0, 0.0
@@ -137,6 +140,7 @@ class ErrorProbe:
                 found = Measured(bound, exact=False)
                 break
         self._count(len(groups), ran, (len(groups) - first) * ran + self.prefix.applications - before)
+        self.counts.seconds += time.perf_counter() - started
         if found is None and len(groups) == self.network.config.depth:
             self.base = errors
         return found or Measured(float(errors.mean()))

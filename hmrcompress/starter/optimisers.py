@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hmrcompress.models.network import HMR2
-from hmrcompress.starter.muon import Muon
+from hmrcompress.training.muon import Muon
 
 
 def make_optimisers(network: HMR2, dense: nn.Module, weight_decay: float) -> list[torch.optim.Optimizer]:

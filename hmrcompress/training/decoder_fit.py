@@ -22,7 +22,7 @@ from hmrcompress.metrics.points import accel
 from hmrcompress.training.augment_time import TimeSettings, draw_known, draw_times, read_at
 from hmrcompress.training.distributed import own_rows
 from hmrcompress.training.features import ClipFeatures
-from hmrcompress.training.loop import ParameterGroup
+from hmrcompress.training.optimisers import ParameterGroup
 from hmrcompress.training.vae_fit import LOCATIONS, joint_errors_mm, over_frames, seeded_dropout
 
 STATISTICS_WINDOWS = 512

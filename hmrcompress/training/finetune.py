@@ -19,7 +19,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.models.folder import Folder, checkpoint_record, is_model_folder, read_model_folder, write_model_folder
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2
-from hmrcompress.models.probe import SaliencyProbe
+from hmrcompress.models.probe import REACH, SaliencyProbe
 from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.training.heal import Healing, HealSettings, Pair, Validation
@@ -211,9 +211,9 @@ def add_probe(
 
 
 def probe_macs(network: HMR2) -> int:
-    """Multiply-accumulates of a saliency probe for one crop: one product with every token."""
+    """Multiply-accumulates of a saliency probe for one crop: a product with every token for each of its reaches."""
     rows, columns = network.config.grid
-    return rows * columns * network.config.dim
+    return rows * columns * network.config.dim * len(REACH)
 
 
 def stored_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

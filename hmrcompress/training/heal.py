@@ -24,11 +24,13 @@ from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import autocast, dtype_name
 from hmrcompress.training.adapters import adapt, folded_state, layers_beside_cuts
 from hmrcompress.training.heal_losses import output_losses, token_loss, total, traced_encode
-from hmrcompress.training.loop import ParameterGroup
+from hmrcompress.training.optimisers import ParameterGroup
 from hmrcompress.training.streams import Stream
 
 LOW_RANK_RATE = 4.0
 """The rate of adapters over that of weights as such: the product of two thin matrices moves slowly at first."""
+BESIDE_MUON = 0.25
+"""The rate of what is no matrix over that of those that Muon trains: with the full one read-outs never settle."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Healing:
         identity: dict[str, Any],
     ) -> None:
         self.stream, self.validation, self.body, self.settings = stream, validation, body, settings
-        self.teacher = with_token_merging(pair.teacher, None).eval().requires_grad_(False)
+        self.teacher = _teaching(pair).eval().requires_grad_(False)
         state = {name: tensor.detach().clone() for name, tensor in pair.student.state_dict().items()}
         copied = from_state(pair.student.config, state).requires_grad_(False)
         self.network = with_token_merging(copied, pair.tokens, pair.probe).requires_grad_(False)
@@ -109,24 +111,35 @@ class Healing:
         return layers_beside_cuts(pair.groups, merging, reach)
 
     def _groups(self, frozen: tuple[str, ...]) -> list[ParameterGroup]:
-        """Adapters; and, at the plain rate, norms and biases of the adapted layers, or all weights asked for."""
+        """Adapters, norms and biases of the adapted layers, or all weights asked for: then Muon trains the matrices of
+        transformers, as it did the starter network."""
         thin: dict[str, nn.Parameter] = {}
         plain: dict[str, nn.Parameter] = {}
+        matrices: dict[str, nn.Parameter] = {}
+        inside = ("backbone.blocks.", f"{self.network.head_name}.transformer.transformer.")
         blocks = tuple(f"backbone.blocks.{layer}." for layer in self.layers)
         for name, parameter in self.network.named_parameters():
             if name.startswith(frozen):
                 continue
+            learns = plain
+            if self.settings.full and parameter.ndim == 2 and name.startswith(inside):
+                learns = matrices
             if name.startswith(f"{self.network.head_name}."):
                 if self.settings.with_head:
-                    plain[name] = parameter
+                    learns[name] = parameter
             elif self.settings.full or name.startswith("backbone.last_norm."):
-                plain[name] = parameter
+                learns[name] = parameter
             elif name.startswith(blocks):
                 if name.endswith((".down", ".up")):
                     thin[name] = parameter
                 elif parameter.ndim == 1:
                     plain[name] = parameter
-        groups = [ParameterGroup(thin, rate_factor=LOW_RANK_RATE), ParameterGroup(plain)]
+        plain_rate = BESIDE_MUON if matrices else 1.0
+        groups = [
+            ParameterGroup(thin, rate_factor=LOW_RANK_RATE),
+            ParameterGroup(plain, rate_factor=plain_rate),
+            ParameterGroup(matrices, muon=True),
+        ]
         return [group for group in groups if group.parameters]
 
     def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,8 +151,8 @@ class Healing:
         )
         with autocast(self.device, self.settings.dtype):
             with torch.no_grad():
-                wanted, _ = self.teacher.backbone.encode(images)
-                target = self.teacher.read(wanted, condition=condition)
+                wanted, bias = self.teacher.backbone.encode(images, mask)
+                target = self.teacher.read(wanted, bias, condition)
             with _attention(self.device):
                 encoded = traced_encode(self.network, images, mask)
                 output = self.network.read(encoded.tokens, encoded.bias, condition)
@@ -203,6 +216,13 @@ class Validation:
         given = iter(predicted)
         device = self.body.v_template.device
         return score(lambda _: next(given), wanted, body=self.body, protocol=self.protocol, device=device, pve=pve)
+
+
+def _teaching(pair: Pair) -> HMR2:
+    """The teacher as it teaches. Where background is dropped before the first layer, it does without it too: what the
+    student cannot see it cannot imitate, and layers are all that it has lost then."""
+    drops = pair.tokens is not None and pair.tokens.drop_background is not None and pair.probe is None
+    return with_token_merging(pair.teacher, pair.tokens if drops else None)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[Any]:

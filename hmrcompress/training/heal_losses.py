@@ -2,7 +2,8 @@
 
 Tokens. Merging averages patches, so a merged token has no single counterpart. It is compared with the average of the
 teacher's final tokens over the same patches, in the proportions in which the student averaged them (`traced_encode`
-follows them through the layers); tokens with a person in them count more. Everything else is compared as it is.
+follows them through the layers); where background is dropped both see the same patches. Tokens with a person in them
+count more. Everything else is compared as it is.
 """
 
 from __future__ import annotations
@@ -78,11 +79,12 @@ def token_loss(student: Encoded, teacher: Tensor) -> Tensor:
     """Squared distance of the student's tokens to the teacher's (B,N,D), relative to the size of the latter.
 
     sum_m w_m |s_m - t_m|^2 / sum_m w_m |t_m|^2 over batch and tokens, t_m the routed average of the teacher's tokens,
-    w_m 1 for tokens of the person and BACKGROUND_WEIGHT for others (1 for all where nobody knows).
+    w_m 1 for tokens of the person and BACKGROUND_WEIGHT for others (1 for all where nobody knows). A teacher that was
+    shown the student's patches alone (B,M,D) is compared token by token.
     """
     tokens = student.tokens.float()
     target = teacher.float()
-    if student.routes is not None:
+    if student.routes is not None and target.shape[1] != tokens.shape[1]:
         target = student.routes @ target
     weight = tokens.new_ones(tokens.shape[:2])
     if student.person is not None:

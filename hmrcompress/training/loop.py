@@ -23,19 +23,11 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import atomic_file
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.training.distributed import Team
+from hmrcompress.training.optimisers import Optimisers, ParameterGroup
 
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
-SCHEMA = 1
+SCHEMA = 2
 LOG_STEPS = 20
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Named parameters that share a rate (`rate_factor` times the schedule's) and a weight decay."""
-
-    parameters: Mapping[str, nn.Parameter]
-    rate_factor: float = 1.0
-    weight_decay: float = 0.0
 
 
 class Task(Protocol):
@@ -57,7 +49,7 @@ class LoopSettings:
     """How to train. `steps` None: until `max_minutes` are over, the schedule going by the clock; else `max_minutes`
     interrupts the run, and a later one goes on.
 
-    rate: AdamW's highest, after a linear warm-up over the first `warmup` (share of the run); then half a cosine down to
+    rate: the highest, after a linear warm-up over the first `warmup` (share of the run); then half a cosine down to
     `rate_end` times that. clip_norm: of the whole gradient. ema: decay of the moving average, which is what is kept:
     as it is at the end, or where `keep` names a figure of the validations, as it was when that was lowest.
     """
@@ -137,11 +129,7 @@ class _Loop:
         self.task, self.settings, self.folder = task, settings, folder
         self.progress, self.report = progress, report
         self.parameters = {name: p for group in task.groups for name, p in group.parameters.items()}
-        self.optimiser = torch.optim.AdamW(
-            [{"params": list(group.parameters.values()), "weight_decay": group.weight_decay} for group in task.groups],
-            lr=0.0,
-            betas=settings.betas,
-        )
+        self.optimisers = Optimisers(task.groups, settings.betas)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.team = Team(next(iter(self.parameters.values())).device)
         self.step, self.before = 0, 0.0
@@ -201,8 +189,6 @@ class _Loop:
         settings = self.settings
         # The rate at the very beginning of the schedule is zero; the first step is to move something.
         share = rate_share(max(fraction, 1e-3), settings.warmup, settings.rate_end)
-        for optimised, group in zip(self.optimiser.param_groups, self.task.groups, strict=True):
-            optimised["lr"] = settings.rate * group.rate_factor * share
         loss, parts = self.task.losses(self.step)
         loss.backward()
         self.team.average_gradients(self.parameters.values())
@@ -210,8 +196,7 @@ class _Loop:
         if not bool(torch.isfinite(norm)):
             fault = f"the loss of step {self.step} or its gradient is not finite"
             raise UserError(fault, self.task.name, "Try a lower rate, or --dtype float32")
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimisers.step(settings.rate * share)
         self.step += 1
         decay = min(settings.ema, self.step / (self.step + 9))  # short at first, so that the start is forgotten
         with torch.no_grad():
@@ -272,14 +257,13 @@ class _Loop:
             return
         settings = self.settings
         state = {
-            "schema": SCHEMA,
             "identity": self._identity(),
             "step": self.step,
             "minutes": self.minutes,
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "average": self.average,
             "best": None if settings.keep is None else {"lowest": self.lowest, "parameters": self.best},
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": self.optimisers.state_dict(),
             "records": self.records,
         }
         with atomic_file(self.folder / STATE_FILE) as temporary:
@@ -297,7 +281,7 @@ class _Loop:
         self._put(state["parameters"])
         for name, tensor in state["average"].items():
             self.average[name].copy_(tensor)
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimisers.load_state_dict(state["optimisers"])
         if self.settings.keep is not None:
             self.lowest, self.best = state["best"]["lowest"], state["best"]["parameters"]
         self.step, self.before, self.records = state["step"], state["minutes"], state["records"]
@@ -306,6 +290,7 @@ class _Loop:
         """Everything that the result depends on, as JSON would give it back."""
         settings = self.settings
         own = {
+            "schema": SCHEMA,
             "steps": settings.steps,
             "max_minutes": settings.max_minutes if settings.steps is None else None,
             "rate": [settings.rate, settings.warmup, settings.rate_end, settings.clip_norm, settings.ema],

@@ -21,10 +21,10 @@ from hmrcompress.training.streams import Crops
 RIDGE = 1e-4
 """Weight of the squared norm of the weights, which are those of standardised tokens."""
 MAX_ROUNDS = 200
-TOKENS_AT_MOST = 50_000
-"""In a fit: with their surroundings at 1280 channels a gigabyte in float64."""
-LAYERS_TRIED = 3
-GOOD_AUC = 0.95
+NUMBERS_AT_MOST = 1 << 26
+"""That a fit reads, tokens times channels: half a gigabyte in float64."""
+LAYERS_TRIED = 5
+GOOD_AUC = 0.985
 """The first layer that reaches this is read: a later one knows the person better, but all tokens have to get there."""
 
 
@@ -105,7 +105,7 @@ def fit_probe(
 
     layer: whose tokens it reads; None: the first of LAYERS_TRIED that gets to GOOD_AUC on `held`, else the best. Labels
     are the crops' masks, or where they come without, what the head attends to (`attended_tokens`). At most
-    TOKENS_AT_MOST tokens are used, a random part of every crop. Raises UserError where the masks show nobody.
+    NUMBERS_AT_MOST numbers are used, a random part of every crop. Raises UserError where the masks show nobody.
     """
     network = network.eval()
     depth = network.config.depth
@@ -113,7 +113,8 @@ def fit_probe(
         raise UserError(f"got {layer}, expected 0 … {depth - 1}", "--probe-layer")
     layers = range(min(LAYERS_TRIED, depth)) if layer is None else [layer]
     random = generator(0)
-    kept_share = max(1, min(network.config.grid[0] * network.config.grid[1], TOKENS_AT_MOST // frames))
+    tokens_at_most = NUMBERS_AT_MOST // (network.config.dim * len(REACH))
+    kept_share = max(1, min(network.config.grid[0] * network.config.grid[1], tokens_at_most // frames))
     tokens: dict[int, list[Tensor]] = {each: [] for each in layers}
     person, seen, labels = [], 0, "masks"
     for crops in known:

@@ -16,8 +16,8 @@ from hmrcompress.decoder.pose import JOINTS, PoseCodec
 from hmrcompress.metrics.points import mpjpe
 from hmrcompress.records import BodyParams
 from hmrcompress.training.distributed import own_rows, process_of
-from hmrcompress.training.loop import ParameterGroup
 from hmrcompress.training.motions import MotionBank, augmented
+from hmrcompress.training.optimisers import ParameterGroup
 
 LOCATIONS = 3 * JOINTS
 STATISTICS_WINDOWS = 512
