@@ -72,7 +72,7 @@ def finetune(
     ] = None,
     probe_layer: Annotated[
         int | None,
-        _option("--probe-layer", min=0, help="Whose tokens the probe reads (the first of three that know the person)."),
+        _option("--probe-layer", min=0, help="Whose tokens the probe reads (the first of five that know the person)."),
     ] = None,
     max_minutes: Annotated[
         float | None,
@@ -84,7 +84,9 @@ def finetune(
     ] = None,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the adapters.")] = 16,
     reach: Annotated[int, typer.Option("--reach", min=0, help="Layers adapted on both sides of a cut.")] = 1,
-    full: Annotated[bool, typer.Option("--full", help="Train all weights of the backbone, without adapters.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train all weights of the backbone, the matrices by Muon; no adapters.")
+    ] = False,
     with_head: Annotated[bool, typer.Option("--with-head", help="Train the head too.")] = False,
     rate: Annotated[
         float | None, _option("--rate", min=0, help="Highest learning rate (0.0003, VAE 0.001, decoder 0.0001).")

@@ -199,7 +199,7 @@ def fit_probe(
 ) -> tuple[Folder, ProbeFit]:
     """Fits the saliency probe of a model, so that `--masks self` needs no masks, and writes the model with it to `out`.
 
-    It reads the tokens of `layer` (None: the first of the lowest three that tells the person well enough). Labels are
+    It reads the tokens of `layer` (None: the first of the lowest five that tells the person well enough). Labels are
     the person masks of the data, or without any (`masks` none) what the head attends to. `images` crops are
     drawn from `data`, of which at most `limit` frames are used; they should show many people and places, so
     `starter:train` serves better than a few clips. The weights stay. See `training.probe_fit`. Raises UserError.
