@@ -21,8 +21,8 @@ from hmrcompress.training.streams import Crops
 RIDGE = 1e-4
 """Weight of the squared norm of the weights, which are those of standardised tokens."""
 MAX_ROUNDS = 200
-NUMBERS_AT_MOST = 1 << 26
-"""That a fit reads, tokens times channels: half a gigabyte in float64."""
+NUMBERS_AT_MOST = 1 << 27
+"""That a fit reads, tokens times channels: a gigabyte in float64."""
 LAYERS_TRIED = 5
 GOOD_AUC = 0.985
 """The first layer that reaches this is read: a later one knows the person better, but all tokens have to get there."""
