@@ -13,16 +13,14 @@ import numpy as np
 import torch
 
 from hmrcompress.benching import bench, bench_adaptive
-from hmrcompress.data.crops import CropSet, evenly
+from hmrcompress.data.crops import CropSet
 from hmrcompress.data.seen import KEY, record, records_in
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings
 from hmrcompress.evaluation.evaluate import Evaluation, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
-from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
-from hmrcompress.exporting.onnx import OnnxExport
-from hmrcompress.exporting.onnx import export_onnx as export_network
+from hmrcompress.exports import export_decoder, export_onnx
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.merging.live import apply as apply_to_live
@@ -42,7 +40,6 @@ from hmrcompress.opening import (
     adaptive_network,
     body_for,
     compressed_network,
-    decoder_for,
     load,
     of_starter,
     on_device,
@@ -52,12 +49,11 @@ from hmrcompress.opening import (
     open_measure,
     open_plan,
     open_protocol,
-    pipeline_of,
     probe_for,
     protocol_for,
     require_truth,
-    temporal_decoder,
 )
+from hmrcompress.opening_decoder import decoder_for, pipeline_of, temporal_decoder
 from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.searching.search import SearchResult, SearchSettings
@@ -258,48 +254,3 @@ def layer_similarity(
     network = on_device(checkpoint.network, pick_device(device))
     crops = open_data(data, body=open_body(body), split="calib", progress=progress)
     return similarity_of_layers(network, crops, frames=frames, batch_size=batch_size, dtype=dtype, progress=progress)
-
-
-def export_onnx(
-    model: Model,
-    out: Path | str,
-    *,
-    data: Data = "starter:test",
-    masks: Masks = "data",
-    body: Body = "starter",
-    batch_size: int = 5,
-    limit: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> OnnxExport:
-    """Writes ONNX with layers and tokens merged, in float32 or float16. See `exporting.onnx`.
-
-    The file is compared with torch at batch 1 and `batch_size` on `limit` (by default `batch_size`) crops of `data`.
-
-    Raises UserError, and HMRCompressError where the file would differ from the network.
-    """
-    checkpoint = load(model, seed=seed)
-    surface = body_for(checkpoint, body)
-    crops = open_data(data, body=surface, clips=1 if of_starter(data) else None, progress=progress)
-    source = open_masks(masks)
-    network = compressed_network(checkpoint, source if checkpoint.tokens else None)
-    needed = source if checkpoint.tokens else None
-    chosen = evenly(crops.stretches(), limit or batch_size)
-    batch = next(crops.batches(chosen, len(chosen), needed, truth=False))
-    about = {
-        "model": checkpoint.name,
-        "checkpoint": checkpoint.reference.model_dump(mode="json"),
-        "plan": None if checkpoint.plan is None else checkpoint.plan.to_dict(),
-        "parity_data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
-    }
-    sizes = sorted({1, batch_size})
-    return export_network(network, out, batch, surface, batch_sizes=sizes, dtype=dtype, about=about)
-
-
-def export_decoder(model: Model, out: Path | str, *, steps: int = 1, seed: int = 0) -> OnnxExport:
-    """Writes the temporal decoder of a model as ONNX of its own, float32: a window of features in, pose numbers out.
-    See `exporting.decoder_onnx`. Raises UserError, also for a model without one."""
-    checkpoint = load(model, seed=seed)
-    about = {"model": checkpoint.name, "checkpoint": checkpoint.reference.model_dump(mode="json")}
-    return export_temporal_decoder(decoder_for(checkpoint), out, steps=steps, about=about)

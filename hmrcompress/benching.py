@@ -17,7 +17,8 @@ from hmrcompress.exporting.parity import BATCH_SIZES
 from hmrcompress.exporting.runtime import ONNXRUNTIME, check_runtime, runtime_network
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS
-from hmrcompress.opening import Body, Model, body_for, load, pipeline_of
+from hmrcompress.opening import Body, Model, body_for, load
+from hmrcompress.opening_decoder import pipeline_of
 from hmrcompress.plan import TokenSettings
 from hmrcompress.runtime import Progress, no_progress, pick_device
 

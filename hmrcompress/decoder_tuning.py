@@ -7,47 +7,35 @@ the work (see `training.distributed`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hmrcompress.api import (
     Body,
     Data,
     Masks,
     Model,
-    compressed_network,
     load,
-    of_starter,
     on_device,
     open_body,
-    open_data,
     open_masks,
-    probe_for,
 )
-from hmrcompress.body.model import BodyModel
-from hmrcompress.data.crops import CropSet
-from hmrcompress.data.masks import MaskSource
 from hmrcompress.data.seen import KEY
 from hmrcompress.decoder.config import PRESETS, DecoderConfig
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder_data import TRAIN, clips_of, extract_for, features_of, held_motions, said_of_validation
 from hmrcompress.errors import UserError
-from hmrcompress.models.load import Checkpoint
-from hmrcompress.records import BodyParams
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.starter.captured import HELD_OUT
-from hmrcompress.starter.clip_stream import StarterClips
 from hmrcompress.starter.dataset import cache_home
-from hmrcompress.starter.world import CLIP_FRAMES, SPLITS, make_clip, split_named
+from hmrcompress.starter.world import CLIP_FRAMES
 from hmrcompress.training.decoder_fit import DecoderSettings
-from hmrcompress.training.distributed import Team, own_device, process_of
-from hmrcompress.training.features import ClipFeatures, ClipSource, CropClips, FeatureSet, model_identity
-from hmrcompress.training.features import extract_features as extract_from_clips
+from hmrcompress.training.distributed import own_device, process_of
+from hmrcompress.training.features import CropClips, FeatureSet
 from hmrcompress.training.finetune import check_out
 from hmrcompress.training.finetune_decoder import (
     DECODER,
@@ -63,16 +51,12 @@ from hmrcompress.training.loop import LoopSettings
 from hmrcompress.training.motions import MotionBank, MotionSettings, motion_files
 from hmrcompress.training.vae_fit import VAESettings
 
-TRAIN, VAL = "starter:train", "starter:val"
-CLIPS = 500
-"""Clips of `starter:train` that a decoder is trained on where nothing else is said."""
 CLIP_WINDOWS = 1.2
 """Their length in windows of the decoder: many people and places teach more than long stretches of a few."""
 STEPS = 2000
 """Of the training of each part."""
 VAE_RATE, RATE = 1e-3, 1e-4
 """Highest learning rates. The denoiser's is the paper's; at 3e-4 held-out clips were worse off from the start."""
-HELD_SHARE = 0.1
 
 
 def extract_features(
@@ -97,8 +81,8 @@ def extract_features(
     UserError.
     """
     checkpoint, source = load(model), open_masks(masks)
-    found = _clips_of(data, source, open_body(body), clip_frames or CLIP_FRAMES, workers, progress)
-    return _extract(
+    found = clips_of(data, source, open_body(body), clip_frames or CLIP_FRAMES, workers, progress)
+    return extract_for(
         checkpoint,
         source,
         found,
@@ -174,7 +158,7 @@ def fit_decoder(
         decoder = decoder_over_vae(checkpoint if vae is None else load(vae), changes, seed=seed).to(where)
     fitted = Fitted(None)
     if VAE in STAGES[stage]:
-        held_motions = _held_motions(data, validation, surface, progress)
+        true_motions = held_motions(data, validation, surface, progress)
         wanted, makers = MotionSettings(frames=round(1.5 * decoder.config.frames)), workers * (process_of()[0] == 0)
         with MotionBank(
             home / "motions", wanted, motion_files(motions, leave_out=HELD_OUT), seed=seed, workers=makers
@@ -183,26 +167,26 @@ def fit_decoder(
                 decoder,
                 codec,
                 bank,
-                held_motions,
+                true_motions,
                 out,
                 settings=replace(vae_settings or VAESettings(), batch_size=batch_size, seed=seed),
                 loop=loop,
                 progress=progress,
                 report=_named(VAE, report),
             )
-            about[VAE] = {"motions": motions, "validation": _said(data, validation), "bank": bank.identity}
+            about[VAE] = {"motions": motions, "validation": said_of_validation(data, validation), "bank": bank.identity}
         fitted = replace(fitted, runs={VAE: run})
         if not run.finished:
             return fitted
     if DECODER in STAGES[stage]:
         length = min(CLIP_FRAMES, math.ceil(CLIP_WINDOWS * decoder.config.frames))
-        found = _clips_of(data, source, surface, clip_frames or length, workers, progress)
+        found = clips_of(data, source, surface, clip_frames or length, workers, progress)
         extract = partial(
-            _extract, checkpoint, source, device=where, batch_size=batch_size, home=home, progress=progress
+            extract_for, checkpoint, source, device=where, batch_size=batch_size, home=home, progress=progress
         )
-        trained, held = _features(extract, found, source, data, validation, clips, surface, progress)
+        trained, held = features_of(extract, found, source, data, validation, clips, surface, progress)
         about[DECODER] = {"data": found.name, "clips": len(trained), "masks": source.name, "objective": objective}
-        about[DECODER] |= {"fps": found.fps, "validation": _said(data, validation)}
+        about[DECODER] |= {"fps": found.fps, "validation": said_of_validation(data, validation)}
         if isinstance(found, CropClips):
             about[DECODER][KEY] = found.seen([clip.clip for clip in trained])
         run = fit_denoiser(
@@ -221,96 +205,6 @@ def fit_decoder(
         if not run.finished:
             return fitted
     return write_decoder(checkpoint, decoder, out, fitted, about)
-
-
-def _features(
-    extract: Callable[[ClipSource, Sequence[int]], FeatureSet],
-    found: ClipSource,
-    masks: MaskSource,
-    data: Data,
-    validation: Data | None,
-    clips: int | None,
-    body: BodyModel,
-    progress: Progress,
-) -> tuple[list[ClipFeatures], list[ClipFeatures]]:
-    """Features to train on and to validate on."""
-    wanted = list(found.clip_ids)[: CLIPS if clips is None and isinstance(found, StarterClips) else clips]
-    given = _validation(data, validation)
-    if given is not None:
-        held: ClipSource = CropClips(open_data(given, body=body, split="val", progress=progress), masks)
-        rest = list(held.clip_ids)
-    else:
-        held = found
-        wanted, rest = _split(wanted)
-    kept, judged = extract(found, wanted), extract(held, rest)
-    return list(kept.clips(wanted)), list(judged.clips(rest))
-
-
-def _validation(data: Data, validation: Data | None) -> Data | None:
-    """What to validate on; None: on a part of the data."""
-    return VAL if validation is None and of_starter(data) else validation
-
-
-def _said(data: Data, validation: Data | None) -> str:
-    """The same for the record."""
-    given = _validation(data, validation)
-    if given is None:
-        return "a part of the data"
-    return f"{given.name}:{given.split}".rstrip(":") if isinstance(given, CropSet) else str(given)
-
-
-def _extract(
-    checkpoint: Checkpoint,
-    masks: MaskSource,
-    source: ClipSource,
-    wanted: Sequence[int],
-    *,
-    device: torch.device,
-    batch_size: int,
-    home: Path,
-    progress: Progress,
-) -> FeatureSet:
-    network = on_device(compressed_network(checkpoint, masks if checkpoint.tokens else None), device)
-    probe = probe_for(checkpoint, masks) if checkpoint.tokens else None
-    found = extract_from_clips(
-        network,
-        source,
-        home / "features",
-        model=model_identity(checkpoint.sha256, checkpoint.tokens, probe),
-        clips=wanted,
-        batch_size=batch_size,
-        process=process_of(),
-        progress=progress,
-    )
-    Team(device).wait()
-    return found
-
-
-def _clips_of(
-    data: Data, masks: MaskSource, body: BodyModel, frames: int, workers: int, progress: Progress
-) -> ClipSource:
-    if not isinstance(data, CropSet) and str(data) in (TRAIN, "starter"):
-        return StarterClips("train", masks, frames=frames, workers=workers)
-    return CropClips(open_data(data, body=body, split="train", progress=progress), masks)
-
-
-def _split(clips: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Clips to train on and, the last ones, to hold out; a single clip is both."""
-    held = max(1, round(HELD_SHARE * len(clips)))
-    return (list(clips[:-held]), list(clips[-held:])) if len(clips) > 1 else (list(clips), list(clips))
-
-
-def _held_motions(data: Data, validation: Data | None, body: BodyModel, progress: Progress) -> list[BodyParams]:
-    """True motions of the clips to validate on. Those of a starter split come from seeds: nothing is rendered."""
-    given = _validation(data, validation)
-    name = "" if given is None or isinstance(given, CropSet) else str(given).partition(":")[2] or "val"
-    if given is not None and of_starter(given) and name in SPLITS:
-        split = split_named(name)
-        return [make_clip(split, index, body).params for index in range(split.clips)]
-    crops = open_data(data if given is None else given, body=body, split="val", progress=progress)
-    clips = crops.clip_ids if given is not None else _split(crops.clip_ids)[1]
-    found = (next(crops.batches(crops.frames_of(clip), len(crops.frames_of(clip)))) for clip in clips)
-    return [batch.params for batch in found]
 
 
 def _named(part: str, report: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[str, Any]], None] | None:

@@ -27,8 +27,8 @@ from hmrcompress.opening import (
     open_body,
     open_masks,
     probe_for,
-    temporal_decoder,
 )
+from hmrcompress.opening_decoder import temporal_decoder
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
 from hmrcompress.pipeline.detect import open_boxes
 from hmrcompress.pipeline.frames import open_source

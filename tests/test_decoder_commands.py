@@ -14,7 +14,7 @@ import torch
 from test_sequences import SIZES
 from typer.testing import CliRunner, Result
 
-from hmrcompress import api, decoder_tuning, tuning
+from hmrcompress import api, decoder_tuning, exports, tuning
 from hmrcompress.body.model import BodyModel
 from hmrcompress.decoder.clips import OVERLAP_SHARE, decode_clip, window_starts
 from hmrcompress.decoder.files import decoder_part
@@ -231,7 +231,7 @@ def test_export(
         return OnnxExport(out, out.with_name("contract"), out, 2_000_000, Parity(2e-6, 3e-4, 5, (1, 5)))
 
     monkeypatch.setattr(api, "export_onnx", network)
-    monkeypatch.setattr(api, "export_temporal_decoder", decoder)
+    monkeypatch.setattr(exports, "export_temporal_decoder", decoder)
     done = hmr("export", decoded, "-o", tmp_path / "net.onnx", *world, "--json", tmp_path / "x.json")
     assert done.exit_code == 0, done.output
     figures = json.loads((tmp_path / "x.json").read_text())

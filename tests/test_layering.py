@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 BASE = ("errors", "records", "runtime")
 # The rooms of the design, top to bottom; rooms that do not exist yet keep their place.
 ORDER = (
-    "recipe", "report", "tuning", "decoder_tuning", "predicting", "api", "benching", "opening", "pipeline", "starter",
+    "recipe", "report", "tuning", "decoder_tuning", "decoder_data", "predicting", "api", "exports", "benching",
+    "opening_decoder", "opening", "pipeline", "starter",
     "exporting", "evaluation", "training", "searching", "decoder", "merging", "models", "data", "motion", "render",
     "metrics", "body", "geometry", "io", "plan", *BASE,
 )  # fmt: skip

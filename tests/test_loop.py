@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
 from hmrcompress.training import loop
-from hmrcompress.training.loop import LOG_FILE, STATE_FILE, LoopSettings, rate_share, steps_done, train
-from hmrcompress.training.optimisers import ParameterGroup
+from hmrcompress.training.loop import LOG_FILE, STATE_FILE, LoopSettings, steps_done, train
+from hmrcompress.training.optimisers import ParameterGroup, rate_share
 
 
 class Line:

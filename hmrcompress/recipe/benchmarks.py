@@ -97,7 +97,7 @@ def run_suite(
     """
     import torch
 
-    from hmrcompress import opening
+    from hmrcompress import opening, opening_decoder
     from hmrcompress.evaluation.pipeline_bench import PipelineSettings
     from hmrcompress.evaluation.suite import RunSettings, run_suite_row
     from hmrcompress.io.atomic import write_json
@@ -123,7 +123,7 @@ def run_suite(
         pipeline = None
         if suite.decoder is not None:
             body = opening.open_body(suite.body)
-            pipeline = opening.pipeline_of(
+            pipeline = opening_decoder.pipeline_of(
                 checkpoint, body, device, decoder=suite.decoder, clips=clips, seed=suite.seed
             )
         found = run_suite_row(

@@ -23,7 +23,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import atomic_file
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.training.distributed import Team
-from hmrcompress.training.optimisers import Optimisers, ParameterGroup
+from hmrcompress.training.optimisers import Optimisers, ParameterGroup, rate_share
 
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
 SCHEMA = 2
@@ -101,14 +101,6 @@ def train(
     if settings.steps is None and settings.max_minutes is None:
         raise UserError("got neither a number of steps nor of minutes", "training")
     return _Loop(task, settings, folder, progress, report).run()
-
-
-def rate_share(fraction: float, warmup: float, rate_end: float) -> float:
-    """Share of the highest rate after `fraction` (0..1) of a run: linear up over `warmup`, then half a cosine."""
-    if fraction < warmup:
-        return fraction / warmup
-    along = min(1.0, (fraction - warmup) / (1 - warmup))
-    return rate_end + (1 - rate_end) * 0.5 * (1 + math.cos(math.pi * along))
 
 
 def steps_done(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,14 @@ import torch
 from torch import nn
 
 from hmrcompress.training.muon import Muon
+
+
+def rate_share(fraction: float, warmup: float, rate_end: float) -> float:
+    """Share of the highest rate after `fraction` (0..1) of a run: linear up over `warmup`, then half a cosine."""
+    if fraction < warmup:
+        return fraction / warmup
+    along = min(1.0, (fraction - warmup) / (1 - warmup))
+    return rate_end + (1 - rate_end) * 0.5 * (1 + math.cos(math.pi * along))
 
 
 @dataclass(frozen=True)
