@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from scipy.stats import beta
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError
@@ -161,6 +162,20 @@ def test_spare_layers_are_skipped_half_the_time_and_any_number_of_them_equally_o
         assert len(stay[layer]) == pytest.approx(batch / 2, rel=0.06)
     missing = 4 - passes.sum(dim=1)
     assert missing.bincount() / batch == pytest.approx(torch.full((5,), 0.2), abs=0.02)
+
+
+def test_spare_layers_skipped_more_often_than_not_are_all_met_by_fewer_samples():
+    """Shares spread evenly over 0.3..1: the number missing is a mixture of binomials, here from the beta function."""
+    batch, low, spare = 20_000, 0.3, (0, 1, 2, 3, 4)
+    stay = survivors(batch, (0.65,) * 5, spare, torch.Generator().manual_seed(0))
+    passes = torch.zeros(batch, 5, dtype=torch.bool)
+    for layer in spare:
+        passes[stay[layer], layer] = True
+    missing = 5 - passes.sum(dim=1)
+    # The integral of C(n,k) s^k (1-s)^(n-k) over low..1 is the survival function of a beta law over n + 1.
+    expected = [float(beta(k + 1, 6 - k).sf(low)) / 6 / (1 - low) for k in range(6)]
+    assert expected[0] < 0.03 and sum(expected) == pytest.approx(1)
+    assert (missing.bincount() / batch).tolist() == pytest.approx(expected, abs=0.01)
 
 
 def test_drop_rates_rise_with_depth_and_are_high_on_every_other_upper_layer():

@@ -87,7 +87,7 @@ class Recipe:
     the share of frames from motion capture, where there is any (splits but `test-mocap` have none).
 
     Stochastic depth makes the layers redundant: each is skipped by a share of the samples that rises to `layer_drop` at
-    the last, the `spare` ones by `spare_drop` at least (at most a half; see `step.survivors`). Mostly every other
+    the last, the `spare` ones by `spare_drop` at least (see `step.survivors`). Mostly every other
     layer, because Eq. 4 on a pair keeps the upper one.
     """
 
@@ -148,7 +148,7 @@ class Recipe:
     @classmethod
     def going_on(cls) -> Recipe:
         """The recipe for a network that was trained before."""
-        return cls(stages=GO_ON)
+        return cls(stages=GO_ON, spare_drop=0.65)
 
     def with_images(self, counts: dict[str, int]) -> Recipe:
         """The same recipe with other lengths for the named stages."""

@@ -49,14 +49,16 @@ def survivors(
     """For every layer the samples that pass through it (None: all), when a share `drops` of them is to skip it.
 
     The number is fixed (stochastic depth, Huang et al. 2016) but for the `spare` layers. There every sample has a
-    share of its own, spread evenly from 0 to twice the layer's: so it meets any number of them missing equally often,
-    where independent draws would hardly ever leave out all of them, as a network does that merged them all away.
+    share of its own, spread evenly around the layer's, as widely as 0 and 1 allow: so it meets any number of them
+    missing equally often, where independent draws would hardly ever leave out all of them, as a network does that
+    merged them all away. Above a half the samples that keep them all become rare: what one layer adds counts less.
     """
-    appetite = 2 * (torch.randperm(batch, generator=generator) + 0.5) / batch
+    place = (torch.randperm(batch, generator=generator) + 0.5) / batch
     chosen: list[Tensor | None] = []
     for layer, drop in enumerate(drops):
         if layer in spare:
-            chosen.append((torch.rand(batch, generator=generator) >= drop * appetite).nonzero()[:, 0])
+            share = drop + min(drop, 1 - drop) * (2 * place - 1)
+            chosen.append((torch.rand(batch, generator=generator) >= share).nonzero()[:, 0])
         else:
             kept = batch - round(batch * drop)
             chosen.append(None if kept == batch else torch.randperm(batch, generator=generator)[:kept])
