@@ -44,7 +44,7 @@ def numbers(output: object) -> list[torch.Tensor]:
 
 def largest(ours: object, theirs: object) -> float:
     pairs = zip(numbers(ours), numbers(theirs), strict=True)
-    return max(float((mine.double() - other.double()).abs().max()) for mine, other in pairs)
+    return max(float((mine.double() - other.double()).abs().max().detach()) for mine, other in pairs)
 
 
 @pytest.mark.parametrize("tokens", [None, WEIGHTED], ids=["all tokens", "merged"])
