@@ -52,7 +52,7 @@ from hmrcompress.training.motions import MotionBank, MotionSettings, motion_file
 from hmrcompress.training.vae_fit import VAESettings
 
 CLIP_WINDOWS = 1.2
-"""Their length in windows of the decoder: many people and places teach more than long stretches of a few."""
+"""Length of the clips rendered for this, in windows: many people and places teach more than long stretches of a few."""
 STEPS = 2000
 """Of the training of each part."""
 VAE_RATE, RATE = 1e-3, 1e-4

@@ -147,7 +147,8 @@ class Recipe:
 
     @classmethod
     def going_on(cls) -> Recipe:
-        """The recipe for a network that was trained before."""
+        """The recipe for a network that was trained before. The more it knows the more a single layer adds,
+        so the spare ones are skipped more often: by half, only one of five was worth less than 2 mm."""
         return cls(stages=GO_ON, spare_drop=0.65)
 
     def with_images(self, counts: dict[str, int]) -> Recipe:
