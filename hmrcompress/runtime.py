@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
 import os
 import platform
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -180,3 +182,18 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or a repository without commits
         return None
+
+
+def become_helper() -> None:
+    """To be called first in a process that works in the background: low priority, one thread, and an end together with
+    the process that started it, however that ended."""
+    if hasattr(os, "nice"):
+        os.nice(5)
+    torch.set_num_threads(1)
+    if (parent := mp.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,3 +104,36 @@ def test_the_fast_dtype_is_bfloat16_where_the_processor_has_units_for_it() -> No
     flags = set(Path("/proc/cpuinfo").read_text().split())
     units = bool(flags & {"amx_bf16", "avx512_bf16"})
     assert fast_dtype(torch.device("cpu")) == (torch.bfloat16 if units else torch.float32)
+
+
+HELPER = """
+import multiprocessing as mp, os, time
+from concurrent.futures import ProcessPoolExecutor
+from hmrcompress.runtime import become_helper
+
+pool = ProcessPoolExecutor(1, mp_context=mp.get_context("spawn"), initializer=become_helper)
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 600)
+time.sleep(600)
+"""
+
+
+def runs(process: int) -> bool:
+    """Whether there is such a process, not a dead one that nobody has asked about (a zombie, state Z)."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the process in /proc")
+def test_helpers_end_with_a_process_that_was_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", HELPER], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        helper = int(parent.stdout.readline())
+        assert os.getpriority(os.PRIO_PROCESS, helper) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+        parent.kill()
+    until = time.monotonic() + 20
+    while runs(helper):
+        assert time.monotonic() < until, "the helper is still there"
+        time.sleep(0.05)

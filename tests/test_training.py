@@ -22,7 +22,7 @@ from hmrcompress.starter.losses import DenseReadout, body_losses, dense_losses, 
 from hmrcompress.starter.recipe import Recipe, Stage
 from hmrcompress.starter.rendering import schedule, shard_range
 from hmrcompress.starter.shards import ShardSettings, make_shard
-from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, follow, survivors
+from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, fade, follow, survivors
 from hmrcompress.starter.train import STATE_FILE, Trainer, TrainOptions, train
 from hmrcompress.training.muon import Muon, orthogonalised
 
@@ -179,9 +179,9 @@ def test_spare_layers_skipped_more_often_than_not_are_all_met_by_fewer_samples()
 
 
 def test_drop_rates_rise_with_depth_and_are_high_on_every_other_upper_layer():
-    rates = Recipe(layer_drop=0.22, spare=(4, 8), spare_drop=0.5).drop_rates
+    rates = Recipe(layer_drop=0.22, spare={4: 0.5, 8: 0.5}).drop_rates
     assert rates == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.5, 0.1, 0.12, 0.14, 0.5, 0.18, 0.2, 0.22])
-    assert Recipe(layer_drop=1.0, spare=(8,), spare_drop=0.5).drop_rates[8] == pytest.approx(8 / 11)
+    assert Recipe(layer_drop=1.0, spare={8: 0.5}).drop_rates[8] == pytest.approx(8 / 11)
 
 
 def test_thinned_out_batches_keep_the_person_and_their_targets(shard):
@@ -213,6 +213,17 @@ def test_tokens_of_a_thinned_out_crop_are_those_of_the_network_on_these_patches(
     expected = vit.last_norm(vit.run_blocks(tokens)[0])
     everyone = [None] * vit.depth
     assert torch.allclose(encode_with_layer_drop(vit, images, chosen, everyone), expected, atol=1e-6)
+
+
+def test_faded_layers_add_a_part_of_what_they_added():
+    vit = build(TINY, seed=1).backbone
+    tokens = torch.randn(2, 5, TINY.dim, generator=torch.Generator().manual_seed(0))
+    block, other = vit.blocks[1], vit.blocks[0]
+    mixed, added, whole = block.attn(tokens)[0], block.mlp(tokens), other(tokens)
+    fade(vit, {1: 0.2})
+    assert torch.allclose(block.attn(tokens)[0], 0.2 * mixed, atol=1e-6)
+    assert torch.allclose(block.mlp(tokens), 0.2 * added, atol=1e-6)
+    assert torch.equal(other(tokens), whole)
 
 
 def test_orthogonalised_matrices_have_the_singular_vectors_of_the_originals_and_values_near_one():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,6 +16,7 @@ from hmrcompress.body.files import starter_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.masks import MaskSource, coverage_grid, person_tokens
 from hmrcompress.errors import UserError
+from hmrcompress.runtime import become_helper
 from hmrcompress.starter.dataset import render_clip, surface_of
 from hmrcompress.starter.world import CLIP_FRAMES, FPS, VERSION, make_clip, split_named, to_params
 from hmrcompress.training.features import ClipCrops
@@ -47,7 +46,7 @@ class StarterClips:
     def clips(self, wanted: Sequence[int]) -> Iterator[ClipCrops]:
         """These clips, in this order. Raises UserError for a clip that the split does not have."""
         context = mp.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin) as pool:
+        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=become_helper) as pool:
             queue: deque[Future[Rendered]] = deque()
             left = iter(wanted)
             try:
@@ -83,19 +82,6 @@ def _arrays(split: str, index: int, body: BodyModel, frames: int, masked: bool) 
 def _clip(index: int, images: np.ndarray, person: np.ndarray | None, poses: np.ndarray, betas: np.ndarray) -> ClipCrops:
     params = to_params(poses, np.broadcast_to(betas, (len(poses), 10)))
     return ClipCrops(index, images, None if person is None else torch.from_numpy(person), params, np.arange(len(poses)))
-
-
-def _begin() -> None:
-    """In a rendering process: one thread, low priority, and an end together with the process that started it."""
-    os.nice(5)
-    torch.set_num_threads(1)
-    if (parent := mp.parent_process()) is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-
-
-def _follow(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
 
 
 _own_body = cache(starter_body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from hmrcompress.models.network import NetworkConfig
@@ -87,8 +88,8 @@ class Recipe:
     the share of frames from motion capture, where there is any (splits but `test-mocap` have none).
 
     Stochastic depth makes the layers redundant: each is skipped by a share of the samples that rises to `layer_drop` at
-    the last, the `spare` ones by `spare_drop` at least (see `step.survivors`). Mostly every other
-    layer, because Eq. 4 on a pair keeps the upper one.
+    the last, the `spare` ones by the share that stands there at least (see `step.survivors`). Mostly every other
+    layer, because Eq. 4 on a pair keeps the upper one. fade: what remains at the start of what a layer adds.
     """
 
     stages: tuple[Stage, ...] = (
@@ -122,8 +123,8 @@ class Recipe:
     clip_norm: float = 10.0
     warmup_images: int = 3_200
     layer_drop: float = 0.1
-    spare: tuple[int, ...] = (4, 6, 8, 9, 10)
-    spare_drop: float = 0.5
+    spare: Mapping[int, float] = field(default_factory=lambda: dict.fromkeys((4, 6, 8, 9, 10), 0.5))
+    fade: Mapping[int, float] = field(default_factory=dict)
     ema: float = 0.999
     shard_crops: int = 2048
     reuse: float = 6.0
@@ -141,15 +142,17 @@ class Recipe:
         """Share of the samples that skip each layer."""
         last = max(self.config.depth - 1, 1)
         return tuple(
-            max(self.layer_drop * layer / last, self.spare_drop if layer in self.spare else 0.0)
-            for layer in range(self.config.depth)
+            max(self.layer_drop * layer / last, self.spare.get(layer, 0.0)) for layer in range(self.config.depth)
         )
 
     @classmethod
     def going_on(cls) -> Recipe:
         """The recipe for a network that was trained before. The more it knows the more a single layer adds,
-        so the spare ones are skipped more often: by half, only one of five was worth less than 2 mm."""
-        return cls(stages=GO_ON, spare_drop=0.65)
+        so the spare ones are skipped more often: by half, only one of five was worth less than 2 mm; by 0.65, all of
+        them, but no two together less than half a millimetre. Skipping alone does not make a layer add less (Muon's
+        steps are as long whatever the gradient), so three of them also start anew with a fifth of it."""
+        spare = {4: 0.85, 6: 0.85, 8: 0.85, 9: 0.65, 10: 0.65}
+        return cls(stages=GO_ON, spare=spare, fade=dict.fromkeys((4, 6, 8), 0.2))
 
     def with_images(self, counts: dict[str, int]) -> Recipe:
         """The same recipe with other lengths for the named stages."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
 import time
 from collections.abc import Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError
 from hmrcompress.motion.clip import Motion
+from hmrcompress.runtime import become_helper
 from hmrcompress.starter.captured import load_captured
 from hmrcompress.starter.dataset import surface_of
 from hmrcompress.starter.recipe import Recipe
@@ -58,8 +56,7 @@ def _render(
     used: Any,
     ahead: int,
 ) -> None:
-    os.nice(5)
-    torch.set_num_threads(1)
+    become_helper()
     body = starter_body()
     surface = surface_of(body)
     captured: Sequence[Motion] = load_captured(None if motions is None else Path(motions))

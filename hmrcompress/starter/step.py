@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import cast
 
@@ -85,6 +85,16 @@ def encode_with_layer_drop(vit: ViT, images: Tensor, chosen: Tensor | None, stay
             change = block(entering) - entering
             tokens = tokens.index_add(0, rows, change.to(tokens.dtype))
     return vit.last_norm(tokens)
+
+
+@torch.no_grad()
+def fade(vit: ViT, factors: Mapping[int, float]) -> None:
+    """Multiply what the attention and the MLP of these layers add to the tokens, in place."""
+    for layer, factor in factors.items():
+        block = cast(Block, vit.blocks[layer])
+        for last in (block.attn.proj, block.mlp.fc2):
+            for parameter in last.parameters():
+                parameter.mul_(factor)
 
 
 def losses_of(

@@ -33,7 +33,7 @@ from hmrcompress.starter.rendering import (
     shard_range,
     wait_for_shard,
 )
-from hmrcompress.starter.step import follow, losses_of, share_gradients, survivors
+from hmrcompress.starter.step import fade, follow, losses_of, share_gradients, survivors
 from hmrcompress.starter.validate import Validator, mean_state
 
 STATE_FILE = "state.pt"
@@ -123,6 +123,7 @@ class Trainer:
             raise UserError("has other sizes than the recipe", folder, "Go on with the starter network, or begin anew")
         state = read_safetensors(folder / "model.safetensors")[0]
         self.network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        fade(self.network.backbone, self.recipe.fade)
         return int(shipped["provenance"]["images"])
 
     def step(self, pool: Pool) -> dict[str, Tensor]:

@@ -7,8 +7,6 @@ may be deleted at any time. Mirroring, time reversal, body shape and camera are 
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from hmrcompress.motion import augment, procedural
 from hmrcompress.motion.amass import load_amass_segments
 from hmrcompress.motion.clip import Motion
 from hmrcompress.records import BodyParams
+from hmrcompress.runtime import become_helper
 from hmrcompress.training.distributed import process_of
 
 SCHEMA = 1
@@ -184,22 +183,13 @@ class MotionBank:
 
 def _make_shards(folder: str, seed: int, settings: MotionSettings, files: list[str], numbers: list[int]) -> None:
     """A background process: makes these shards, and ends with the process that started it."""
-    if hasattr(os, "nice"):
-        os.nice(5)
-    torch.set_num_threads(1)
-    if (parent := mp.parent_process()) is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    become_helper()
     captured = read_captured([Path(file) for file in files], settings.fps, settings.frames)
     for number in numbers:
         path = Path(folder) / f"{number:04d}.npz"
         if not path.exists():
             with atomic_file(path) as temporary:
                 np.savez(temporary, poses=make_shard(seed, number, settings, captured))
-
-
-def _follow(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def augmented(poses: Tensor, rng: np.random.Generator) -> BodyParams:
