@@ -220,10 +220,18 @@ def test_faded_layers_add_a_part_of_what_they_added():
     tokens = torch.randn(2, 5, TINY.dim, generator=torch.Generator().manual_seed(0))
     block, other = vit.blocks[1], vit.blocks[0]
     mixed, added, whole = block.attn(tokens)[0], block.mlp(tokens), other(tokens)
+    rest = [layer for layer in range(TINY.depth) if layer != 1]
+    shares = []
+    for last in ("attn.proj", "mlp.fc2"):
+        norms = [float(b.get_submodule(last).weight.detach().double().square().sum().sqrt()) for b in vit.blocks]
+        shares.append(0.2 * np.mean([norms[layer] for layer in rest]) / norms[1])
     fade(vit, {1: 0.2})
-    assert torch.allclose(block.attn(tokens)[0], 0.2 * mixed, atol=1e-6)
-    assert torch.allclose(block.mlp(tokens), 0.2 * added, atol=1e-6)
+    assert torch.allclose(block.attn(tokens)[0], shares[0] * mixed, atol=1e-6) and shares[0] < 0.5
+    assert torch.allclose(block.mlp(tokens), shares[1] * added, atol=1e-6) and shares[1] < 0.5
     assert torch.equal(other(tokens), whole)
+    faded = block(tokens)
+    fade(vit, {1: 0.4})
+    assert torch.equal(block(tokens), faded)
 
 
 def test_orthogonalised_matrices_have_the_singular_vectors_of_the_originals_and_values_near_one():

@@ -89,7 +89,7 @@ class Recipe:
 
     Stochastic depth makes the layers redundant: each is skipped by a share of the samples that rises to `layer_drop` at
     the last, the `spare` ones by the share that stands there at least (see `step.survivors`). Mostly every other
-    layer, because Eq. 4 on a pair keeps the upper one. fade: what remains at the start of what a layer adds.
+    layer, because Eq. 4 on a pair keeps the upper one. fade: see `step.fade`, at the start.
     """
 
     stages: tuple[Stage, ...] = (
@@ -150,7 +150,7 @@ class Recipe:
         """The recipe for a network that was trained before. The more it knows the more a single layer adds,
         so the spare ones are skipped more often: by half, only one of five was worth less than 2 mm; by 0.65, all of
         them, but no two together less than half a millimetre. Skipping alone does not make a layer add less (Muon's
-        steps are as long whatever the gradient), so three of them also start anew with a fifth of it."""
+        steps are as long whatever the gradient), so three of them also begin at a fifth of what others add."""
         spare = {4: 0.85, 6: 0.85, 8: 0.85, 9: 0.65, 10: 0.65}
         return cls(stages=GO_ON, spare=spare, fade=dict.fromkeys((4, 6, 8), 0.2))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from statistics import fmean
 from typing import cast
 
 import torch
@@ -88,12 +89,19 @@ def encode_with_layer_drop(vit: ViT, images: Tensor, chosen: Tensor | None, stay
 
 
 @torch.no_grad()
-def fade(vit: ViT, factors: Mapping[int, float]) -> None:
-    """Multiply what the attention and the MLP of these layers add to the tokens, in place."""
-    for layer, factor in factors.items():
-        block = cast(Block, vit.blocks[layer])
-        for last in (block.attn.proj, block.mlp.fc2):
-            for parameter in last.parameters():
+def fade(vit: ViT, shares: Mapping[int, float]) -> None:
+    """Scale down, in place, what the attention and the MLP of these layers add to the tokens.
+
+    Afterwards the norm of the last matrix of either is at most the layer's share of the mean norm in the layers that
+    are not named. A layer that is below it stays as it is, so doing it again changes nothing.
+    """
+    for last in ("attn.proj", "mlp.fc2"):
+        linear = [cast(nn.Linear, block.get_submodule(last)) for block in vit.blocks]
+        norms = [float(module.weight.norm()) for module in linear]
+        usual = fmean(norm for layer, norm in enumerate(norms) if layer not in shares)
+        for layer, share in shares.items():
+            factor = min(1.0, share * usual / norms[layer])
+            for parameter in linear[layer].parameters():
                 parameter.mul_(factor)
 
 
