@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,7 +113,15 @@ def train(
     ] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", help="Go on with the weights of a shipped network: starter, or its folder."),
+        typer.Option("--from", help="Go on with these weights: starter, its folder, or what --snapshot wrote."),
+    ] = None,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option("--snapshot", help="Write the averaged weights here (.safetensors) at every validation."),
+    ] = None,
+    layer_drop: Annotated[
+        float | None,
+        typer.Option("--layer-drop", min=0, max=0.9, help="Share of the samples that skip the last layer."),
     ] = None,
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Data-parallel processes (default: cores, or GPUs).")
@@ -144,6 +153,8 @@ def train(
         processes = 2 if chosen.type == "cpu" and torch.get_num_threads() > 1 else 1
     recipe = Recipe() if start is None else Recipe.going_on()
     recipe = recipe.with_images(_counts(images or [], [stage.name for stage in recipe.stages]))
+    if layer_drop is not None:
+        recipe = replace(recipe, layer_drop=layer_drop)
     options = TrainOptions(
         out=target,
         seed=seed,
@@ -153,6 +164,7 @@ def train(
         max_minutes=max_minutes,
         motions=_motions(motions),
         start=None if start is None else STARTER_MODEL if start == "starter" else Path(start),
+        snapshot=snapshot,
     )
     with progress_bar(quiet=quiet) as progress:
         result = run_training(recipe, options, progress)

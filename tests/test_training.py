@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from scipy.stats import beta
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError
@@ -22,7 +21,7 @@ from hmrcompress.starter.losses import DenseReadout, body_losses, dense_losses, 
 from hmrcompress.starter.recipe import Recipe, Stage
 from hmrcompress.starter.rendering import schedule, shard_range
 from hmrcompress.starter.shards import ShardSettings, make_shard
-from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, fade, follow, survivors
+from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, follow, survivors, wake
 from hmrcompress.starter.train import STATE_FILE, Trainer, TrainOptions, train
 from hmrcompress.training.muon import Muon, orthogonalised
 
@@ -133,12 +132,11 @@ def test_losses_vanish_at_the_truth(body, shard):
 def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else():
     vit = build(TINY, seed=1).backbone
     images = torch.randn(8, 3, 128, 96, generator=torch.Generator().manual_seed(0))
-    everyone = survivors(8, (0.0,) * vit.depth, (), torch.Generator())
+    everyone = survivors(8, (0.0,) * vit.depth, torch.Generator())
     assert torch.equal(encode_with_layer_drop(vit, images, None, everyone), vit(images))
-    stay = survivors(8, (0.0, 0.25, 0.5), (), torch.Generator().manual_seed(1))
+    stay = survivors(8, (0.0, 0.25, 0.5), torch.Generator().manual_seed(3))
     dropped = encode_with_layer_drop(vit, images, None, stay)
-    # Of 8 samples 2 skip layer 1 and 4 skip layer 2, chosen by the generator.
-    assert stay[0] is None and len(set(stay[1].tolist())) == 6 and len(set(stay[2].tolist())) == 4
+    assert stay[0] is None and 0 < len(stay[1]) < 8 and 0 < len(stay[2]) < 8
     kept = {1: stay[1], 2: stay[2]}
     tokens = vit.blocks[0](vit.embed(images))
     for layer, chosen in kept.items():
@@ -151,46 +149,32 @@ def test_layer_drop_leaves_the_network_alone_at_zero_and_skips_whole_layers_else
     assert torch.allclose(dropped, vit.last_norm(tokens), atol=1e-5)
 
 
-def test_spare_layers_are_skipped_half_the_time_and_any_number_of_them_equally_often():
-    """Independent draws would leave out all four for 1 sample of 16; with a share of its own it is 1 of 5."""
-    spare, batch = (1, 2, 4, 5), 4000
-    stay = survivors(batch, (0.0, 0.5, 0.5, 0.25, 0.5, 0.5), spare, torch.Generator().manual_seed(0))
-    assert stay[0] is None and len(stay[3]) == 3000
-    passes = torch.zeros(batch, 6, dtype=torch.bool)
-    for layer in spare:
-        passes[stay[layer], layer] = True
-        assert len(stay[layer]) == pytest.approx(batch / 2, rel=0.06)
-    missing = 4 - passes.sum(dim=1)
-    assert missing.bincount() / batch == pytest.approx(torch.full((5,), 0.2), abs=0.02)
+def test_samples_skip_each_layer_by_its_share_and_independently():
+    drops, batch = (0.0, 0.02, 0.2, 0.5), 40_000
+    stay = survivors(batch, drops, torch.Generator().manual_seed(0))
+    assert stay[0] is None
+    skipped = torch.ones(4, batch, dtype=torch.bool)
+    for layer in range(1, 4):
+        assert stay[layer].tolist() == sorted(set(stay[layer].tolist()))
+        skipped[layer, stay[layer]] = False
+        # Five standard deviations of a binomial share.
+        assert abs(float(skipped[layer].float().mean()) - drops[layer]) < 5 * (0.25 / batch) ** 0.5
+    both = float((skipped[2] & skipped[3]).float().mean())
+    assert abs(both - 0.1) < 5 * (0.25 / batch) ** 0.5
 
 
-def test_spare_layers_skipped_more_often_than_not_are_all_met_by_fewer_samples():
-    """Shares spread evenly over 0.3..1: the number missing is a mixture of binomials, here from the beta function."""
-    batch, low, spare = 20_000, 0.3, (0, 1, 2, 3, 4)
-    stay = survivors(batch, (0.65,) * 5, spare, torch.Generator().manual_seed(0))
-    passes = torch.zeros(batch, 5, dtype=torch.bool)
-    for layer in spare:
-        passes[stay[layer], layer] = True
-    missing = 5 - passes.sum(dim=1)
-    # The integral of C(n,k) s^k (1-s)^(n-k) over low..1 is the survival function of a beta law over n + 1.
-    expected = [float(beta(k + 1, 6 - k).sf(low)) / 6 / (1 - low) for k in range(6)]
-    assert expected[0] < 0.03 and sum(expected) == pytest.approx(1)
-    assert (missing.bincount() / batch).tolist() == pytest.approx(expected, abs=0.01)
-
-
-def test_drop_rates_rise_with_depth_and_are_high_on_every_other_upper_layer():
-    rates = Recipe(layer_drop=0.22, spare={4: 0.5, 8: 0.5}).drop_rates
-    assert rates == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.5, 0.1, 0.12, 0.14, 0.5, 0.18, 0.2, 0.22])
-    assert Recipe(layer_drop=1.0, spare={8: 0.5}).drop_rates[8] == pytest.approx(8 / 11)
+def test_drop_rates_rise_linearly_with_depth_and_single_out_no_layer():
+    rates = Recipe(layer_drop=0.22).drop_rates
+    assert rates == pytest.approx([0.02 * layer for layer in range(12)])
+    assert Recipe.going_on().drop_rates == Recipe().drop_rates
 
 
 def test_thinned_out_batches_keep_the_person_and_their_targets(shard):
     _, target = to_tensors(shard, None)
     shows = target.parts[..., -1].numpy() < 1
-    everything = []
     for seed in range(40):
-        chosen = choose_tokens(target, 32, torch.Generator().manual_seed(seed))
-        everything.append(chosen is None)
+        chosen = choose_tokens(target, 32, seed, torch.Generator().manual_seed(seed))
+        assert (chosen is None) == (seed % 2 == 0)
         if chosen is None:
             continue
         thinned = target.at(chosen)
@@ -201,8 +185,7 @@ def test_thinned_out_batches_keep_the_person_and_their_targets(shard):
                 assert torch.equal(thinned.parts[b, place], target.parts[b, row])
                 assert torch.equal(thinned.points[b, place], target.points[b, row])
                 assert torch.equal(thinned.spots[b, :, place], target.spots[b, :, row])
-    assert 1 <= sum(everything) <= 12
-    assert choose_tokens(target, None, torch.Generator()) is None and target.at(None) is target
+    assert choose_tokens(target, None, 1, torch.Generator()) is None and target.at(None) is target
 
 
 def test_tokens_of_a_thinned_out_crop_are_those_of_the_network_on_these_patches():
@@ -215,23 +198,30 @@ def test_tokens_of_a_thinned_out_crop_are_those_of_the_network_on_these_patches(
     assert torch.allclose(encode_with_layer_drop(vit, images, chosen, everyone), expected, atol=1e-6)
 
 
-def test_faded_layers_add_a_part_of_what_they_added():
+def test_layers_that_add_next_to_nothing_are_brought_back_to_the_usual_scale():
     vit = build(TINY, seed=1).backbone
     tokens = torch.randn(2, 5, TINY.dim, generator=torch.Generator().manual_seed(0))
     block, other = vit.blocks[1], vit.blocks[0]
+    with torch.no_grad():
+        for last in ("attn.proj", "mlp.fc2"):
+            block.get_submodule(last).bias.normal_(generator=torch.Generator().manual_seed(2))
     mixed, added, whole = block.attn(tokens)[0], block.mlp(tokens), other(tokens)
-    rest = [layer for layer in range(TINY.depth) if layer != 1]
-    shares = []
-    for last in ("attn.proj", "mlp.fc2"):
-        norms = [float(b.get_submodule(last).weight.detach().double().square().sum().sqrt()) for b in vit.blocks]
-        shares.append(0.2 * np.mean([norms[layer] for layer in rest]) / norms[1])
-    fade(vit, {1: 0.2})
-    assert torch.allclose(block.attn(tokens)[0], shares[0] * mixed, atol=1e-6) and shares[0] < 0.5
-    assert torch.allclose(block.mlp(tokens), shares[1] * added, atol=1e-6) and shares[1] < 0.5
+    norms = {
+        last: [float(b.get_submodule(last).weight.detach().double().square().sum().sqrt()) for b in vit.blocks]
+        for last in ("attn.proj", "mlp.fc2")
+    }
+    assert wake(vit) == []
+    with torch.no_grad():
+        for last in norms:
+            for parameter in block.get_submodule(last).parameters():
+                parameter.mul_(0.1)
+    usual = {last: np.median([0.1 * n if i == 1 else n for i, n in enumerate(each)]) for last, each in norms.items()}
+    assert wake(vit) == [1]
+    assert torch.allclose(block.attn(tokens)[0], usual["attn.proj"] / norms["attn.proj"][1] * mixed, atol=1e-6)
+    assert torch.allclose(block.mlp(tokens), usual["mlp.fc2"] / norms["mlp.fc2"][1] * added, atol=1e-6)
     assert torch.equal(other(tokens), whole)
-    faded = block(tokens)
-    fade(vit, {1: 0.4})
-    assert torch.equal(block(tokens), faded)
+    woken = block(tokens)
+    assert wake(vit) == [] and torch.equal(block(tokens), woken)
 
 
 def test_orthogonalised_matrices_have_the_singular_vectors_of_the_originals_and_values_near_one():
@@ -283,15 +273,34 @@ def test_training_goes_on_from_the_shipped_network(tmp_path):
     shipped = safetensors.torch.load_file(STARTER_MODEL / "model.safetensors")
     found = trainer.network.state_dict()
     assert found.keys() == shipped.keys()
-    assert all(torch.equal(found[name], tensor.float()) for name, tensor in shipped.items())
+    expected = from_state(Recipe().config, {name: tensor.float() for name, tensor in shipped.items()})
+    wake(expected.backbone)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
     with pytest.raises(UserError, match="has other sizes than the recipe"):
         Trainer(TINY_RECIPE, TrainOptions(tmp_path, start=STARTER_MODEL), 0)
+
+
+def test_training_goes_on_from_a_snapshot(tmp_path):
+    first = Trainer(TINY_RECIPE, TrainOptions(tmp_path), 0)
+    first.seen, first.before = 32, 10
+    with torch.no_grad():
+        torch._foreach_mul_(first.average, 1.5)
+    (tmp_path / LOG_FILE).write_text("{}\n")
+    first.write_snapshot(tmp_path / "s.safetensors")
+    assert (tmp_path / "s.jsonl").read_text() == "{}\n"
+    second = Trainer(TINY_RECIPE, TrainOptions(tmp_path / "on", start=tmp_path / "s.safetensors"), 0)
+    assert second.before == 42 and second.seen == 0
+    for ours, theirs in zip(second.network.parameters(), first.average, strict=False):
+        assert torch.equal(ours, theirs.half().float())
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="is no snapshot"):
+        Trainer(TINY_RECIPE, TrainOptions(tmp_path, start=tmp_path / "other.safetensors"), 0)
 
 
 def test_every_weight_gets_a_gradient(body, shard):
     network, dense = build(TINY, seed=0), DenseReadout(TINY.dim)
     images, target = to_tensors(shard, np.random.default_rng(0))
-    stay = survivors(len(images), (0.0, 0.1, 0.2), (), torch.Generator().manual_seed(0))
+    stay = survivors(len(images), (0.0, 0.1, 0.2), torch.Generator().manual_seed(0))
     tokens = encode_with_layer_drop(network.backbone, images, None, stay)
     losses = dense_losses(dense(tokens), target) | body_losses(network.smpl_head(tokens), target, body)
     sum(losses.values()).backward()
@@ -351,7 +360,9 @@ def test_a_shipped_network_is_gone_on_with(tmp_path, monkeypatch):
     assert result["seen"] == shipped.source["images"] + 32
     state = torch.load(tmp_path / "on" / STATE_FILE, weights_only=True)
     ours = averaged_state(from_state(recipe.config, state["network"]), state["average"])
-    assert all(torch.allclose(ours[name], tensor, atol=1e-6) for name, tensor in shipped.state().items())
+    expected = from_state(recipe.config, {name: tensor.float() for name, tensor in shipped.state().items()})
+    wake(expected.backbone)
+    assert all(torch.allclose(ours[name], tensor, atol=1e-6) for name, tensor in expected.state_dict().items())
     lines = (tmp_path / "on" / LOG_FILE).read_text().splitlines()
     assert len(lines) > len((STARTER_MODEL / "training_log.jsonl").read_text().splitlines())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from hmrcompress.models.network import NetworkConfig
@@ -28,8 +27,9 @@ class Stage:
     rate: learning rate at its start, rate_end at its end (linear between); head_gradient is the share of the body
     losses' gradient that reaches the backbone; dense_weight multiplies the dense losses; difficulty as in `shards`.
     adam_rate multiplies the rate of what Muon does not train: with the full rate the read-outs never settle, the betas'
-    error stays above their variance. tokens: how many of a crop's tokens to train on (None: all; see
-    `step.choose_tokens`). frozen: only the dense read-out learns. A stage's images should be a multiple of its batch.
+    error stays above their variance. tokens: how many of a crop's tokens every second step trains on (None: all of them
+    in every step; see `step.choose_tokens`). frozen: only the dense read-out learns. A stage's images should be a
+    multiple of its batch.
     """
 
     name: str
@@ -62,12 +62,12 @@ FINE = (
     ),
     Stage("all", 16_800, (256, 192), head=True, rate=6e-5, rate_end=0.0, dense_weight=0.3, batch=96, adam_rate=0.25),
 )
-"""The last stages: at full size, at the end with all tokens (trained on 80 alone it was 7 mm worse with 192)."""
+"""The last stages: at full size, at the end with all tokens in every step."""
 GO_ON = (
     Stage("readout", 9_600, (256, 192), head=False, rate=2e-3, rate_end=1e-3, batch=96, tokens=80, frozen=True),
     Stage(
         "full",
-        384_000,
+        552_000,
         (256, 192),
         head=True,
         rate=5e-4,
@@ -87,9 +87,9 @@ class Recipe:
     """The whole run. `reuse` is how often a crop is seen on average, `window` the number of shards in the pool, `mocap`
     the share of frames from motion capture, where there is any (splits but `test-mocap` have none).
 
-    Stochastic depth makes the layers redundant: each is skipped by a share of the samples that rises to `layer_drop` at
-    the last, the `spare` ones by the share that stands there at least (see `step.survivors`). Mostly every other
-    layer, because Eq. 4 on a pair keeps the upper one. fade: see `step.fade`, at the start.
+    Stochastic depth, as the backbone of HMR2.0 was trained with (0.55 at the last of its 32 layers): each layer is
+    skipped by a share of the samples that rises linearly from none to `layer_drop` at the last. No layer is treated
+    otherwise, so that whatever redundancy a search finds is what training left there.
     """
 
     stages: tuple[Stage, ...] = (
@@ -123,8 +123,6 @@ class Recipe:
     clip_norm: float = 10.0
     warmup_images: int = 3_200
     layer_drop: float = 0.1
-    spare: Mapping[int, float] = field(default_factory=lambda: dict.fromkeys((4, 6, 8, 9, 10), 0.5))
-    fade: Mapping[int, float] = field(default_factory=dict)
     ema: float = 0.999
     shard_crops: int = 2048
     reuse: float = 6.0
@@ -141,18 +139,12 @@ class Recipe:
     def drop_rates(self) -> tuple[float, ...]:
         """Share of the samples that skip each layer."""
         last = max(self.config.depth - 1, 1)
-        return tuple(
-            max(self.layer_drop * layer / last, self.spare.get(layer, 0.0)) for layer in range(self.config.depth)
-        )
+        return tuple(self.layer_drop * layer / last for layer in range(self.config.depth))
 
     @classmethod
     def going_on(cls) -> Recipe:
-        """The recipe for a network that was trained before. The more it knows the more a single layer adds,
-        so the spare ones are skipped more often: by half, only one of five was worth less than 2 mm; by 0.65, all of
-        them, but no two together less than half a millimetre. Skipping alone does not make a layer add less (Muon's
-        steps are as long whatever the gradient), so three of them also begin at a fifth of what others add."""
-        spare = {4: 0.85, 6: 0.85, 8: 0.85, 9: 0.65, 10: 0.65}
-        return cls(stages=GO_ON, spare=spare, fade=dict.fromkeys((4, 6, 8), 0.2))
+        """The recipe for a network that was trained before."""
+        return cls(stages=GO_ON)
 
     def with_images(self, counts: dict[str, int]) -> Recipe:
         """The same recipe with other lengths for the named stages."""

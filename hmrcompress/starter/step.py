@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from statistics import fmean
+from statistics import median
 from typing import cast
 
 import torch
@@ -27,42 +27,35 @@ from hmrcompress.starter.losses import (
 )
 from hmrcompress.starter.recipe import Stage
 
-ALL_TOKENS_EVERY = 8
-"""One batch in so many keeps all of its tokens even in a stage that thins them out, so that the network knows both."""
+ALL_TOKENS_EVERY = 2
+"""One step in so many keeps all of a crop's tokens even in a stage that thins them out: a network that mostly saw the
+person's tokens is better with fewer, and merging them away would then look like a gift."""
+DORMANT = 1 / 3
 
 
-def choose_tokens(target: Targets, count: int | None, generator: torch.Generator) -> Tensor | None:
+def choose_tokens(target: Targets, count: int | None, step: int, generator: torch.Generator) -> Tensor | None:
     """Which tokens (B,count) of every crop to train on: those that show the person first, the others at random.
 
-    None: all of them. Background teaches little, and a step costs in proportion to its tokens (the random half of
-    masked autoencoders, He et al. 2022, guided by what is known here).
+    None: all of them, as in every second step. Background teaches little, and a step costs in proportion to its tokens
+    (the random half of masked autoencoders, He et al. 2022, guided by what is known here).
     """
-    if count is None or not int(torch.randint(ALL_TOKENS_EVERY, (1,), generator=generator)):
+    if count is None or step % ALL_TOKENS_EVERY == 0:
         return None
     person = target.parts[..., -1].cpu() < 1
     order = person + torch.rand(person.shape, generator=generator)
     return order.topk(count, dim=1).indices.sort(dim=1).values.to(target.parts.device)
 
 
-def survivors(
-    batch: int, drops: Sequence[float], spare: Collection[int], generator: torch.Generator
-) -> list[Tensor | None]:
+def survivors(batch: int, drops: Sequence[float], generator: torch.Generator) -> list[Tensor | None]:
     """For every layer the samples that pass through it (None: all), when a share `drops` of them is to skip it.
 
-    The number is fixed (stochastic depth, Huang et al. 2016) but for the `spare` layers. There every sample has a
-    share of its own, spread evenly around the layer's, as widely as 0 and 1 allow: so it meets any number of them
-    missing equally often, where independent draws would hardly ever leave out all of them, as a network does that
-    merged them all away. Above a half the samples that keep them all become rare: what one layer adds counts less.
+    Stochastic depth (Huang et al. 2016). How many skip a layer is drawn too, so that the share is right on average even
+    where it is less than one sample of a small batch; which ones is independent from layer to layer.
     """
-    place = (torch.randperm(batch, generator=generator) + 0.5) / batch
     chosen: list[Tensor | None] = []
-    for layer, drop in enumerate(drops):
-        if layer in spare:
-            share = drop + min(drop, 1 - drop) * (2 * place - 1)
-            chosen.append((torch.rand(batch, generator=generator) >= share).nonzero()[:, 0])
-        else:
-            kept = batch - round(batch * drop)
-            chosen.append(None if kept == batch else torch.randperm(batch, generator=generator)[:kept])
+    for drop in drops:
+        stays = torch.rand(batch, generator=generator) >= drop
+        chosen.append(None if bool(stays.all()) else stays.nonzero()[:, 0])
     return chosen
 
 
@@ -89,20 +82,23 @@ def encode_with_layer_drop(vit: ViT, images: Tensor, chosen: Tensor | None, stay
 
 
 @torch.no_grad()
-def fade(vit: ViT, shares: Mapping[int, float]) -> None:
-    """Scale down, in place, what the attention and the MLP of these layers add to the tokens.
+def wake(vit: ViT) -> list[int]:
+    """Bring layers that add next to nothing back to the usual scale, in place; returns their numbers.
 
-    Afterwards the norm of the last matrix of either is at most the layer's share of the mean norm in the layers that
-    are not named. A layer that is below it stays as it is, so doing it again changes nothing.
+    Where the norm of the last matrix of the attention or of the MLP is under a third of the median over the layers, it
+    is scaled up (with its bias) to that median. Other layers stay as they are, so doing it again changes nothing.
     """
+    woken: set[int] = set()
     for last in ("attn.proj", "mlp.fc2"):
         linear = [cast(nn.Linear, block.get_submodule(last)) for block in vit.blocks]
         norms = [float(module.weight.norm()) for module in linear]
-        usual = fmean(norm for layer, norm in enumerate(norms) if layer not in shares)
-        for layer, share in shares.items():
-            factor = min(1.0, share * usual / norms[layer])
-            for parameter in linear[layer].parameters():
-                parameter.mul_(factor)
+        usual = median(norms)
+        for layer, (module, norm) in enumerate(zip(linear, norms, strict=True)):
+            if 0 < norm < DORMANT * usual:
+                for parameter in module.parameters():
+                    parameter.mul_(usual / norm)
+                woken.add(layer)
+    return sorted(woken)
 
 
 def losses_of(
@@ -113,13 +109,14 @@ def losses_of(
     target: Targets,
     stage: Stage,
     stay: Sequence[Tensor | None],
+    step: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a batch and its parts; stay: see `encode_with_layer_drop`."""
+    """The loss of a batch and its parts; stay: see `encode_with_layer_drop`, step: see `choose_tokens`."""
     device = images.device
     # On one CPU thread unfused attention trains faster: 1.3x at 48 tokens, 1.25x at 192.
     backends = [SDPBackend.MATH] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    chosen = choose_tokens(target, stage.tokens, generator)
+    chosen = choose_tokens(target, stage.tokens, step, generator)
     target = target.at(chosen)
     with autocast(device, fast_dtype(device)), sdpa_kernel(backends):
         with torch.no_grad() if stage.frozen else nullcontext():

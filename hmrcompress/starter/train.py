@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError
-from hmrcompress.io.safetensors_file import read_safetensors
+from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.batches import Pool, to_tensors
@@ -33,7 +33,7 @@ from hmrcompress.starter.rendering import (
     shard_range,
     wait_for_shard,
 )
-from hmrcompress.starter.step import fade, follow, losses_of, share_gradients, survivors
+from hmrcompress.starter.step import follow, losses_of, share_gradients, survivors, wake
 from hmrcompress.starter.validate import Validator, mean_state
 
 STATE_FILE = "state.pt"
@@ -45,8 +45,9 @@ AVERAGE_STEPS = 4
 @dataclass(frozen=True)
 class TrainOptions:
     """Where and how to train. processes: data-parallel processes on this machine; workers: renderers of crops;
-    max_minutes ends this run early (a later one resumes); validate_every in crops; start: a shipped network's folder to
-    begin from, its log taken over (default: from scratch)."""
+    max_minutes ends this run early (a later one resumes); validate_every in crops; start: a shipped network's folder,
+    or a snapshot, to begin from, its log taken over (default: from scratch); snapshot: where to write the averaged
+    weights (.safetensors, with the log beside them as .jsonl) at every validation."""
 
     out: Path
     seed: int = 0
@@ -57,6 +58,7 @@ class TrainOptions:
     motions: Path | None = None
     validate_every: int = 20_000
     start: Path | None = None
+    snapshot: Path | None = None
 
 
 def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progress) -> dict[str, Any]:
@@ -66,7 +68,12 @@ def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progres
     """
     options.out.mkdir(parents=True, exist_ok=True)
     if options.start is not None and not (options.out / LOG_FILE).exists():
-        shutil.copyfile(options.start / SHIPPED_LOG, options.out / LOG_FILE)
+        log = options.start / SHIPPED_LOG if options.start.is_dir() else options.start.with_suffix(".jsonl")
+        if not log.is_file():
+            raise UserError(
+                "the log of what it was trained on is missing", log, "Give a network with its log beside it"
+            )
+        shutil.copyfile(log, options.out / LOG_FILE)
     seen = _seen(options.out / STATE_FILE)
     source = ShardSource(
         options.out / "shards", options.seed, recipe, options.motions, seen=seen, workers=options.workers
@@ -116,15 +123,33 @@ class Trainer:
         self.optimisers = make_optimisers(self.network, self.dense, recipe.weight_decay)
         self.seen = 0
 
-    def _begin_from(self, folder: Path) -> int:
-        """Take the weights of a shipped network; returns how many crops it had seen."""
-        shipped = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if NetworkConfig.from_dict(shipped["network"], folder) != self.recipe.config:
-            raise UserError("has other sizes than the recipe", folder, "Go on with the starter network, or begin anew")
-        state = read_safetensors(folder / "model.safetensors")[0]
+    def _begin_from(self, start: Path) -> int:
+        """Take the weights of a shipped network or a snapshot; returns how many crops it had seen."""
+        if start.is_dir():
+            shipped = json.loads((start / "config.json").read_text(encoding="utf-8"))
+            state, config, images = (
+                read_safetensors(start / "model.safetensors")[0],
+                shipped["network"],
+                shipped["provenance"]["images"],
+            )
+        else:
+            state, notes = read_safetensors(start)
+            if "network" not in notes or "images" not in notes:
+                raise UserError("is no snapshot of a training run", start, "Give what --snapshot wrote, or starter")
+            config, images = json.loads(notes["network"]), notes["images"]
+        if NetworkConfig.from_dict(config, start) != self.recipe.config:
+            raise UserError("has other sizes than the recipe", start, "Go on with the starter network, or begin anew")
         self.network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-        fade(self.network.backbone, self.recipe.fade)
-        return int(shipped["provenance"]["images"])
+        wake(self.network.backbone)
+        return int(images)
+
+    def write_snapshot(self, path: Path) -> None:
+        """The averaged weights in float16, from which a later run can begin anew, and the log beside them."""
+        notes = {"network": json.dumps(self.recipe.config.to_dict()), "images": str(self.before + self.seen)}
+        state = averaged_state(self.network, self.average)
+        half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        write_safetensors(path, half, notes)
+        shutil.copyfile(self.options.out / LOG_FILE, path.with_suffix(".jsonl"))
 
     def step(self, pool: Pool) -> dict[str, Tensor]:
         """One optimisation step; returns the parts of the loss."""
@@ -140,8 +165,9 @@ class Trainer:
         images, target = to_tensors(crops, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         images, target = images.to(self.device), _moved(target, self.device)
-        stay = survivors(share, recipe.drop_rates, recipe.spare, generator)
-        loss, parts = losses_of(self.network, self.dense, self.body, images, target, stage, stay, generator)
+        stay = survivors(share, recipe.drop_rates, generator)
+        number = self.seen // stage.batch
+        loss, parts = losses_of(self.network, self.dense, self.body, images, target, stage, stay, number, generator)
         loss.backward()
         share_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
@@ -253,6 +279,8 @@ def _run(
         if validator is not None and log is not None and crossed(trainer.seen, batch, options.validate_every):
             if recipe.stages[number].head:
                 last = log.validation(trainer.seen, validator(trainer.averaged(), recipe.stages[number].size), minutes)
+                if options.snapshot is not None:
+                    trainer.write_snapshot(options.snapshot)
         if rank == 0 and time.monotonic() - saved > SAVE_SECONDS:
             save_state(trainer.state(), options.out / STATE_FILE)
             saved = time.monotonic()
@@ -263,6 +291,8 @@ def _run(
         number = min(recipe.at(trainer.seen)[0], len(recipe.stages) - 1)
         minutes = (time.monotonic() - started) / 60
         last = log.validation(trainer.seen, validator(trainer.averaged(), recipe.stages[number].size), minutes)
+        if options.snapshot is not None:
+            trainer.write_snapshot(options.snapshot)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
