@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_network: HMR2) -> 
     path = tmp_path_factory.mktemp("models") / "tiny"
     write_model_folder(path, tiny_network.state_dict(), tiny.CONFIG, body="tiny")
     return path
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of inputs of one kind (see `tests/cases`), made once a session. Tests only read them."""
+    from cases import makers
+
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("cases") / kind
+            makers()[kind](made[kind])
+        return made[kind]
+
+    return folder
