@@ -2,20 +2,22 @@
 
 A command is a function with options of the types below. It imports what it needs inside, calls one library function,
 prints with `Printer` and writes its record with `write_record`. Errors need no care: `SafeGroup` turns every
-`HMRCompressError` into one sentence on stderr and the error's exit code.
+`HMRCompressError` into one sentence on stderr and the error's exit code, and every `Notice` into a line there.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from hmrcompress.errors import HMRCompressError
+from hmrcompress.errors import HMRCompressError, Notice
 
 DEBUG_KEY = "hmrcompress.debug"
 INTERRUPTED = 130
@@ -80,7 +82,8 @@ class SafeGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Runs the command. `--debug` lets the exception through with its traceback."""
         try:
-            return super().invoke(ctx)
+            with _notices_as_lines():
+                return super().invoke(ctx)
         except HMRCompressError as error:
             if ctx.meta.get(DEBUG_KEY):
                 raise
@@ -97,6 +100,24 @@ class SafeGroup(TyperGroup):
         except KeyboardInterrupt as error:
             complain("interrupted")
             raise typer.Exit(INTERRUPTED) from error
+
+
+@contextmanager
+def _notices_as_lines() -> Iterator[None]:
+    """While the block runs, each `Notice` is a sentence on stderr, the same one only once."""
+    with warnings.catch_warnings():
+        show, told = warnings.showwarning, set[str]()
+
+        def line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if not issubclass(category, Notice):
+                show(message, category, *where, **more)
+            elif str(message) not in told:
+                told.add(str(message))
+                complain(str(message))
+
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = line
+        yield
 
 
 def complain(sentence: str) -> None:

@@ -1,6 +1,11 @@
-"""One family of errors. The command line prints them in one sentence and exits with `exit_code`."""
+"""One family of errors. The command line prints them in one sentence and exits with `exit_code`.
+
+What is no error and still has to be said is a `Notice`, told by `tell`.
+"""
 
 from __future__ import annotations
+
+import warnings
 
 
 class HMRCompressError(Exception):
@@ -19,6 +24,16 @@ class UserError(HMRCompressError):
         self.what, self.where, self.remedy = what, str(where), remedy
         text = f"{self.where}: {what}" if self.where else what
         super().__init__(f"{text}. {remedy}" if remedy else text)
+
+
+class Notice(UserWarning):
+    """What a function did otherwise than might be expected, in one sentence: something was left out, or made anew. The
+    command line prints each sentence once, on stderr; from Python it is a warning like others."""
+
+
+def tell(what: str, where: object = "") -> None:
+    """Says so: `what` happened, `where` the file, field or flag."""
+    warnings.warn(f"{where}: {what}" if str(where) else what, Notice, stacklevel=2)
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from hmrcompress import api
 from hmrcompress.data.crops import CropSet
+from hmrcompress.errors import Notice, tell
 from hmrcompress.models.convert import convert_checkpoint
 from hmrcompress.models.load import load_checkpoint
 from hmrcompress.plan import Plan
-from hmrcompress_cli.common import Printer, cell
+from hmrcompress_cli.common import Printer, SafeGroup, cell
 from hmrcompress_cli.main import app
 
 COMMANDS = (
@@ -94,6 +97,25 @@ def test_tables_are_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert all(name in head for name in columns) and "value 11" in row
     Printer(quiet=True).table("title", columns, [])
     assert capsys.readouterr().out == ""
+
+
+def test_notices_are_lines_and_warnings() -> None:
+    talks = typer.Typer(cls=SafeGroup)
+
+    @talks.command()
+    def again() -> None:
+        for _ in range(2):
+            tell("was made anew", "a file")
+        warnings.warn("something else", DeprecationWarning, stacklevel=1)
+
+    talks.command("other")(lambda: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        done = CliRunner().invoke(talks, ["again"])
+    assert done.exit_code == 0 and done.stderr == "hmrcompress: a file: was made anew\n" and not done.stdout
+    with pytest.warns(Notice, match="^was made anew$") as caught:
+        tell("was made anew")
+    assert caught[0].filename == __file__
 
 
 class Bomb:
