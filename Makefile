@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 SOURCES := hmrcompress cli recipes tests
+# Tests in as many processes as tests/conftest.py counts cores; neighbouring tests, which share fixtures, stay together.
+PARALLEL := -n auto --dist worksteal
 
 .PHONY: help install demo bench test test-slow lint clean
 .DEFAULT_GOAL := help
@@ -35,10 +37,10 @@ bench: $(STAMP)
 	$(BIN)/hmrcompress report docs/benchmarks -o docs/benchmarks.md
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -1,7 +1,8 @@
-"""Fixtures over the tiny world of `tests/tiny.py`; made once a session and only read."""
+"""Fixtures over the tiny world of `tests/tiny.py`; made once a session (and process) and only read."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +16,19 @@ from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.models.folder import write_model_folder
 from hmrcompress.models.network import HMR2
 
+THREADS = int(os.environ.get("HMRCOMPRESS_TEST_THREADS", "1"))
+"""Threads of torch in every process: by default one, as the networks of the tests are too small for more to pay."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: as many processes as the cores that may be used have room for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // THREADS)
+
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """The networks of the tests are too small for more than one thread to pay."""
-    torch.set_num_threads(1)
+def _threads() -> None:
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
