@@ -6,6 +6,8 @@ What is no error and still has to be said is a `Notice`, told by `tell`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class HMRCompressError(Exception):
@@ -31,9 +33,27 @@ class Notice(UserWarning):
     command line prints each sentence once, on stderr; from Python it is a warning like others."""
 
 
+_HEARERS: list[list[str]] = []
+
+
 def tell(what: str, where: object = "") -> None:
     """Says so: `what` happened, `where` the file, field or flag."""
-    warnings.warn(f"{where}: {what}" if str(where) else what, Notice, stacklevel=2)
+    sentence = f"{where}: {what}" if str(where) else what
+    for heard in _HEARERS:
+        if sentence not in heard:
+            heard.append(sentence)
+    warnings.warn(sentence, Notice, stacklevel=2)
+
+
+@contextmanager
+def hearing() -> Iterator[list[str]]:
+    """The sentences told so far while the block runs, by any thread, each once: for the records of what was done."""
+    heard: list[str] = []
+    _HEARERS.append(heard)
+    try:
+        yield heard
+    finally:
+        _HEARERS[:] = [each for each in _HEARERS if each is not heard]
 
 
 def first_line(error: BaseException) -> str:

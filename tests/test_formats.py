@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 import hmrcompress as hc
-from hmrcompress.data import pictures
+from hmrcompress.data import picture_sets
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import open_format, parse, recognise
 from hmrcompress.data.seen import picture_key
@@ -246,8 +246,10 @@ def test_pictures_are_decoded_when_they_are_needed_and_once_a_batch(
     made: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[int] = []
-    real = pictures.FilePictures.open
-    monkeypatch.setattr(pictures.FilePictures, "open", lambda self, number: opened.append(number) or real(self, number))
+    real = picture_sets.FilePictures.open
+    monkeypatch.setattr(
+        picture_sets.FilePictures, "open", lambda self, number: opened.append(number) or real(self, number)
+    )
     crops = open_format(made["3dpw"])
     assert opened == []
     batches = crops.batches([0, 6, 1], batch_size=2)  # frame 0 of both people, then frame 1
@@ -361,7 +363,7 @@ def test_torn_files_and_pictures_say_so(tmp_path: Path) -> None:
     picture = tmp_path / their_data.frames("imageFiles/downtown_walk_00")[2]
     picture.write_bytes(picture.read_bytes()[:500])
     crops = open_format(f"4dhumans:{npz}")
-    with pytest.raises(UserError, match="image_00002.jpg: not a readable picture"):
+    with pytest.raises(UserError, match="image_00002.jpg: not a picture that can be read"):
         list(crops.batches([2], 1))
     picture.unlink()
     with pytest.raises(UserError, match="image_00002.jpg: there is no such picture"):

@@ -14,7 +14,7 @@ import numpy as np
 from hmrcompress.data.conditions import bbox_info
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.on_demand import OnDemand
-from hmrcompress.data.pictures import Pictures, picture, picture_size
+from hmrcompress.data.picture_sets import Pictures, picture, picture_size
 from hmrcompress.data.warp import crop, square_side
 from hmrcompress.errors import UserError
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH

@@ -18,7 +18,7 @@ from hmrcompress.data.annotations import BOX_SCALE, Annotations, squares
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns
 from hmrcompress.data.formats import Options
-from hmrcompress.data.pictures import FilePictures
+from hmrcompress.data.picture_sets import FilePictures
 from hmrcompress.data.sequences import Sequence, in_camera, joined
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_values

@@ -15,7 +15,7 @@ from hmrcompress.data.annotations import Annotations, find_pictures, numbered, s
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns, read_columns
 from hmrcompress.data.formats import Options
-from hmrcompress.data.pictures import FilePictures
+from hmrcompress.data.picture_sets import FilePictures
 from hmrcompress.data.warp import square_side
 
 KEYS = ("imgname", "center", "scale", "pose_cam", "shape", "cam_int", "gender", "sub", "personid")

@@ -16,8 +16,9 @@ import numpy as np
 from hmrcompress.data.annotations import BOX_SCALE, Annotations, squares
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns
-from hmrcompress.data.formats import PICTURE_SUFFIXES, Options
-from hmrcompress.data.pictures import FilePictures
+from hmrcompress.data.formats import Options
+from hmrcompress.data.picture_folders import list_pictures
+from hmrcompress.data.picture_sets import FilePictures
 from hmrcompress.data.sequences import Sequence, in_camera, joined
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_values
@@ -95,7 +96,7 @@ def _pictures(folder: Path, root: Path, count: int, names: list[str], file: Path
     """Numbers (T,) of a sequence's pictures, which are added to `names`: those of the folder, sorted."""
     if not folder.is_dir():
         raise UserError("there is no folder of this sequence's pictures", folder)
-    found = sorted(each for each in folder.iterdir() if each.suffix.lower() in PICTURE_SUFFIXES)
+    found = list_pictures(folder).files
     if len(found) != count:
         raise UserError(f"has {len(found)} pictures, {file.name} {count} frames", folder)
     start = len(names)

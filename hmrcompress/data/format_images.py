@@ -1,10 +1,11 @@
 """A folder of pictures with a file of boxes: no ground truth, so for searches without labels, prediction and speed.
 
 The file of boxes is JSON, by default `boxes.json` in the folder: ours, {"boxes": [{"image": "a.jpg", "track": 0, "box":
-[left, top, right, bottom]}, …]}, where `frame` (the number of the picture in the sorted folder, from 0) may stand for
-`image`, and `centre` [x, y] and `side` of a square, used as they are, for `box`; or COCO's, {images, annotations,
-categories}, of which the category person counts. Boxes around people are enlarged by `box_scale` (1.2). Pictures are
-blurred before large boxes are made small, as the demonstration of 4D-Humans does.
+[left, top, right, bottom]}, …]}, where `frame` (the number of the picture, from 0, as `predict` counts them: by name,
+numbers in their order) may stand for `image`, and `centre` [x, y] and `side` of a square, used as they are, for `box`;
+or COCO's, {images, annotations, categories}, of which the category person counts. Boxes around people are enlarged by
+`box_scale` (1.2). Pictures are turned as Exif says, as `predict` turns them, and blurred before large boxes are made
+small, as the demonstration of 4D-Humans does.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 
 from hmrcompress.data.annotations import BOX_SCALE, Annotations, numbered, safe_names, shared_pictures, squares
 from hmrcompress.data.crops import CropSet
-from hmrcompress.data.formats import PICTURE_SUFFIXES, Options
-from hmrcompress.data.pictures import FilePictures
+from hmrcompress.data.formats import Options
+from hmrcompress.data.picture_folders import list_pictures
+from hmrcompress.data.picture_sets import FilePictures
 from hmrcompress.errors import UserError
 from hmrcompress.io.jsons import read_json
 
@@ -51,7 +53,7 @@ def read(path: Path, options: Options) -> CropSet:
         split="",
         fps=options.fps or 30.0,
         protocol="starter24",
-        pictures=FilePictures(path, unique),
+        pictures=FilePictures(path, unique, turned=True),
         picture=which,
         center=center,
         side=side,
@@ -68,7 +70,7 @@ def _of_ours(content: Any, folder: Path, file: Path, scale: float) -> Boxes:
     rows = content.get("boxes") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError("expected a list `boxes` of objects, or COCO's annotations", file)
-    sorted_names = sorted(each.name for each in folder.iterdir() if each.suffix.lower() in PICTURE_SUFFIXES)
+    sorted_names = [each.name for each in list_pictures(folder).files]
     names, tracks, center, side = [], [], np.empty((len(rows), 2)), np.empty(len(rows))
     for number, row in enumerate(rows):
         where = f"{file}: boxes[{number}]"

@@ -18,8 +18,9 @@ import numpy as np
 from hmrcompress.data.annotations import Annotations, numbered
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns, values_of
-from hmrcompress.data.formats import PICTURE_SUFFIXES, Options
-from hmrcompress.data.pictures import Member, TarPictures, read_member
+from hmrcompress.data.formats import Options
+from hmrcompress.data.picture_sets import Member, TarPictures, read_member
+from hmrcompress.data.pictures import SUFFIXES
 from hmrcompress.data.warp import square_side
 from hmrcompress.errors import UserError
 
@@ -79,7 +80,7 @@ def _pairs(file: Path) -> list[tuple[Member, Member]]:
                     continue
                 member = Member(file, entry.name.replace("\\", "/"), entry.offset_data, entry.size)
                 stem, _, suffix = entry.name.rpartition(".")
-                if f".{suffix.lower()}" in PICTURE_SUFFIXES:
+                if f".{suffix.lower()}" in SUFFIXES:
                     pictures[stem] = member
                 elif entry.name.endswith(PEOPLE_SUFFIX):
                     people[entry.name.removesuffix(PEOPLE_SUFFIX)] = member

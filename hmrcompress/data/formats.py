@@ -14,9 +14,8 @@ from typing import NamedTuple
 from hmrcompress.data.crop_files import META_FILE
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import npz_names
+from hmrcompress.data.pictures import SUFFIXES
 from hmrcompress.errors import UserError
-
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 class Format(NamedTuple):
@@ -132,7 +131,7 @@ def _of_folder(path: Path) -> str | None:
         return "emdb"
     if next(path.glob("*.tar"), None):
         return "wds"
-    if any(file.suffix.lower() in PICTURE_SUFFIXES for file in path.iterdir()):
+    if any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
         return "images"
     return "crops" if any(path.glob("*.npy")) else None
 

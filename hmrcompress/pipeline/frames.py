@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmrcompress.errors import MissingExtra, UserError
+from hmrcompress.data import pictures
+from hmrcompress.data.picture_folders import list_pictures
+from hmrcompress.errors import MissingExtra, UserError, tell
+from hmrcompress.pipeline.stills import read_pictures
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 Picture = NDArray[np.uint8]
 
 
@@ -48,8 +49,10 @@ class Source:
 
     def frames(self, limit: int | None = None) -> Iterator[Frame]:
         """The pictures, at most `limit`, decoded one at a time. UserError for a file that is damaged."""
-        every = _video_frames(self.path) if self.is_video else _pictures(self.files)
-        return islice(every, limit)
+        if self.is_video:
+            return islice(_video_frames(self.path), limit)
+        found = read_pictures(self.path, self.files, limit)
+        return (Frame(number, image, self.files[number].name) for number, image in found)
 
     def count(self, limit: int | None = None) -> int:
         """How many frames to expect, for progress; 0 where it is not known."""
@@ -64,16 +67,20 @@ def open_source(path: Path | str, fps: float | None = None) -> Source:
     PyAV is missing.
     """
     path = Path(path)
-    if fps is not None and not 0 < fps < 1e4:
+    if fps is not None and not 1e-3 <= fps < 1e4:
         raise UserError(f"got {fps:g}, expected frames per second", "--fps")
     if path.is_dir():
-        files = tuple(sorted((each for each in path.iterdir() if each.suffix.lower() in PICTURES), key=_natural))
-        if not files:
-            raise UserError("holds no pictures", path, f"Expected files ending in {', '.join(PICTURES)}")
-        return Source(path, files, fps, len(files))
+        found = list_pictures(path)
+        if found.left_out:
+            count = f"{len(found.files)} {'picture' if len(found.files) == 1 else 'pictures'}"
+            tell(f"holds {count}; left out: {found.left_out}", path)
+        return Source(path, found.files, fps, len(found.files))
     if not path.exists():
         raise UserError("no such file or folder", path)
-    if path.suffix.lower() in PICTURES:
+    if not path.is_file():
+        raise UserError("is neither a file nor a folder", path, "It is read more than once: save it as a file")
+    if _is_picture(path):
+        pictures.size_of_file(path)
         return Source(path, (path,), None, 1)
     with opened_video(path) as container:
         stream = container.streams.video[0]
@@ -82,6 +89,14 @@ def open_source(path: Path | str, fps: float | None = None) -> Source:
             raise UserError("does not say how many frames a second it has", path, "Give --fps")
         length = stream.frames or (int(float(container.duration or 0) / 1e6 * rate) or None)
     return Source(path, (), rate, length)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is read as one picture, by what is in it; animated GIFs are videos."""
+    kind = pictures.kind_of_file(path)
+    if kind == "GIF":
+        return not pictures.is_animated(path)
+    return kind is not None or path.suffix.lower() in pictures.SUFFIXES
 
 
 def opened_video(path: Path) -> Any:
@@ -115,20 +130,3 @@ def _video_frames(path: Path) -> Iterator[Frame]:
                 yield Frame(number, image, f"{path.name} frame {number}")
         except av.FFmpegError as error:
             raise UserError(f"damaged after frame {number} ({error})", path, "--limit stops before it") from error
-
-
-def _pictures(files: tuple[Path, ...]) -> Iterator[Frame]:
-    from PIL import Image, ImageOps
-
-    for number, file in enumerate(files):
-        try:
-            with Image.open(file) as image:
-                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"not a picture that can be read ({error})", file) from error
-        yield Frame(number, pixels, file.name)
-
-
-def _natural(path: Path) -> list[Any]:
-    """So that 10 comes after 9: digits and text by turns."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

@@ -1,0 +1,102 @@
+"""Pixels of every mode that pictures are stored in -> RGB of 8 bits.
+
+Greys of 16 bits (and of 12) are divided by their type's range; those that stand in 32 bits are taken as 16, which is
+what such files hold. Floats go from 0 to 1: what a filter or a resize left a little beyond is clipped, what lies
+further out is refused, as NaN and infinity are. Transparency, a palette's too, is laid on white, as viewers show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from hmrcompress.errors import UserError
+
+WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+MOST_16, MOST_12 = 0xFFFF, 0x0FFF
+OVERSHOOT = 0.1
+"""How far floats may lie beyond 0 and 1."""
+BACKGROUND = 255
+"""Grey that shows through transparent pixels."""
+STRIP_PIXELS = 1 << 20
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+
+
+def rgb(image: Any, where: object) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A PIL image -> (H,W,3) uint8, and what should be told of it. UserError for values that mean no picture; whatever
+    PIL raises while it decodes is let through."""
+    image.load()
+    out = np.empty((image.height, image.width, 3), np.uint8)
+    if image.mode in WIDE or image.mode == "F":
+        most, notes = _check_range(image, where)
+        tags = getattr(image, "tag_v2", {})
+        inverted = tags.get(PHOTOMETRIC, 1) == WHITE_IS_ZERO
+        key = image.info.get("transparency")
+        for rows, strip in _strips(image):
+            out[rows] = _grey(np.asarray(strip), most, inverted, key)[..., None]
+        return out, notes
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        seen = False
+        for rows, strip in _strips(image):
+            pixels = np.asarray(_rgba(strip)).astype(np.uint16)
+            alpha = pixels[..., 3:]
+            seen = seen or bool(alpha.any())
+            out[rows] = (pixels[..., :3] * alpha + BACKGROUND * (255 - alpha) + 127) // 255
+        if not seen:
+            raise UserError("every pixel is transparent", where, "Save it without transparency")
+        return out, ()
+    for rows, strip in _strips(image):
+        out[rows] = np.asarray(strip.convert("RGB"))
+    return out, ()
+
+
+def _strips(image: Any) -> Iterator[tuple[slice, Any]]:
+    """Rows by rows, so that no second copy of a large picture is made."""
+    step = max(STRIP_PIXELS // max(image.width, 1), 1)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
+
+
+def _rgba(strip: Any) -> Any:
+    """The strip with colours that are not multiplied by alpha."""
+    if strip.mode == "La":  # is converted to this mode alone
+        strip = strip.convert("LA")
+    return strip if strip.mode == "RGBA" else strip.convert("RGBA")
+
+
+def _check_range(image: Any, where: object) -> tuple[float, tuple[str, ...]]:
+    """The value that is white, and what should be told. UserError for values beyond."""
+    least, most = np.inf, -np.inf
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        if not np.isfinite(values).all():
+            raise UserError("holds NaN or infinity", where, "Replace them by numbers from 0 to 1")
+        least, most = min(least, float(values.min())), max(most, float(values.max()))
+    if image.mode == "F":
+        white: float = 1.0
+        if least < -OVERSHOOT or most > 1 + OVERSHOOT:
+            remedy = "Scale them, or save it with 8 or 16 bits"
+            raise UserError(f"holds floats from {least:g} to {most:g}, expected 0 to 1", where, remedy)
+    else:
+        bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))
+        white = MOST_12 if tuple(bits) == (12,) else MOST_16
+        if least < 0 or most > white:
+            fault = f"holds whole numbers from {least:.0f} to {most:.0f}, expected 0 to {white:.0f}"
+            raise UserError(fault, where, "Save it with 8 or 16 bits")
+    if 0 < most <= white / 256:
+        return white, (f"its greatest value is {most:g} of {white:g}, so it is all but black",)
+    return white, ()
+
+
+def _grey(values: np.ndarray, white: float, inverted: bool, key: Any) -> np.ndarray:
+    """(H,W) of any type in 0..white -> uint8; the value `key` is transparent."""
+    if values.dtype.kind == "f":
+        scaled = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    else:
+        scaled = ((values.astype(np.int64) * 510 + int(white)) // (2 * int(white))).astype(np.uint8)
+    if inverted:
+        scaled = 255 - scaled
+    return np.where(values == key, np.uint8(BACKGROUND), scaled) if isinstance(key, int) else scaled
