@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hmrcompress.io.texts import MOST_SEED
 from hmrcompress_cli.common import DebugOption, DeviceOption, JsonOption, LimitOption, Printer, QuietOption
 
 
@@ -21,7 +22,9 @@ def ablate(
     json: JsonOption = None,
     device: DeviceOption = "auto",
     limit: LimitOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MOST_SEED, help="Instead of the recipe's.", show_default=False)
+    ] = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from hmrcompress.errors import HMRCompressError, Notice
+from hmrcompress.io.texts import MOST, MOST_SEED
 
 DEBUG_KEY = "hmrcompress.debug"
 INTERRUPTED = 130
@@ -50,14 +51,14 @@ GraphsOption = Annotated[
         "--graphs/--no-graphs", help="Run it as CUDA graphs; on CUDA only.", show_default="with --fast on CUDA"
     ),
 ]
-BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Crops at a time.")]
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, max=MOST, help="Crops at a time.")]
 BodyOption = Annotated[
     str, typer.Option("--body", help="starter, a body file (npz), or a folder of SMPL_NEUTRAL, _MALE, _FEMALE.")
 ]
 LimitOption = Annotated[
-    int | None, typer.Option("--limit", min=1, help="At most this many frames.", show_default=False)
+    int | None, typer.Option("--limit", min=1, max=MOST, help="At most this many frames.", show_default=False)
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything drawn at random.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="Seed of everything drawn at random.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug)]
 DataOption = Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hmrcompress.io.texts import MOST_SEED
 from hmrcompress_cli.common import (
     DebugOption,
     DeviceOption,
@@ -33,7 +34,9 @@ def run(
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, show_default=False)] = None,
     body: Annotated[str | None, typer.Option("--body", help="Instead of the recipe's.", show_default=False)] = None,
     limit: LimitOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Instead of the recipe's.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MOST_SEED, help="Instead of the recipe's.", show_default=False)
+    ] = None,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

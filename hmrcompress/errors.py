@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST_QUOTE = 80
+
 
 class HMRCompressError(Exception):
     """Base of everything that hmrcompress raises on purpose."""
@@ -61,6 +63,12 @@ def first_line(error: BaseException) -> str:
     kind."""
     lines = (line.strip().rstrip(".:") for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
+
+
+def shown(value: object) -> str:
+    """A value of somebody else's, as a sentence can quote it: its `repr`, cut after 80 characters."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
 
 
 class ShapeError(UserError, ValueError):

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, shown
+from hmrcompress.io.texts import read_bytes
+from hmrcompress.io.yamls import parse_yaml
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 MergeRule = Literal["eq4", "keep_last", "keep_first", "mean", "lstsq"]
@@ -153,16 +155,13 @@ class Plan(_Frozen):
     def read(cls, path: Path | str) -> Plan:
         """Reads a plan. Raises UserError naming the file, the field and the fault."""
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError("no such plan", path, "`hmrcompress search` makes one") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"not a readable text file ({error})", path) from error
+        if not path.exists():
+            raise UserError("no such plan", path, "`hmrcompress search` makes one")
+        text = read_bytes(path)
         return cls.from_yaml(text, path)
 
     @classmethod
-    def from_yaml(cls, text: str, where: object = "plan") -> Plan:
+    def from_yaml(cls, text: str | bytes, where: object = "plan") -> Plan:
         """Parses the text of a plan. Raises UserError naming the field and the fault."""
         values = parse_yaml(text, where)
         if not isinstance(values, dict):
@@ -173,7 +172,7 @@ class Plan(_Frozen):
     def from_dict(cls, values: dict[str, Any], where: object = "plan") -> Plan:
         """Checks plain values. Raises UserError naming the field and the fault."""
         try:
-            return cls.model_validate_json(json.dumps(values, default=str))
+            return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
             raise UserError(_first_fault(error), where) from error
         except (TypeError, ValueError, RecursionError) as error:
@@ -217,25 +216,6 @@ class Plan(_Frozen):
             )
 
 
-class _NoAliases(yaml.SafeLoader):
-    """Plain YAML without aliases: a few lines of them can stand for more than a memory holds, written out."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-
-def parse_yaml(text: str, where: object, *, aliases: bool = False) -> Any:
-    """The plain values in a YAML text. UserError where it is not YAML, is nested without end, or has `aliases` that
-    were not asked for (only who walks through single values may let them pass)."""
-    try:
-        return yaml.load(text, yaml.SafeLoader if aliases else _NoAliases)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that cannot be
-        reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise UserError(f"not valid YAML ({reason})", where) from error
-
-
 def trivial_groups(layers: int) -> tuple[tuple[int, ...], ...]:
     """Every layer by itself: nothing merged."""
     return tuple((layer,) for layer in range(layers))
@@ -250,6 +230,6 @@ def _first_fault(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         fault = "there is no such field"
     elif first["type"] not in ("missing", "value_error"):
-        fault = f"got {first['input']!r}: {fault}"
+        fault = f"got {shown(first['input'])}: {fault}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{field}: {fault}{more}" if field else f"{fault}{more}"

@@ -17,7 +17,7 @@ ORDER = (
     "recipe", "report", "tuning", "decoder_tuning", "decoder_data", "predicting", "api", "exports", "benching",
     "opening_decoder", "opening", "pipeline", "starter",
     "exporting", "evaluation", "training", "searching", "decoder", "merging", "models", "data", "motion", "render",
-    "metrics", "body", "geometry", "io", "plan", *BASE,
+    "metrics", "body", "geometry", "plan", "io", *BASE,
 )  # fmt: skip
 
 
@@ -41,12 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "body": from_room("geometry"),
     "geometry": set(BASE),
     "io": set(BASE),
-    "plan": set(BASE),
+    "plan": {"io", *BASE},
     "runtime": {"errors", "records"},
     "records": {"errors"},
     "errors": set(),
 }
-CLI_MODULE_LEVEL = {"hmrcompress.errors", "hmrcompress.recipe.schema", "hmrcompress.plan"}
+CLI_MODULE_LEVEL = {"hmrcompress.errors", "hmrcompress.io.texts", "hmrcompress.recipe.schema", "hmrcompress.plan"}
 # `starter train` runs where only torch, numpy, numba, safetensors, typer and rich are installed.
 NOT_FOR_TRAINING = ("pydantic", "roma", "yaml", "PIL", "scipy")
 TRAINING_PATH = (

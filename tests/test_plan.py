@@ -101,7 +101,7 @@ def test_files_that_are_no_plan(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a list, expected the fields of a plan"):
         Plan.read(tmp_path / "list.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not a readable text file"):
+    with pytest.raises(UserError, match="not valid YAML .UTF-16"):
         Plan.read(tmp_path / "binary.yaml")
 
 

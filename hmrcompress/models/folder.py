@@ -18,9 +18,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, shown
 from hmrcompress.io.atomic import atomic_folder, json_text
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.jsons import read_json
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.models.card import model_card
 from hmrcompress.models.decoder_part import DecoderPart
@@ -104,8 +105,8 @@ class Folder:
 def is_model_folder(path: Path | str) -> bool:
     """Whether a folder says that it is a compressed model of ours."""
     try:
-        return json.loads((Path(path) / CONFIG).read_text()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
+        return read_json(Path(path) / CONFIG).get("format") == FORMAT
+    except (OSError, UserError, AttributeError):
         return False
 
 
@@ -168,16 +169,15 @@ def read_model_folder(path: Path | str, verify: bool = True) -> Folder:
     Raises UserError in one sentence: not a model folder, a file missing, truncated, changed, or a wrong config.
     """
     path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise UserError(f"not a compressed model: there is no readable {CONFIG} in it", path)
+    values = read_json(path / CONFIG)
     try:
-        text = (path / CONFIG).read_text()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"not a compressed model: there is no readable {CONFIG} in it", path) from None
-    try:
-        config = FolderConfig.model_validate_json(text)
+        config = FolderConfig.model_validate_json(json.dumps(values))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(map(str, fault["loc"]))
-        what = f"{field}: {fault['msg']}" if field else "not valid JSON, perhaps truncated"
+        what = f"{field}: {fault['msg']}" if field else f"got {shown(values)}, expected the fields of a model"
         raise UserError(what, path / CONFIG) from error
     if WEIGHTS not in config.files:
         raise UserError(f"files: {WEIGHTS} is not listed", path / CONFIG)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +13,15 @@ from torch import Tensor
 from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import StateFile, open_state_file
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.jsons import parse_json
+from hmrcompress.io.yamls import read_yaml
 from hmrcompress.models.decoder_part import DecoderPart
 from hmrcompress.models.families import Family, check_keys, family, network_class, recognise, split_ignored
 from hmrcompress.models.folder import Folder, read_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state, random_sha256
 from hmrcompress.models.parts import find_part, missing_part, read_part, stand_in
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.plan import CheckpointRef, Plan, TokenSettings, parse_yaml
+from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
 
 METADATA_KEY = "hmrcompress"
 MODEL_CONFIG = "model_config.yaml"
@@ -193,9 +194,9 @@ def _written(file: StateFile) -> dict[str, Any] | None:
     if METADATA_KEY not in file.metadata:
         return None
     try:
-        written = json.loads(file.metadata[METADATA_KEY])
+        written = parse_json(file.metadata[METADATA_KEY], file.path)
         return written if isinstance(written["network"], dict) else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"the header's field {METADATA_KEY} is not what hmrcompress writes", file.path) from error
 
 
@@ -231,10 +232,7 @@ def _configuration(file: StateFile) -> tuple[dict[str, Any], str | None]:
     for folder in (file.path.absolute().parent, file.path.absolute().parent.parent):
         beside = folder / MODEL_CONFIG
         if beside.is_file():
-            try:
-                found = parse_yaml(beside.read_text(encoding="utf-8"), beside, aliases=True)
-            except UnicodeDecodeError as error:
-                raise UserError("not a text file", beside) from error
+            found = read_yaml(beside)
             return (found if isinstance(found, dict) else {}), str(beside)
     return {}, None
 

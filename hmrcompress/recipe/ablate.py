@@ -6,7 +6,6 @@ journal of every search, the errors of the baseline, and a file for every row, n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from hmrcompress import api
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_file, sha256_json
+from hmrcompress.io.jsons import read_json
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.bootstrap import LEVEL, RESAMPLES
 from hmrcompress.models.folder import DECODER
@@ -100,7 +100,7 @@ class Ablation:
         plan = self._plan(setting)
         key = sha256_json(bed.common() | self._depends_on(setting, plan))
         file = self.out / WORK / "rows" / f"{key[:24]}.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        known = read_json(file) if file.is_file() else {}
         untimed = self.timed and (self.retimed or "speedup" not in known)
         if known and not untimed:
             return known | _found(plan), True

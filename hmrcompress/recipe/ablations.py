@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hmrcompress.errors import UserError
+from hmrcompress.io.texts import MOST, MOST_SEED
+from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import MergeRule, TokenSettings
 from hmrcompress.recipe.schema import Bench, Data, recipe_text
 
@@ -28,9 +29,9 @@ class Decode(_Part):
     poses, or nothing but interpolation between every k-th frame."""
 
     by: Literal["decoder", "one-euro", "savgol", "interpolation"] = "decoder"
-    stride: int = Field(default=1, gt=0, description="The network runs on every k-th frame")
-    steps: int = Field(default=1, gt=0, description="Denoising steps of the decoder")
-    lookahead: int | None = Field(default=None, ge=0, description="Decode live, so many frames late")
+    stride: int = Field(default=1, gt=0, le=MOST, description="The network runs on every k-th frame")
+    steps: int = Field(default=1, gt=0, le=MOST, description="Denoising steps of the decoder")
+    lookahead: int | None = Field(default=None, ge=0, le=MOST, description="Decode live, so many frames late")
     median_shape: bool = Field(default=False, description="One shape a clip, the median")
 
     @model_validator(mode="after")
@@ -105,10 +106,12 @@ class Ablations(_Part):
     data: Data = Data()
     masks: str = Field(default="data", description="Person masks of the searches, and of fitting the rule lstsq")
     protocol: str = "starter24"
-    frames_per_clip: int | None = Field(default=None, gt=0, description="Frames scored of each clip; all if not given")
-    search_frames_per_clip: int = Field(default=80, gt=0)
-    batch_size: int = Field(default=32, gt=0)
-    seed: int = 0
+    frames_per_clip: int | None = Field(
+        default=None, gt=0, le=MOST, description="Frames scored of each clip; all if not given"
+    )
+    search_frames_per_clip: int = Field(default=80, gt=0, le=MOST)
+    batch_size: int = Field(default=32, gt=0, le=MOST)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     bench: Bench = Bench()
     presets: dict[str, dict[str, Any]] = Field(default={}, description="Token settings for YAML's anchors to point at")
     searches: dict[str, dict[str, Any]] = {}
@@ -140,10 +143,9 @@ class Ablations(_Part):
 def read_ablations(source: str | Path) -> Ablations:
     """Ablations from a YAML file, or by name from those shipped. UserError naming file, field and fault."""
     path, text = Path(source), recipe_text(source, "ablations")
+    values = parse_yaml(text, path)
     try:
-        return Ablations.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"not readable as YAML ({' '.join(str(error).split())})", path) from error
+        return Ablations.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

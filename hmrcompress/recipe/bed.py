@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from hmrcompress.evaluation.sequences import Timeline, interpolated, observe, se
 from hmrcompress.evaluation.timing import time_interleaved
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_json
+from hmrcompress.io.jsons import read_json
 from hmrcompress.merging.apply import forced_merges, merging_settings, token_counts, with_token_merging
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.metrics.bootstrap import clip_interval
@@ -77,7 +77,7 @@ class Bed(Opened):
         if not file.is_file():
             scores = self._score(self.checkpoint.network, api.open_masks("none"), "baseline")
             write_json(file, scores.per_frame.tolist())
-        return np.array(json.loads(file.read_text(encoding="utf-8")))
+        return np.array(read_json(file))
 
     def model(self, name: str | None) -> Checkpoint:
         """Another model by its name or path, the baseline's without one."""

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hmrcompress.errors import UserError
+from hmrcompress.io.jsons import read_json
+from hmrcompress.io.texts import MOST, MOST_SEED
+from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.schema import recipe_text
 
@@ -27,10 +29,12 @@ class Run(_Part):
     name: str = Field(pattern="^[a-z0-9_]+$", description="Name of its JSON file")
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = Field(gt=0)
-    rounds: int = Field(default=5, gt=0)
-    warmup: int = Field(default=1, ge=0)
-    threads: int | None = Field(default=None, gt=0, description="Threads of the CPU; torch's choice if not given")
+    batch_size: int = Field(gt=0, le=MOST)
+    rounds: int = Field(default=5, gt=0, le=MOST)
+    warmup: int = Field(default=1, ge=0, le=MOST)
+    threads: int | None = Field(
+        default=None, gt=0, le=MOST, description="Threads of the CPU; torch's choice if not given"
+    )
     int8: bool = Field(default=False, description="Also with 8-bit linear layers")
     float32: bool = Field(default=False, description="Also beside the original in float32")
     memory: bool = Field(default=False, description="Also the peak memory of each variant")
@@ -40,12 +44,12 @@ class Suite(_Part):
     """A model, what is merged in it, and the runs."""
 
     model: str = "random:hmr2"
-    layers: int = Field(gt=0)
+    layers: int = Field(gt=0, le=MOST)
     tokens: TokenSettings
     decoder: str | None = Field(default=None, description="Preset of a temporal decoder of random weights")
     strides: tuple[int, ...] = (1, 2, 4)
     body: str = "starter"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     runs: tuple[Run, ...] = Field(min_length=1)
 
     @field_validator("tokens", mode="before")
@@ -72,10 +76,9 @@ class Suite(_Part):
 def read_suite(source: str | Path) -> Suite:
     """A suite from a YAML file, or by name from those shipped. UserError naming file, field and fault."""
     path, text = Path(source), recipe_text(source, "benchmarks")
+    values = parse_yaml(text, path)
     try:
-        return Suite.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"not readable as YAML ({' '.join(str(error).split())})", path) from error
+        return Suite.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -147,8 +150,5 @@ def run_suite(
 
 
 def _kept(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not readable as JSON ({error})", path) from error
+    found = read_json(path)
     return found if isinstance(found, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import yaml
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import write_json, write_text
 from hmrcompress.io.hashes import sha256_json
+from hmrcompress.io.jsons import read_json
 from hmrcompress.recipe.gates import GateResult, check_gates
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.recipe.stages import MORE, OUTPUTS, Line
@@ -116,8 +116,8 @@ def _prepare(folder: Path, recipe: Recipe, resume: bool) -> None:
 def _earlier(folder: Path, stage: str, key: str) -> dict[str, Any] | None:
     """The figures of a stage that an earlier run finished with the same inputs, its files being there; else None."""
     try:
-        found = json.loads((folder / f"{stage}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / f"{stage}.json")
+    except (OSError, UserError):
         return None
     if not isinstance(found, dict) or found.get(INPUTS) != key:
         return None

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, shown
+from hmrcompress.io.texts import DEEPEST, MOST, MOST_SEED, read_bytes
+from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import MergeRule, TokenSettings
 
 StageName = Literal[
@@ -57,7 +59,7 @@ class Data(_Part):
     search: str = Field(default="starter:calib", description="Data set that the search measures errors on")
     eval: str = Field(default="starter:test", description="Data set that the figures come from")
     clips: int | None = Field(
-        default=None, gt=0, description="Only the first clips of starter splits (fewer to render)"
+        default=None, gt=0, le=MOST, description="Only the first clips of starter splits (fewer to render)"
     )
 
 
@@ -66,13 +68,15 @@ class Search(_Part):
 
     method: Literal["eclm", "beam", "evolve"] = Field(default="eclm", description="Search method")
     tau_mm: float = Field(default=0.1, gt=0, description="Increase in MPJPE that a merge may cost")
-    frames_per_clip: int = Field(default=80, gt=0, description="Frames taken uniformly from each clip")
-    limit: int | None = Field(default=None, gt=0, description="At most this many frames in all")
+    frames_per_clip: int = Field(default=80, gt=0, le=MOST, description="Frames taken uniformly from each clip")
+    limit: int | None = Field(default=None, gt=0, le=MOST, description="At most this many frames in all")
     merge_rule: MergeRule = Field(default="eq4", description="How the weights of a group of layers become one layer")
     with_tokens: bool = Field(default=False, description="Merge tokens already while searching")
-    layers: int | None = Field(default=None, gt=0, description="Number of layers to reach, instead of tau_mm")
-    beam_width: int = Field(default=4, gt=0, description="Plans that beam keeps")
-    evaluations: int | None = Field(default=None, gt=0, description="What beam or evolve may evaluate beyond ECLM")
+    layers: int | None = Field(default=None, gt=0, le=MOST, description="Number of layers to reach, instead of tau_mm")
+    beam_width: int = Field(default=4, gt=0, le=MOST, description="Plans that beam keeps")
+    evaluations: int | None = Field(
+        default=None, gt=0, le=MOST, description="What beam or evolve may evaluate beyond ECLM"
+    )
     target: Literal["truth", "teacher"] = Field(default="truth", description="What errors are measured from")
     tokens: TokenSettings | None = Field(
         default=TokenSettings(), description="Token merging copied into the plan; null for none"
@@ -101,9 +105,11 @@ class Finetune(_Part):
     decoder: Literal["both", "velocity", "noise", "regress"] = Field(
         default="both", description="What the decoder learns; regress is the same network without diffusion"
     )
-    clips: int | None = Field(default=None, gt=0, description="Only the first clips of the data")
-    steps: int | None = Field(default=None, gt=0, description="Optimiser steps of each stage; those of the preset")
-    images: int = Field(default=200_000, gt=0, description="Crops that healing sees")
+    clips: int | None = Field(default=None, gt=0, le=MOST, description="Only the first clips of the data")
+    steps: int | None = Field(
+        default=None, gt=0, le=MOST, description="Optimiser steps of each stage; those of the preset"
+    )
+    images: int = Field(default=200_000, gt=0, le=MOST, description="Crops that healing sees")
     max_minutes: float | None = Field(default=None, gt=0, description="End each stage after so long")
 
 
@@ -111,9 +117,11 @@ class Eval(_Part):
     """Figures of the mean pose, the network as it came, with merged layers, with merged tokens too, and decoded."""
 
     protocol: str | None = Field(default=None, description="Named protocol: joints, root and units; that of the data")
-    limit: int | None = Field(default=None, gt=0, description="At most this many frames, in runs from as many clips")
-    stride: int = Field(default=1, gt=0, description="Clips are decoded from every k-th frame")
-    steps: int = Field(default=1, gt=0, description="Denoising steps of the decoder")
+    limit: int | None = Field(
+        default=None, gt=0, le=MOST, description="At most this many frames, in runs from as many clips"
+    )
+    stride: int = Field(default=1, gt=0, le=MOST, description="Clips are decoded from every k-th frame")
+    steps: int = Field(default=1, gt=0, le=MOST, description="Denoising steps of the decoder")
     filters: tuple[Literal["one-euro", "savgol"], ...] = Field(
         default=(), strict=False, description="Filters on the network's own poses, to compare with"
     )
@@ -122,13 +130,16 @@ class Eval(_Part):
 class Bench(_Part):
     """Frames per second before and after, interleaved, on the machine at hand."""
 
-    batch_size: int = Field(default=16, gt=0, description="Crops in a call")
-    rounds: int = Field(default=9, gt=0, description="Counted rounds; medians are reported")
+    batch_size: int = Field(default=16, gt=0, le=MOST, description="Crops in a call")
+    rounds: int = Field(default=9, gt=0, le=MOST, description="Counted rounds; medians are reported")
     strides: tuple[int, ...] = Field(
         default=(1, 2, 4), min_length=1, strict=False, description="With a decoder: networks run on every k-th frame"
     )
     measured_frames: int | None = Field(
-        default=None, gt=0, description="Time networks on so many frames of a clip and scale up; all if not given"
+        default=None,
+        gt=0,
+        le=MOST,
+        description="Time networks on so many frames of a clip and scale up; all if not given",
     )
 
 
@@ -162,8 +173,8 @@ class Recipe(_Part):
     regressor: str | None = Field(default=None, description="Joint regressor that the data's protocol needs")
     data: Data = Data()
     masks: str = Field(default="data", description="Person masks: data, files:DIR, onnx:FILE, self or none")
-    seed: int = 0
-    batch_size: int = Field(default=32, gt=0, description="Crops at a time in search and eval")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
+    batch_size: int = Field(default=32, gt=0, le=MOST, description="Crops at a time in search and eval")
     search: Search | None = None
     merge: Merge | None = None
     finetune: Finetune | None = None
@@ -199,26 +210,21 @@ def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UserError naming file, field and fault for whatever is wrong.
     """
-    import yaml
-
     path, text = Path(source), recipe_text(source, "starter, ci, hmr2 or camerahmr")
-    try:
-        values = yaml.safe_load(text)
-        for override in overrides:
-            values = _override(values, override)
-    except yaml.YAMLError as error:
-        raise UserError(f"not readable as YAML ({' '.join(str(error).split())})", path) from error
+    values = parse_yaml(text, path)
+    for override in overrides:
+        values = _override(values, override)
     return parse_recipe(values, path)
 
 
-def recipe_text(source: str | Path, shipped: str) -> str:
+def recipe_text(source: str | Path, shipped: str) -> bytes:
     """The text of a recipe file, or of a shipped one by its name. UserError naming those (`shipped`) otherwise."""
     path = Path(source)
     inside = resources.files("hmrcompress_recipes").joinpath(f"{source}.yaml")
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path)
     if path.parent == Path() and not path.suffix and inside.is_file():
-        return inside.read_text(encoding="utf-8")
+        return inside.read_bytes()
     raise UserError("no such recipe", path, f"Give a YAML file, or the name of a shipped recipe: {shipped}.")
 
 
@@ -232,7 +238,7 @@ def parse_recipe(values: Any, where: object = "recipe") -> Recipe:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"] if part != "[key]")
         more = f" (and {error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
-        got = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f"got {first['input']!r}: "
+        got = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f"got {shown(first['input'])}: "
         text = UNKNOWN if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         remedy = "YAML reads 1e-4 as text; write 1.0e-4." if _like_1e4(first["input"]) else ""
         place = f"{where}: {field}" if field else where
@@ -245,12 +251,14 @@ def _like_1e4(value: Any) -> bool:
 
 def _override(values: Any, override: str) -> Any:
     """`values` with the field a.b set to c, for `a.b=c`. The input is left as it was."""
-    import yaml
-
     key, sign, text = override.partition("=")
-    if not sign or not all(key.split(".")):
-        raise UserError(f"got {override!r}, expected a.b=c", "--set", "Try: --set search.tau_mm=0.2")
-    head, _, rest = key.partition(".")
+    names = key.split(".")
+    if not sign or not all(names) or len(names) > DEEPEST:
+        raise UserError(f"got {shown(override)}, expected a.b=c", "--set", "Try: --set search.tau_mm=0.2")
+    return _replaced(values, names, parse_yaml(text, f"--set {key}"))
+
+
+def _replaced(values: Any, names: Sequence[str], value: Any) -> dict[str, Any]:
     values = dict(values) if isinstance(values, dict) else {}
-    values[head] = _override(values.get(head), f"{rest}={text}") if rest else yaml.safe_load(text)
+    values[names[0]] = _replaced(values.get(names[0]), names[1:], value) if names[1:] else value
     return values

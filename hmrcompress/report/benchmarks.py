@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hmrcompress.errors import UserError
+from hmrcompress.io.jsons import read_json
+from hmrcompress.report.results import require_complete
 
 COMMAND = "bench suite"
 INTRODUCTION = """# Benchmarks
@@ -31,11 +31,9 @@ def read_runs(folder: Path | str) -> list[dict[str, Any]]:
     """The records of a suite in a folder, CPU first, by batch size and dtype; none where it holds none. UserError."""
     found = []
     for path in sorted(Path(folder).glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"not readable as JSON ({error})", path) from error
+        record = read_json(path)
         if isinstance(record, dict) and record.get("command") == COMMAND:
+            require_complete(lambda run: (run["batch_size"] + 0, markdown([run])), record, path)
             found.append(record)
     return sorted(
         found, key=lambda run: (run["settings"]["run"]["device"], run["batch_size"], run["dtype"] != "float32")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, first_line
+from hmrcompress.io.jsons import read_json
 
 COMMAND = "ablate"
 INTRODUCTION = """# Results
@@ -32,15 +32,25 @@ def read_tables(folder: Path | str) -> list[dict[str, Any]]:
         raise UserError("no such folder of results", folder, "`hmrcompress ablate` writes one")
     tables = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"not readable as JSON ({error})", path) from error
+        found = read_json(path)
         if isinstance(found, dict) and found.get("command") == COMMAND and "table" in found:
+            require_complete(lambda table: (table["table"]["number"] + 0, markdown([table])), found, path)
             tables.append(found)
     if not tables:
         raise UserError("holds no tables", folder, "`hmrcompress ablate` writes them")
     return sorted(tables, key=lambda table: (table["table"]["number"], table["table"]["name"]))
+
+
+def require_complete(make: Callable[[dict[str, Any]], object], found: dict[str, Any], path: Path) -> None:
+    """UserError where what a file holds (`found`) is not enough for its part of the text, which `make` writes."""
+    try:
+        make(found)
+    except KeyError as error:
+        raise UserError(f"there is no {error} where one is expected", path, "Measure it again") from error
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        raise UserError(
+            f"holds other values than were written ({first_line(error)})", path, "Measure it again"
+        ) from error
 
 
 def markdown(tables: Sequence[dict[str, Any]]) -> str:

@@ -6,13 +6,13 @@ cache.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_file, sha256_json
+from hmrcompress.io.jsons import read_json
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.models.decoder_part import DecoderPart
@@ -50,7 +50,7 @@ def fast_folder(starter: Path, parts: Path, home: Path | None = None) -> Path:
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         checkpoint = load_checkpoint(starter)
-        settings = json.loads((parts / SETTINGS).read_text(encoding="utf-8"))
+        settings = read_json(parts / SETTINGS)
         part = DecoderPart(settings["config"], read_safetensors(parts / WEIGHTS)[0])
         donor = replace(checkpoint, name="starter-fast", decoder=part)
         merge_checkpoint(checkpoint, Plan.read(parts / PLAN), folder, decoder_of=donor)

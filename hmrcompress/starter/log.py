@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from hmrcompress.io.jsons import parse_json
+from hmrcompress.io.texts import read_bytes
+
 LOG_FILE = "log.jsonl"
 SHIPPED_LOG = "training_log.jsonl"
 
@@ -45,7 +48,7 @@ def crossed(seen: int, batch: int, every: int) -> bool:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [parse_json(line, path, "a line") for line in read_bytes(path).splitlines()]
 
 
 def training_minutes(records: list[dict[str, Any]]) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError
+from hmrcompress.io.jsons import parse_json, read_json
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.runtime import Progress, no_progress
@@ -126,7 +127,7 @@ class Trainer:
     def _begin_from(self, start: Path) -> int:
         """Take the weights of a shipped network or a snapshot; returns how many crops it had seen."""
         if start.is_dir():
-            shipped = json.loads((start / "config.json").read_text(encoding="utf-8"))
+            shipped = read_json(start / "config.json")
             state, config, images = (
                 read_safetensors(start / "model.safetensors")[0],
                 shipped["network"],
@@ -136,7 +137,7 @@ class Trainer:
             state, notes = read_safetensors(start)
             if "network" not in notes or "images" not in notes:
                 raise UserError("is no snapshot of a training run", start, "Give what --snapshot wrote, or starter")
-            config, images = json.loads(notes["network"]), notes["images"]
+            config, images = parse_json(notes["network"], start), notes["images"]
         if NetworkConfig.from_dict(config, start) != self.recipe.config:
             raise UserError("has other sizes than the recipe", start, "Go on with the starter network, or begin anew")
         self.network.load_state_dict({name: tensor.float() for name, tensor in state.items()})

@@ -24,6 +24,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import axis_angle_to_matrix, matrix_to_sixd, sixd_to_matrix
 from hmrcompress.io.atomic import atomic_file, write_json
 from hmrcompress.io.hashes import sha256_json
+from hmrcompress.io.jsons import read_json
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import TokenSettings
@@ -150,7 +151,7 @@ class FeatureSet:
         meta = json.loads(json.dumps(meta))
         path = folder / META
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             if found != meta:
                 raise UserError("holds features of another network or of other data", folder, "Remove the folder")
         else:
