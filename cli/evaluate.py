@@ -34,7 +34,7 @@ COLUMNS = ("stage", "MPJPE mm", "PA-MPJPE mm", "PVE mm", "Accel mm/frame²", "MP
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
-    data: DataOption = "starter:test",
+    data: DataOption = "starter:val",
     masks: MasksOption = "data",
     protocol: ProtocolOption = None,
     regressor: RegressorOption = None,

@@ -24,7 +24,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
     out: OutOption,
     format: Annotated[Literal["onnx"], typer.Option("--format", help="What to write.")] = "onnx",
-    data: DataOption = "starter:test",
+    data: DataOption = "starter:val",
     masks: MasksOption = "data",
     body: BodyOption = "starter",
     batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Compared at batch 1 and this.")] = 5,

@@ -41,7 +41,7 @@ def finetune(
     data: Annotated[str | None, _option("--data", help="Crops to train on (starter:train).")] = None,
     validation: Annotated[
         str | None,
-        _option("--validation", "--val", help="Crops to validate on: by default starter:val, or a part of --data."),
+        _option("--validation", "--val", help="Crops to validate on: by default starter:dev, or a part of --data."),
     ] = None,
     motions: Annotated[
         str, typer.Option("--motions", help="What the motion VAE learns: starter, or amass:DIR beside it.")

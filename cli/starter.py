@@ -76,7 +76,7 @@ def build(
 @app.command()
 def video(
     out: Annotated[Path, typer.Option("--out", "-o", help="The video, .mp4 or .mkv.", show_default=False)],
-    data: Annotated[str, typer.Option("--data", help="starter[:split] or crops:PATH.")] = "starter:test",
+    data: Annotated[str, typer.Option("--data", help="starter[:split] or crops:PATH.")] = "starter:val",
     clips: Annotated[str, typer.Option("--clips", help="Clips side by side, a person each, such as 0,1.")] = "0,1",
     frames: Annotated[int | None, typer.Option("--frames", min=1, help="Frames of each.", show_default="all")] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="FFV1, for .mkv, instead of x264.")] = False,
@@ -173,7 +173,7 @@ def train(
         figures = result["val"]
         printer.say(
             f"After {result['seen']:,} crops: {figures['mpjpe_mm']} mm MPJPE, {figures['pa_mpjpe_mm']} mm PA-MPJPE "
-            f"on a sample of starter:val "
+            f"on a sample of starter:dev "
             f"(mean pose {figures['mean_pose_mpjpe_mm']} / {figures['mean_pose_pa_mpjpe_mm']} mm)."
         )
     write_record(json_file, "starter train", {"training": result}, device=str(chosen), seed=seed)

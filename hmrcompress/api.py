@@ -179,7 +179,7 @@ def apply(model: Module, plan: Plan | Path | str, *, grid: tuple[int, int] | Non
 
 def evaluate(
     model: Model,
-    data: Data = "starter:test",
+    data: Data = "starter:val",
     *,
     against: Model | None = None,
     masks: Masks = "data",

@@ -20,7 +20,7 @@ from hmrcompress.training.distributed import Team, process_of
 from hmrcompress.training.features import ClipFeatures, ClipSource, CropClips, FeatureSet, model_identity
 from hmrcompress.training.features import extract_features as extract_from_clips
 
-TRAIN, VAL = "starter:train", "starter:val"
+TRAIN, VAL = "starter:train", "starter:dev"
 CLIPS = 500
 """Clips of `starter:train` that a decoder is trained on where nothing else is said."""
 HELD_SHARE = 0.1
@@ -40,7 +40,7 @@ def features_of(
     wanted = list(found.clip_ids)[: CLIPS if clips is None and isinstance(found, StarterClips) else clips]
     given = validated_on(data, validation)
     if given is not None:
-        held: ClipSource = CropClips(open_data(given, body=body, split="val", progress=progress), masks)
+        held: ClipSource = CropClips(open_data(given, body=body, split="dev", progress=progress), masks)
         rest = list(held.clip_ids)
     else:
         held = found
@@ -108,11 +108,11 @@ def _split(clips: Sequence[int]) -> tuple[list[int], list[int]]:
 def held_motions(data: Data, validation: Data | None, body: BodyModel, progress: Progress) -> list[BodyParams]:
     """True motions of the clips to validate on. Those of a starter split come from seeds: nothing is rendered."""
     given = validated_on(data, validation)
-    name = "" if given is None or isinstance(given, CropSet) else str(given).partition(":")[2] or "val"
+    name = "" if given is None or isinstance(given, CropSet) else str(given).partition(":")[2] or "dev"
     if given is not None and of_starter(given) and name in SPLITS:
         split = split_named(name)
         return [make_clip(split, index, body).params for index in range(split.clips)]
-    crops = open_data(data if given is None else given, body=body, split="val", progress=progress)
+    crops = open_data(data if given is None else given, body=body, split="dev", progress=progress)
     clips = crops.clip_ids if given is not None else _split(crops.clip_ids)[1]
     found = (next(crops.batches(crops.frames_of(clip), len(crops.frames_of(clip)))) for clip in clips)
     return [batch.params for batch in found]

@@ -129,7 +129,7 @@ def fit_decoder(
     stage: `vae` (the motion VAE, on `motions`: `starter` or `amass:DIR`, the latter beside the former), `decoder` (the
     denoiser over the VAE that the model holds, or that of the model `vae`, on features of the first `clips` clips of
     `data`), or `all`. clip_frames: frames of each clip where it is rendered for this (`starter:train`), by default
-    CLIP_WINDOWS windows. Validation is on `validation`, by default `starter:val`, or a part of `data` that is then not
+    CLIP_WINDOWS windows. Validation is on `validation`, by default `starter:dev`, or a part of `data` that is then not
     trained on; the denoiser that is kept is the one with the lowest MPJPE there. Sizes are those of `preset`, or
     `config`, or of a VAE that is there; objective and readout (None: as those sizes say): see `DecoderConfig`. steps
     and max_minutes (of each part), rate: see `loop.LoopSettings`; without either, STEPS steps. Features and motions are

@@ -30,7 +30,7 @@ def export_onnx(
     model: Model,
     out: Path | str,
     *,
-    data: Data = "starter:test",
+    data: Data = "starter:val",
     masks: Masks = "data",
     body: Body = "starter",
     batch_size: int = 5,

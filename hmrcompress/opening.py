@@ -206,7 +206,7 @@ def open_data(
     data: Data,
     *,
     body: BodyModel,
-    split: str = "test",
+    split: str = "val",
     clips: int | None = None,
     progress: Progress = no_progress,
 ) -> CropSet:

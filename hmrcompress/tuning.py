@@ -80,7 +80,7 @@ def heal(
     teacher: by default the network that the model was made from, if it can be found (`find_teacher`). images: crops to
     see (rounded up to whole batches), which sets `loop.steps`; None: train for `loop.max_minutes`. data:
     `starter:train` (fresh crops, rendered by `workers` processes) or any crops, of which at most `limit` frames are
-    used. validation: by default `starter:val`, or a part of `data` that is then not trained on. An interrupted run goes
+    used. validation: by default `starter:dev`, or a part of `data` that is then not trained on. An interrupted run goes
     on when it is called again. See `training.heal`, `training.loop`. Raises UserError.
     """
     settings, out = settings or HealSettings(), Path(out)
@@ -138,8 +138,8 @@ def _crops(
 ) -> Iterator[tuple[Stream, tuple[CropSet, np.ndarray]]]:
     """The training crops, and those to validate on with their frames. `work` is where an unfinished run lies."""
     fresh = not isinstance(data, CropSet) and str(data) in (TRAIN, "starter")
-    given = "starter:val" if validation is None and fresh else validation
-    held = None if given is None else open_data(given, body=body, split="val", progress=progress)
+    given = "starter:dev" if validation is None and fresh else validation
+    held = None if given is None else open_data(given, body=body, split="dev", progress=progress)
     if not fresh:
         crops = open_data(data, body=body, split="train", progress=progress)
         frames, rest = held_out(crops) if held is None else (crops.stretches(), np.empty(0, np.int64))

@@ -203,7 +203,7 @@ def table(**fields: Any) -> dict[str, Any]:
     return {
         "command": "ablate",
         "table": {"name": "t", "number": 1, "title": "A title", "note": "A note.", "columns": ["groups"]},
-        "baseline": {"model": "starter", "mpjpe_mm": 100.002}, "data": {"name": "starter", "split": "test"},
+        "baseline": {"model": "starter", "mpjpe_mm": 100.002}, "data": {"name": "starter", "split": "val"},
         "protocol": "starter24", "interval": {"level": 0.95, "resamples": 2000, "over": "clips"},
         "bench": {"batch_size": 16, "rounds": 7, "threads": 2}, "device": "cpu", "cpu": "A chip, 2 cores",
         "rows": [
@@ -229,7 +229,7 @@ def test_markdown_holds_exactly_the_numbers(tmp_path: Path) -> None:
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         "| a | 9 | 90 | 101.24 | +1.23 | +0.88 to +1.59 | – | 3–5, 8–9 | 2.52x | 1.99x | 1.95 to 2.01 |",
         "| b \\| c | 9 | 90 | 101.24 | -0.46 | – | -37% | – | 2.52x | – | – |",
-        "Baseline 100.00 mm (`starter`); N = 720 frames of 24 clips of starter:test, protocol starter24; speed at "
+        "Baseline 100.00 mm (`starter`); N = 720 frames of 24 clips of starter:val, protocol starter24; speed at "
         "batch 16, 7 rounds, on A chip, 2 cores, 2 threads.",
     ]
     assert "its 95% interval" in text and "(2000 resamples" in text

@@ -46,7 +46,7 @@ def test_data_by_path_and_prefix(tiny_crops_file: Path, tiny_crops: CropSet, tin
 
 @pytest.mark.parametrize(
     ("text", "default", "wanted"),
-    [("starter", "calib", "calib"), ("starter", "test", "test"), ("starter:val", "test", "val")],
+    [("starter", "calib", "calib"), ("starter", "val", "val"), ("starter:dev", "val", "dev")],
 )
 def test_starter_splits(
     text: str, default: str, wanted: str, tiny_body: BodyModel, monkeypatch: pytest.MonkeyPatch
@@ -116,7 +116,7 @@ def test_the_table_shows_what_was_measured_and_a_gap_for_what_was_not() -> None:
         "costs": {"merged": {"layers": 9, "tokens": 192, "macs": 1_234_000_000}},
         "bench": {"fps": {"merged": 21.5}, "batch_size": 4, "threads": 2},
         "device": "cpu",
-        "data": {"name": "starter", "split": "test"},
+        "data": {"name": "starter", "split": "val"},
     }
     table = stage_table(summary)
     assert table.rows == [
@@ -125,6 +125,6 @@ def test_the_table_shows_what_was_measured_and_a_gap_for_what_was_not() -> None:
     ]
     assert all(len(row) == len(table.columns) for row in table.rows)
     assert caption(summary) == (
-        "9 frames of 2 clips of starter:test, protocol starter24, errors in mm; frames/s on cpu at batch 4, 2 threads"
+        "9 frames of 2 clips of starter:val, protocol starter24, errors in mm; frames/s on cpu at batch 4, 2 threads"
     )
     assert caption({}) == "" and stage_table({}).rows == []

@@ -1,4 +1,4 @@
-"""From a video made of starter:test to bodies: the error has to be that of scoring the crops themselves."""
+"""From a video made of starter:val to bodies: the error has to be that of scoring the crops themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_error_is_that_of_eval_on_the_same_frames(
 ) -> None:
     """FFV1 in RGB keeps every bit; x264 at a constant rate factor of 12 stays within the 2 mm that are promised."""
     body = api.open_body("starter")
-    crops = api.open_data("starter:test", body=body)
+    crops = api.open_data("starter:val", body=body)
     video = tmp_path / f"video{suffix}"
     boxes, _ = write_crop_video(video, crops, CLIPS, frames=FRAMES, lossless=lossless)
     settings = PredictSettings(overlay=False, glb=False)

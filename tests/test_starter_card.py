@@ -85,9 +85,7 @@ def test_the_card_states_the_figures(tiny_network, tiny_crops):
     _, scores = made_up(tiny_crops, np.random.default_rng(1))
     row = {"mpjpe_mm": 123.44, "pa_mpjpe_mm": 77.7, "pve_mm": 150.0, "accel_mm_per_frame2": 9.0}
     row |= {"n_frames": 12, "protocol": "starter24"}
-    figures = Figures(
-        {"starter:test": {"mean_pose": row, "baseline": row}}, by_joint(scores), [], [], [0.5, -0.25], 720
-    )
+    figures = Figures({"starter:val": {"mean_pose": row, "baseline": row}}, by_joint(scores), [], [], [0.5, -0.25], 720)
     provenance = {"command": "train it", "note": "", "seed": 0, "images": 1000, "minutes": 1.5, "log": "log.jsonl"}
     provenance["weights"] = "average"
     provenance["environment"] = {"cpu": "a CPU", "device": "cpu"}

@@ -1,6 +1,6 @@
 """Frames per second of adaptive token counts, beside the untouched network and the same number for every crop.
 
-Crops are made up, but their people are as large as in `starter:test`: how fast buckets are depends on that alone.
+Crops are made up, but their people are as large as in `starter:val`: how fast buckets are depends on that alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, no_progress
 
 PERSON_SHARES = tuple(tokens / 192 for tokens in (35, 42, 49, 52, 54, 57, 59, 62, 64, 66, 69, 73, 76, 81, 86, 106))
-"""Sixteen equally frequent sizes of people in starter:test, as the share of the crop's tokens."""
+"""Sixteen equally frequent sizes of people in starter:val, as the share of the crop's tokens."""
 PLAIN, FIXED, ADAPTIVE = "plain", "fixed", "adaptive"
 
 

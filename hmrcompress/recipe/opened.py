@@ -37,7 +37,7 @@ class Opened:
     @cached_property
     def test(self) -> CropSet:
         """What the figures come from."""
-        return self._data(self._recipe.data.eval, "test")
+        return self._data(self._recipe.data.eval, "val")
 
     def _data(self, text: str, split: str) -> CropSet:
         clips = self._recipe.data.clips

@@ -57,7 +57,7 @@ class Data(_Part):
     """Which frames are searched on and which are scored; they should not overlap."""
 
     search: str = Field(default="starter:calib", description="Data set that the search measures errors on")
-    eval: str = Field(default="starter:test", description="Data set that the figures come from")
+    eval: str = Field(default="starter:val", description="Data set that the figures come from")
     clips: int | None = Field(
         default=None, gt=0, le=MOST, description="Only the first clips of starter splits (fewer to render)"
     )
@@ -99,7 +99,7 @@ class Finetune(_Part):
         default=("all",), min_length=1, strict=False, description="In this order; all is vae and decoder"
     )
     data: str = Field(default="starter:train", description="Clips whose features are trained on")
-    val: str | None = Field(default=None, description="Clips to validate on; starter:val, or a part of data")
+    val: str | None = Field(default=None, description="Clips to validate on; starter:dev, or a part of data")
     motions: str = Field(default="starter", description="Motions of the VAE: starter or amass:DIR")
     preset: Literal["starter", "paper"] = Field(default="starter", description="Sizes of VAE and decoder")
     decoder: Literal["both", "velocity", "noise", "regress"] = Field(

@@ -95,12 +95,12 @@ def mesh_sheet(
 def write_starter_sheets(folder: Path, model: str = "starter", progress: Progress = no_progress) -> list[Path]:
     """The pictures of the documentation, into a folder. Returns what was written.
 
-    body_poses.png: the body in extreme poses; starter_crops.jpg: a frame of every test clip with its mask;
+    body_poses.png: the body in extreme poses; starter_crops.jpg: a frame of every clip of `starter:val` with its mask;
     starter_meshes.jpg: crops with the mesh of `model` (a model string of `api.load`) laid over, the worst in the last
     row; where `model` is compressed, the starter network's mesh stands between the two.
     """
     body = starter_body()
-    crops = open_split("test", body, progress=progress)
+    crops = open_split("val", body, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     frames = crops.sample(1)
     checkpoint = load(model)
@@ -119,9 +119,9 @@ def write_starter_sheets(folder: Path, model: str = "starter", progress: Progres
 def write_card_pictures(folder: Path, progress: Progress = no_progress) -> list[Path]:
     """What the card of a starter network in `folder` shows: cka.png and meshes.jpg, written there."""
     body, checkpoint = starter_body(), load(folder)
-    crops = open_split("test", body, progress=progress)
+    crops = open_split("val", body, progress=progress)
     matrix = layer_similarity(checkpoint, crops, progress=progress)
-    draw_similarity(matrix, folder / "cka.png", title="starter network on starter:test")
+    draw_similarity(matrix, folder / "cka.png", title="starter network on starter:val")
     chosen = from_best_to_worst(checkpoint.network, crops, body)
     meshes = mesh_sheet([checkpoint.network], crops, chosen, body, folder / "meshes.jpg")
     return [folder / "cka.png", meshes]

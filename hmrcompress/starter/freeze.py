@@ -64,7 +64,7 @@ def freeze(
 def better_on_val(
     config: NetworkConfig, state: dict[str, Any], validator: Validator
 ) -> tuple[str, dict[str, Tensor], HMR2]:
-    """("last" or "average", state dict in float16, network): whichever weights have the lower error on `starter:val`.
+    """("last" or "average", state dict in float16, network): whichever weights have the lower error on `starter:dev`.
 
     The moving average wins at a high rate; at the end of a rate that fell to zero it lags behind.
     """
@@ -82,22 +82,22 @@ def better_on_val(
 def measure(network: HMR2, motions: Path | None = None, progress: Progress = no_progress) -> Figures:
     """What the card states of a network (on the CPU, in evaluation mode)."""
     body = starter_body()
-    splits = {"test": open_split("test", body, progress=progress)}
+    splits = {"val": open_split("val", body, progress=progress)}
     if motions is not None:
         splits[MOCAP_SPLIT] = open_split(MOCAP_SPLIT, body, motions=motions, progress=progress)
     results = {
         name: evaluate(stages_of(network, None), crops, body=body, progress=progress).stages
         for name, crops in splits.items()
     }
-    scores, test = results["test"]["baseline"], splits["test"]
-    sample = test.sample(DROP_FRAMES_PER_CLIP)
+    scores, val = results["val"]["baseline"], splits["val"]
+    sample = val.sample(DROP_FRAMES_PER_CLIP)
     return Figures(
         scores={
             f"starter:{name}": {stage: of.to_json() for stage, of in stages.items()} for name, stages in results.items()
         },
         joints=by_joint(scores),
-        occlusion=by_occlusion(scores, test),
-        kinds=by_kind(scores, test),
-        drops=drop_costs(network, test, sample, body, progress),
+        occlusion=by_occlusion(scores, val),
+        kinds=by_kind(scores, val),
+        drops=drop_costs(network, val, sample, body, progress),
         drop_frames=len(sample),
     )

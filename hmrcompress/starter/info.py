@@ -10,7 +10,7 @@ import torch
 from hmrcompress.body.files import starter_body
 from hmrcompress.starter.dataset import cache_home, render_clip, surface_of
 from hmrcompress.starter.shards import ShardSettings, make_shard
-from hmrcompress.starter.world import CLIP_FRAMES, FPS, SPLITS, VERSION, make_clip
+from hmrcompress.starter.world import FPS, SPLITS, VERSION, make_clip
 
 TIMED_CLIPS, TIMED_FRAMES = 4, 60
 
@@ -19,7 +19,7 @@ def describe() -> dict[str, Any]:
     """Version, body, splits and the place of the cache."""
     body = starter_body()
     splits = {
-        split.name: f"{split.clips} clips of {CLIP_FRAMES} frames at {FPS:g} frames/s" for split in SPLITS.values()
+        split.name: f"{split.clips} clips of {split.frames} frames at {FPS:g} frames/s" for split in SPLITS.values()
     }
     return {
         "world": VERSION,
@@ -40,7 +40,7 @@ def render_speed() -> dict[str, float]:
     try:
         body = starter_body()
         surface = surface_of(body)
-        clips = [make_clip(SPLITS["val"], index, body, TIMED_FRAMES) for index in range(TIMED_CLIPS)]
+        clips = [make_clip(SPLITS["dev"], index, body, TIMED_FRAMES) for index in range(TIMED_CLIPS)]
         next(render_clip(clips[0], body, surface))
         make_shard(0, 0, body, surface, [], ShardSettings(crops=16))
         started = time.perf_counter()

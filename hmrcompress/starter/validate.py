@@ -60,11 +60,11 @@ def shrunk(batch: FrameBatch, size: tuple[int, int]) -> FrameBatch:
 
 
 class Validator:
-    """Scores a network on a sample of `starter:val`. Renders the split at the first use."""
+    """Scores a network on a sample of `starter:dev`. Renders the split at the first use."""
 
     def __init__(self, body: BodyModel, device: torch.device) -> None:
         self.body, self.device = body, device
-        self.data = open_split("val", body)
+        self.data = open_split("dev", body)
         self.indices = self.data.sample(FRAMES_PER_CLIP)
         state = mean_state()
         rotations = sixd_to_matrix(state["smpl_head.init_body_pose"].view(1, 24, 6))
