@@ -125,8 +125,10 @@ def pipeline_reader(
         masks = "none" if checkpoint.probe is None or tokens is None or buckets is not None else "self"
         tokens = tokens if masks == "self" else None
     source = open_masks(masks)
-    if source.name == "data":
-        raise UserError("pictures and videos come without masks", "--masks data", "Try auto, self or files:DIR")
+    if source.name.partition(":")[0] == "data":
+        raise UserError(
+            "pictures and videos come without masks", f"--masks {source.name}", "Try auto, self or files:DIR"
+        )
     network = on_device(checkpoint.network, where)
     ready: nn.Module
     path = path or RunPath()

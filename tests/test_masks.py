@@ -123,10 +123,55 @@ def test_a_torn_file_is_refused(tmp_path: Path, tiny_crops: CropSet) -> None:
         list(tiny_crops.batches(masks=mask_source(f"files:{tmp_path}")))
 
 
-@pytest.mark.parametrize("text", ["", "file:x", "files:", "onnx:", "Data", "data:x", "none:"])
+@pytest.mark.parametrize("text", ["", "file:x", "files:", "onnx:", "Data", "none:"])
 def test_unknown_sources_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="expected data, self, none, files:DIR or onnx:FILE"):
         mask_source(text)
+
+
+def slow_degraded(mask: np.ndarray, way: str) -> np.ndarray:
+    """(256,192) -> (16,12), one token and one neighbour after the other."""
+    if way == "box" and mask.any():
+        places = np.argwhere(mask)
+        (top, left), (bottom, right) = places.min(0), places.max(0)
+        mask = np.array([[top <= y <= bottom and left <= x <= right for x in range(192)] for y in range(256)])
+    person = slow_coverage(mask) >= 0.1
+    if way == "box":
+        return person
+    found = person.copy()
+    for i in range(16):
+        for j in range(12):
+            around = [(i + a, j + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+            near = [person[a, b] for a, b in around if 0 <= a < 16 and 0 <= b < 12]
+            found[i, j] = all(near) if way == "eroded" else any(near)
+    return found
+
+
+@pytest.mark.parametrize("way", ["box", "eroded", "dilated"])
+def test_degraded_masks_equal_a_loop(way: str) -> None:
+    rng = np.random.default_rng(1)
+    masks = np.zeros((5, 256, 192), bool)
+    masks[0, 40:230, 60:140] = True
+    masks[1, :100, :50] = True
+    masks[1, 200:, 150:] = True
+    masks[2] = rng.random((256, 192)) < 0.001
+    masks[3, 20:250, 5:187] = rng.random((230, 182)) < 0.5
+
+    class Frames:
+        def pixel_masks(self, indices: np.ndarray) -> np.ndarray:
+            return masks[indices]
+
+    source = mask_source(f"data:{way}")
+    assert source.name == f"data:{way}"
+    got = source.person(Frames(), np.array([4, 3, 2, 1, 0]))  # type: ignore[arg-type]
+    expected = np.stack([slow_degraded(mask, way) for mask in masks[::-1]])
+    assert got is not None and (got.numpy() == expected).all()
+    assert not expected[0].any()
+
+
+def test_an_unknown_way_to_degrade_masks_is_refused() -> None:
+    with pytest.raises(UserError, match="expected data, data:box, data:eroded, data:dilated"):
+        mask_source("data:x")
 
 
 def slow_rle(text: str, height: int, width: int) -> np.ndarray:

@@ -83,6 +83,49 @@ class DataMasks:
         return None if masks is None else person_tokens(coverage_grid(torch.from_numpy(masks)))
 
 
+class DegradedMasks(DataMasks):
+    """The masks that come with the data, made as much worse as what a user has may be: `box` fills the person's box, as
+    where only a detector ran; `eroded` takes the person's tokens next to others away, `dilated` adds those next to the
+    person's (a token's neighbours are the eight around it; the crop's edge is no neighbour)."""
+
+    WAYS = ("box", "eroded", "dilated")
+
+    def __init__(self, way: str) -> None:
+        if way not in self.WAYS:
+            raise UserError(f"got data:{way}, expected data, data:{', data:'.join(self.WAYS)}", "--masks")
+        self.way, self.name = way, f"data:{way}"
+
+    def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
+        """(n,16,12) bool."""
+        masks = crops.pixel_masks(indices)
+        if masks is None:
+            return None
+        pixels = torch.from_numpy(masks)
+        if self.way == "box":
+            return person_tokens(coverage_grid(filled_boxes(pixels)))
+        person = person_tokens(coverage_grid(pixels))
+        return dilated(person) if self.way == "dilated" else ~dilated(~person)
+
+
+def filled_boxes(masks: Tensor) -> Tensor:
+    """masks (B,H,W) bool -> the smallest boxes that hold their pixels, filled; nothing where there is none."""
+    rows, columns = masks.any(dim=2), masks.any(dim=1)
+
+    def between(marked: Tensor) -> Tensor:
+        """(B,n): from the first marked place to the last."""
+        after = marked.cumsum(dim=1) > 0
+        before = marked.flip(1).cumsum(dim=1).flip(1) > 0
+        return after & before
+
+    return between(rows)[:, :, None] & between(columns)[:, None, :]
+
+
+def dilated(person: Tensor) -> Tensor:
+    """person (B,R,C) bool -> these tokens and the eight around each."""
+    grown = torch.nn.functional.max_pool2d(person.float()[:, None], 3, stride=1, padding=1)
+    return grown[:, 0] > 0
+
+
 class NoMasks:
     """No masks: token merging treats every token alike."""
 
@@ -123,7 +166,8 @@ def plug_ins() -> dict[str, EntryPoint]:
 
 
 def mask_source(text: str) -> MaskSource:
-    """`data`, `self`, `none`, `files:PATH`, `onnx:FILE`, or `NAME[:REST]` of a plug-in -> the source.
+    """`data`, `data:box|eroded|dilated`, `self`, `none`, `files:PATH`, `onnx:FILE`, `NAME[:REST]` of a plug-in -> the
+    source.
 
     A plug-in is a callable that takes REST (a text, empty where there is none) and gives a `MaskSource`. Raises
     UserError for anything else, and where a plug-in does not give one.
@@ -132,6 +176,8 @@ def mask_source(text: str) -> MaskSource:
     simple: dict[str, Callable[[], MaskSource]] = {"data": DataMasks, "none": NoMasks, "self": SelfMasks}
     if text in simple:
         return simple[text]()
+    if kind == "data":
+        return DegradedMasks(rest)
     if kind in built_in() and rest:
         module, _, name = built_in()[kind].partition(":")
         return getattr(import_module(module), name)(Path(rest))
