@@ -20,6 +20,7 @@ THREADS = int(os.environ.get("HMRCOMPRESS_TEST_THREADS", "1"))
 """Threads of torch in every process: by default one, as the networks of the tests are too small for more to pay."""
 
 
+@pytest.hookimpl(optionalhook=True)  # unknown where pytest-xdist is not in use
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: as many processes as the cores that may be used have room for."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

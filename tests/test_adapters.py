@@ -25,6 +25,21 @@ def test_fresh_adapters_change_nothing() -> None:
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in state.items())
 
 
+def test_every_layer_draws_its_own_numbers_from_the_seed() -> None:
+    def drawn(seed: int) -> dict[str, torch.Tensor]:
+        network = tiny.network()
+        adapt(network, range(4), rank=16, seed=seed)
+        return {name: module.down.detach() for name, module in network.named_modules() if isinstance(module, LowRank)}
+
+    first, same, other = drawn(3), drawn(3), drawn(4)
+    assert len(first) == 16 and all(torch.equal(first[name], same[name]) for name in first)
+    everything = [*first.values(), *other.values()]
+    for number, one in enumerate(everything):
+        for another in everything[:number]:
+            assert one.shape != another.shape or not torch.equal(one, another)
+        assert abs(float(one.std()) * one.shape[1] ** 0.5 - 1) < 4 / (2 * one.numel()) ** 0.5
+
+
 @torch.no_grad()
 def test_folded_equals_unfolded() -> None:
     network = tiny.network()

@@ -105,6 +105,8 @@ def test_stretches_are_runs_of_consecutive_frames(limit: int, clips: int, each: 
     for run in frames.values():
         assert len(run) == (each or 30)
         assert (np.diff(run) == 1).all()
+        before, after = run[0] - 10, 39 - run[-1]
+        assert 0 <= after - before <= 1, "from the middle"
     assert len(crops.stretches()) == 90
     with pytest.raises(UserError, match="--limit"):
         crops.stretches(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import NoMasks
+from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
@@ -24,8 +26,10 @@ from hmrcompress.training.augment_time import TimeSettings, draw_known, draw_tim
 from hmrcompress.training.decoder_fit import DecoderFit, DecoderSettings, Windows
 from hmrcompress.training.features import ClipFeatures, CropClips, clip_features
 from hmrcompress.training.loop import LoopSettings, train
+from hmrcompress.training.vae_fit import LOCATIONS
 
 PLAIN = TimeSettings(reverse=0.0, warp=0.0, every=1.0, holes=0.0, short=0.0)
+HALF = replace(PLAIN, every=0.5)
 
 
 def test_times() -> None:
@@ -47,11 +51,15 @@ def test_times() -> None:
 
 def test_frames_left_out() -> None:
     rng = np.random.default_rng(0)
-    gaps = [np.diff(np.flatnonzero(draw_known(rng, 60, replace(PLAIN, every=0.5)))) for _ in range(600)]
+    gaps = [np.diff(np.flatnonzero(draw_known(rng, 60, HALF))) for _ in range(600)]
     assert all(len(set(gap.tolist())) == 1 for gap in gaps), "every k-th frame, nothing else"
     strides = np.array([gap[0] for gap in gaps])
     counts = np.bincount(strides, minlength=9)
     assert 250 <= counts[1] <= 350 and all(20 <= count <= 75 for count in counts[2:9]) and counts[0] == 0
+    phases = {
+        (int(np.diff(at)[0]), int(at[0])) for at in (np.flatnonzero(draw_known(rng, 60, HALF)) for _ in range(1500))
+    }
+    assert phases == {(1, 0)} | {(stride, phase) for stride in range(2, 9) for phase in range(stride)}, "any phase"
     assert all(draw_known(rng, 3, TimeSettings(every=0.0, holes=1.0)).any() for _ in range(200))
     holes = np.mean([draw_known(rng, 60, replace(PLAIN, holes=1.0)).mean() for _ in range(300)])
     assert 0.6 < holes < 0.9
@@ -167,6 +175,72 @@ def test_it_learns_and_the_vae_stays(
     }  # fmt: skip
     if objective != "noise":
         assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+@pytest.fixture
+def fit(clips: list[ClipFeatures], tiny_body: BodyModel) -> Callable[[DecoderSettings], DecoderFit]:
+    """Makes a task over an untrained decoder whose VAE gives poses of about the right size."""
+
+    def make(settings: DecoderSettings) -> DecoderFit:
+        decoder = TemporalDecoder(tiny_decoder.CONFIG, seed=1)
+        decoder.set_statistics(pose_std=torch.tensor(0.3))
+        return DecoderFit(decoder, PoseCodec(tiny_body), clips[:2], clips[2:], settings, {})
+
+    return make
+
+
+def test_half_of_the_samples_are_pure_noise_and_the_others_at_any_step(
+    fit: Callable[[DecoderSettings], DecoderFit],
+) -> None:
+    assert abars(tiny_decoder.CONFIG)[-1] == 0
+    rng, steps = np.random.default_rng(0), tiny_decoder.CONFIG.train_steps
+    t, noise = fit(DecoderSettings(batch_size=64, last_step=1.0))._draw_noise(rng)
+    assert t is not None and t.tolist() == [steps - 1] * 64, "the one step that a single step of sampling sees"
+    assert noise is not None and noise.shape == (64, 3, 16) and 0.9 < float(noise.std()) < 1.1
+    t, _ = fit(DecoderSettings(batch_size=6000, last_step=0.5))._draw_noise(rng)
+    assert t is not None and abs(int((t == steps - 1).sum()) - 3003) < 4 * 6000**0.5 / 2
+    others = t[t < steps - 1].double() / steps
+    assert others.min() < 0.01 and others.max() > 0.99 and abs(float(others.mean()) - 0.5) < 4 * (12 * 3000) ** -0.5
+
+
+def abars(config: DecoderConfig) -> np.ndarray:
+    """The share of signal at every step: betas linear in their roots, roots of abar shifted and scaled so that the
+    last is 0 and the first stays (Lin et al. 2023, algorithm 1)."""
+    betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.train_steps) ** 2
+    roots = np.sqrt(np.cumprod(1 - betas))
+    return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+
+
+def test_locations_weigh_as_much_as_there_is_noise_by_a_loop(
+    fit: Callable[[DecoderSettings], DecoderFit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Distances of joints in decimetres, times 1 - abar, over each window's frames and then over windows."""
+    task = fit(DecoderSettings(batch_size=6, last_step=0.3, time=TimeSettings(short=0.5)))
+    drawn: list[Any] = []
+
+    def compare(denoiser: Any, z0: torch.Tensor, t: torch.Tensor, *rest: Any, **more: Any) -> tuple[torch.Tensor, ...]:
+        drawn.extend([z0, t, rest[3]])
+        return z0.new_zeros(()), z0 + 0.5
+
+    monkeypatch.setattr("hmrcompress.training.decoder_fit.compared", compare)
+    total, parts = task.losses(3)
+    z0, t, valid = drawn
+    assert not valid.all() and len(set(t.tolist())) > 2
+    rng = np.random.default_rng(np.random.SeedSequence([0, 3]))
+    batch = task.windows.draw(rng, 6, 12, task.settings.time, slice(0, 6))
+    decoder, shares = task.decoder, abars(tiny_decoder.CONFIG)
+    with torch.no_grad():
+        pose = decoder.denormalise_pose(decoder.vae.decode(decoder.denormalise_latents(z0 + 0.5))).double()
+    apart = []
+    for row in range(6):
+        off = [
+            float((pose[row, frame, 3 * joint :] - batch.pose[row, frame, 3 * joint :].double())[:3].norm())
+            for frame in np.flatnonzero(valid[row].numpy())
+            for joint in range(LOCATIONS // 3)
+        ]
+        apart.append(10 * (1 - shares[t[row]]) * np.mean(off))
+    assert float(parts["reconstruction"]) == pytest.approx(np.mean(apart), rel=1e-4)
+    assert float(total) == pytest.approx(3 * np.mean(apart), rel=1e-4)
 
 
 def test_validation_of_a_perfect_decoder(

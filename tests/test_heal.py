@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from hmrcompress import api, tuning
 from hmrcompress.body.model import BodyModel
+from hmrcompress.data.conditions import bbox_info
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.data.masks import mask_source
 from hmrcompress.errors import UserError
@@ -234,6 +235,20 @@ def test_augmented_crops_and_masks_are_mirrored_together() -> None:
     assert (inside > outside).all()
     gains = (inside - outside) * IMAGENET_STD[0]
     assert 0.03 < gains.std() < 0.3 and abs(float(gains.mean()) - 1) < 0.1
+
+
+def test_conditions_are_those_of_the_mirrored_pictures() -> None:
+    """A box at x of a picture W wide lies at W - x of its mirror image."""
+    rng = np.random.default_rng(1)
+    centres, sides = rng.uniform(100, 900, (40, 2)), rng.uniform(50, 300, 40)
+    mirrored = np.stack([1280 - centres[:, 0], centres[:, 1]], 1)
+    there, back = (bbox_info(each, sides, (1280, 960), 900.0) for each in (centres, mirrored))
+    images = torch.zeros(40, 3, 4, 4)
+    images[..., :2] = 100.0
+    out = augmented(Crops(images, None, there), np.random.default_rng(0))
+    flipped = out.images[..., 0].mean((1, 2)) < out.images[..., -1].mean((1, 2))
+    assert 8 < int(flipped.sum()) < 32 and out.condition is not None
+    torch.testing.assert_close(out.condition, torch.where(flipped[:, None], back, there))
 
 
 def test_held_out(world: dict[str, Path], tmp_path: Path) -> None:

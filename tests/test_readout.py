@@ -72,6 +72,45 @@ def test_what_a_decoder_reads(tiny_body: BodyModel) -> None:
 
 
 @torch.no_grad()
+def test_what_a_window_is_conditioned_on_by_a_loop() -> None:
+    """Features less their mean over the frames that are read, which are fewer than the valid ones; read-outs, between
+    those frames interpolated, less their average; the latents that the average projects to."""
+    decoder = TemporalDecoder(replace(TINY, readout=True), seed=1).eval()
+    decoder.vae.pieces.copy_(draw(*decoder.vae.pieces.shape, seed=3))
+    decoder.set_statistics(
+        feature_mean=draw(8, seed=4),
+        feature_std=draw(8, seed=5).abs(),
+        pose_mean=draw(133, seed=6),
+        pose_std=torch.tensor(0.3),
+    )
+    given, known, valid = inputs(2), every(2, 12), every(2, 12)
+    known[0, [1, 2, 6]], known[1, 1:9], valid[0, 9:], valid[1, 11:] = False, False, False, False
+    found = decoder.condition(given.masked_fill(~(known & valid)[..., None], float("nan")), known, valid)
+    assert found.readout is not None and found.start is not None and found.blended is not None
+    scale = decoder.feature_std.double().numpy()
+    for row in range(2):
+        at = [t for t in range(12) if known[row, t] and valid[row, t]]
+        assert len(at) < int(valid[row].sum()) < 12
+        values = given[row].double().numpy()
+        mean = sum(values[t, :8] for t in at) / len(at)
+        for t in at:
+            np.testing.assert_allclose(
+                found.features[row, t].numpy(), (values[t, :8] - mean) / scale, rtol=1e-5, atol=1e-4
+            )
+        blended = found.blended[row].double().numpy()
+        for t in range(12):
+            wanted = np.array([np.interp(t, at, values[at, 8 + n]) for n in range(133)]) - blended[t]
+            wanted = wanted / 0.3 if valid[row, t] else np.zeros(133)
+            np.testing.assert_allclose(found.readout[row, t].numpy(), wanted, atol=1e-4)
+        frames = np.zeros((3, 4 * 133))
+        for t in np.flatnonzero(valid[row].numpy()):
+            frames[t // 4, 133 * (t % 4) :][:133] = (blended[t] - decoder.pose_mean.double().numpy()) / 0.3
+        np.testing.assert_allclose(
+            found.start[row], frames @ decoder.vae.pieces.double().numpy().T, rtol=1e-4, atol=1e-2
+        )
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("objective", ["both", "velocity", "regress"])
 def test_untrained_it_gives_the_read_out(objective: str) -> None:
     """On known frames, and in between what interpolation gives, whatever the noise; the first frames of a clip alone
