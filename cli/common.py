@@ -117,6 +117,7 @@ def _notices_as_lines() -> Iterator[None]:
                 complain(str(message))
 
         warnings.simplefilter("always", Notice)
+        warnings.filterwarnings("ignore", module="PIL")  # its thoughts on damaged files, beside our sentence
         warnings.showwarning = line
         yield
 

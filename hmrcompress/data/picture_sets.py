@@ -86,8 +86,8 @@ def picture(pictures: Pictures, number: int) -> np.ndarray:
     place = pictures.place(number)
     with _open(pictures, number) as file:
         decoded = decode(file, place, turned=pictures.turned)
-    for note in decoded.notes:
-        tell(note, place)
+    if decoded.note:
+        tell(decoded.note, place)
     return decoded.image
 
 

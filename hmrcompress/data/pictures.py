@@ -47,10 +47,10 @@ KNOWN = "JPEG, PNG, BMP, WebP, TIFF, GIF, AVIF and HEIC are read"
 
 @dataclass(frozen=True)
 class Decoded:
-    """image (H,W,3) uint8 RGB. notes: what somebody should be told of how the file was read, a few words each."""
+    """image (H,W,3) uint8 RGB. note: what should be told of how the file was read, in a few words, or empty."""
 
     image: np.ndarray
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
 
 def decode(file: IO[bytes], where: object, *, turned: bool = True) -> Decoded:
@@ -62,12 +62,11 @@ def decode(file: IO[bytes], where: object, *, turned: bool = True) -> Decoded:
     kind = require_kind(file, where)
     with opened(file, where, kind) as image, _no_others_errors(where):
         pages, main = _pages(image, kind, file), image.tell() + 1
-        pixels, notes = rgb(image, where)
+        pixels = rgb(image, where)
         # Asked after decoding: some decoders turn the picture then, and say no more that it lies.
         orientation = _orientation(image) if (turned or kind == "AVIF") and kind != "HEIC" else 1
-    if pages != 1:
-        notes = (f"only picture {main} of {pages} in it was read", *notes)
-    return Decoded(turn(pixels, orientation), notes)
+    note = "" if pages == 1 else f"only picture {main} of {pages} in it was read"
+    return Decoded(turn(pixels, orientation), note)
 
 
 def size(file: IO[bytes], where: object, *, turned: bool = True) -> tuple[int, int]:
@@ -139,6 +138,8 @@ def _of_pillow(file: IO[bytes], where: object, kind: str) -> Any:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             return Image.open(file, formats=(kind,))
+        except Image.UnidentifiedImageError as error:
+            raise UserError("damaged, or of a kind of its format that is not read", where) from error
         except Image.DecompressionBombError as error:
             raise UserError(f"far more pixels than the {MOST_PIXELS:,} that are read", where) from error
 

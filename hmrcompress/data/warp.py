@@ -19,6 +19,8 @@ MARGIN = (SIDE - CROP_WIDTH) // 2
 """Columns of the square that are cut off on either side."""
 PLACE_BITS, STEP_BITS = 10, 5
 WHOLE = 1 << STEP_BITS
+LONGEST_ROW = 1 << 14
+"""Pixels of a picture's row up to which rows are blurred first, which is faster."""
 TRUNCATE = 4.0
 """Deviations after which the blur's kernel ends, as in scikit-image."""
 
@@ -48,9 +50,7 @@ def crop(picture: np.ndarray, center: np.ndarray, side: float, *, antialias: boo
     if not sigma:
         half = WHOLE * WHOLE // 2
         return ((_bilinear(picture, x, y) + half) >> (2 * STEP_BITS)).astype(np.uint8)
-    part, left, top = _blurred(picture, sigma, x, y)
-    mixed = _bilinear(part, x - left * WHOLE, y - top * WHOLE) / (WHOLE * WHOLE)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(_bilinear_blurred(picture, sigma, x[0], y[:, 0])), 0, 255).astype(np.uint8)
 
 
 def _forward(center: np.ndarray, side: float) -> list[float]:
@@ -101,11 +101,10 @@ def _places(backward: list[float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bilinear(picture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(256,192,3) sums of four neighbours with weights that add up to 1024, whole numbers for a picture of such; zeros
-    outside of the picture. x and y as `_places` gives them."""
+    """(256,192,3) int32: sums of four neighbours with weights that add up to 1024; zeros outside of the picture. x and
+    y as `_places` gives them."""
     height, width = picture.shape[:2]
-    whole_numbers = picture.dtype == np.uint8
-    total = np.zeros((*x.shape, 3), np.int32 if whole_numbers else np.float64)
+    total = np.zeros((*x.shape, 3), np.int32)
     flat = picture.reshape(-1, 3)
     for down in (0, 1):
         row, y_weight = (y >> STEP_BITS) + down, y & (WHOLE - 1)
@@ -114,20 +113,54 @@ def _bilinear(picture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
             weight = (y_weight if down else WHOLE - y_weight) * (x_weight if right else WHOLE - x_weight)
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             values = flat.take(np.where(inside, row * width + column, 0), axis=0)
-            total += values * np.where(inside, weight, 0).astype(total.dtype)[:, :, None]
+            total += values * np.where(inside, weight, 0).astype(np.int32)[:, :, None]
     return total
 
 
-def _blurred(picture: np.ndarray, sigma: float, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """What the crop needs of the blurred picture, float64, and the column and row where that begins. Beyond the edge of
-    the picture its last pixels count, as in scikit-image."""
-    from scipy.ndimage import gaussian_filter
+def _bilinear_blurred(picture: np.ndarray, sigma: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(256,192,3) float64: bilinear readings of the blurred picture, zeros outside of it. x (192,) and y (256,) are the
+    places of the columns and rows (the transform does not turn), as `_places` gives them.
 
-    reach = int(TRUNCATE * sigma + 0.5) + 2
-    spans = []
-    for places, size in ((x, picture.shape[1]), (y, picture.shape[0])):
-        first = min(max((int(places.min()) >> STEP_BITS) - reach, 0), size - 1)
-        spans.append((first, min(max((int(places.max()) >> STEP_BITS) + reach, first + 1), size)))
-    (left, right), (top, bottom) = spans
-    part = picture[top:bottom, left:right].astype(np.float64)
-    return gaussian_filter(part, (sigma, sigma, 0), mode="nearest", truncate=TRUNCATE), left, top
+    Only the rows and columns that are read are blurred, in the order that keeps what lies in between small, so that a
+    large picture takes little memory and a large box no more time than the picture has pixels.
+    """
+    height, width = picture.shape[:2]
+    (rows, by_row), (columns, by_column) = _readings(y, height), _readings(x, width)
+    if not len(rows) or not len(columns):
+        return np.zeros((len(y), len(x), 3))
+    if width <= LONGEST_ROW:
+        blurred = _blurred_at(_blurred_at(picture, rows, sigma).swapaxes(0, 1), columns, sigma).swapaxes(0, 1)
+    else:
+        blurred = _blurred_at(_blurred_at(picture.swapaxes(0, 1), columns, sigma).swapaxes(0, 1), rows, sigma)
+    return np.einsum("yr,rcd,xc->yxd", by_row, blurred, by_column, optimize=True)
+
+
+def _readings(places: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places (n,) along a side of `size` pixels, in 1/32 -> the pixels (k,) that are read there, and how much each
+    counts, (n,k)."""
+    after = places & (WHOLE - 1)
+    pixels = np.stack([places >> STEP_BITS, (places >> STEP_BITS) + 1])
+    shares = np.stack([WHOLE - after, after]) / WHOLE
+    inside = (pixels >= 0) & (pixels < size)
+    needed = np.unique(pixels[inside])
+    weights = np.zeros((len(places), len(needed)))
+    for pixel, share, there in zip(pixels, shares, inside, strict=True):
+        weights[np.flatnonzero(there), np.searchsorted(needed, pixel[there])] += share[there]
+    return needed, weights
+
+
+def _blurred_at(values: np.ndarray, places: np.ndarray, sigma: float) -> np.ndarray:
+    """values (n,m,3) -> (k,m,3) float64: blurred along the first side at the pixels (k,) of it. Beyond the edge its
+    last pixels count, as in scikit-image."""
+    size, others = len(values), values.shape[1]
+    reach = int(TRUNCATE * sigma + 0.5)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel /= kernel.sum()
+    made = np.empty((len(places), others, 3))
+    for row, place in enumerate(places):
+        first, last = max(place - reach, 0), min(place + reach, size - 1)
+        weights = kernel[first - place + reach : last - place + reach + 1].copy()
+        weights[0] += kernel[: first - place + reach].sum()
+        weights[-1] += kernel[last - place + reach + 1 :].sum()
+        made[row] = np.tensordot(weights, values[first : last + 1], 1)
+    return made

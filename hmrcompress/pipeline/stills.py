@@ -33,8 +33,8 @@ def read_pictures(where: Path, files: tuple[Path, ...], limit: int | None = None
                     raise
                 failed[file.name] = f"{error.what}. {error.remedy}" if error.remedy else error.what
                 continue
-            for note in decoded.notes:
-                notes.setdefault(note, []).append(file.name)
+            if decoded.note:
+                notes.setdefault(decoded.note, []).append(file.name)
             done += 1
             yield number, decoded.image
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cases.pictures import APPLE_DOUBLE
-from cases.scenes import person
+from cases.scenes import deflated_zeros, person
 
 FRAMES = 8
 
@@ -100,15 +100,17 @@ def npy_head(shape: str, kind: str = "<f8") -> bytes:
 
 
 def zip_bomb(path: Path, arrays: Mapping[str, str], zeros: int) -> Path:
-    """An .npz whose arrays claim these shapes; of the first, `zeros` bytes are there, packed a thousand times."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for number, (name, shape) in enumerate(arrays.items()):
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                file.write(npy_head(shape))
-                for _ in range(zeros >> 22 if number == 0 else 0):
-                    file.write(bytes(1 << 22))
-                if number:
-                    file.write(bytes(32))
+    """An .npz whose arrays claim these shapes; of the first, `zeros` bytes are there, packed a thousand times. Written
+    by hand, with checksums of nothing: nobody should get so far."""
+    data, directory = b"", b""
+    for number, (name, shape) in enumerate(arrays.items()):
+        count, head, file = 32 if number else zeros, npy_head(shape), f"{name}.npy".encode()
+        packed = deflated_zeros(count, head)
+        about = struct.pack("<HHHHHIIIHH", 20, 0, 8, 0, 33, 0, len(packed), len(head) + count, len(file), 0)
+        directory += b"PK\1\2" + struct.pack("<H", 20) + about + struct.pack("<HHHII", 0, 0, 0, 0, len(data)) + file
+        data += b"PK\3\4" + about + file + packed
+    end = struct.pack("<HHHHIIH", 0, 0, len(arrays), len(arrays), len(directory), len(data), 0)
+    path.write_bytes(data + directory + b"PK\5\6" + end)
     return path
 
 
