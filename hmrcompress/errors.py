@@ -6,7 +6,7 @@ What is no error and still has to be said is a `Notice`, told by `tell`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 LONGEST_QUOTE = 80
@@ -56,6 +56,15 @@ def hearing() -> Iterator[list[str]]:
         yield heard
     finally:
         _HEARERS[:] = [each for each in _HEARERS if each is not heard]
+
+
+MOST_LISTED = 5
+
+
+def some(items: Sequence[object], count: int | None = None) -> str:
+    """The first of some items (of `count`, if these are not all), and how many more there are, for a sentence."""
+    more = (len(items) if count is None else count) - MOST_LISTED
+    return ", ".join(map(str, items[:MOST_LISTED])) + (f" and {more} more" if more > 0 else "")
 
 
 def first_line(error: BaseException) -> str:

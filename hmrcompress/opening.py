@@ -29,6 +29,7 @@ from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.metrics.hands import HAND16
 from hmrcompress.metrics.measure import GENDERS, Measure, read_regressor
 from hmrcompress.metrics.points import PROTOCOLS, ROWS, Protocol
+from hmrcompress.models.families import network_class
 from hmrcompress.models.fast import make_fast
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2
@@ -199,6 +200,24 @@ def require_truth(checkpoint: Checkpoint) -> None:
             "predicts hands, and no data set of hands is read that could score it",
             checkpoint.name,
             "Search with --target teacher; merge, bench and export need no ground truth",
+        )
+
+
+def require_people(model: Model) -> None:
+    """UserError for a model of hands, of which no pictures are read and drawn; told before it is opened or made where
+    its name says so."""
+    text = str(model)
+    if isinstance(model, Checkpoint):
+        joints, name = model.config.num_joints, model.name
+    elif text.startswith("random:"):
+        joints, name = network_class(text.removeprefix("random:")).config_class().num_joints, text
+    else:
+        return
+    if joints == len(HAND_PARENTS):
+        raise UserError(
+            "predicts hands, and predict and profile are for whole bodies",
+            name,
+            "Hands are cut out and placed by HaMeR's own code; merge, bench and export work for them",
         )
 
 

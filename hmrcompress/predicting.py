@@ -27,6 +27,7 @@ from hmrcompress.opening import (
     open_body,
     open_masks,
     probe_for,
+    require_people,
 )
 from hmrcompress.opening_decoder import temporal_decoder
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
@@ -68,10 +69,13 @@ def predict(
     is run; its batch size is that of `settings`. Raises UserError.
     """
     settings = settings or PredictSettings()
-    checkpoint, found = load(model, seed=settings.seed), open_source(source, fps)
+    require_people(model)
+    found, where = open_source(source, fps), pick_device(device)
+    settings.check(found)
+    people = open_boxes(boxes, scale=box_scale, cuda=where.type == "cuda") if isinstance(boxes, str) else boxes
+    checkpoint = load(model, seed=settings.seed)
     path = replace(path or RunPath(), batch_sizes=(settings.batch_size,))
     reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets, path=path)
-    people = open_boxes(boxes, scale=box_scale, cuda=reader.device.type == "cuda") if isinstance(boxes, str) else boxes
     return predict_pipeline(found, people, reader, Path(out), settings, progress=progress)
 
 
@@ -94,17 +98,18 @@ def profile(
     """Where the time of `predict` goes, stage by stage, run one after the other. See `pipeline.profile`. Arguments as
     of `predict`; nothing stays on disk. Raises UserError."""
     settings = settings or PredictSettings()
+    require_people(model)
+    found, where = open_source(source, fps), pick_device(device)
+    settings.check(found)
+
+    def people() -> BoxSource:
+        return open_boxes(boxes, scale=box_scale, cuda=where.type == "cuda")
+
+    opened = [people()]  # so that a wrong file is told before the model is opened
     checkpoint = load(model, seed=settings.seed)
     path = replace(path or RunPath(), batch_sizes=(settings.batch_size,))
     reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets, path=path)
-    cuda = reader.device.type == "cuda"
-    return profile_pipeline(
-        open_source(source, fps),
-        lambda: open_boxes(boxes, scale=box_scale, cuda=cuda),
-        reader,
-        settings,
-        progress=progress,
-    )
+    return profile_pipeline(found, lambda: opened.pop() if opened else people(), reader, settings, progress=progress)
 
 
 def pipeline_reader(
@@ -120,6 +125,7 @@ def pipeline_reader(
     """A model as the pipeline runs it. masks: `auto` is the model's saliency probe where it holds one, else none, and
     then no tokens are merged; `none` merges them without. buckets: adaptive tokens. path: how the network is run.
     Raises UserError."""
+    require_people(checkpoint)
     where, tokens = pick_device(device), checkpoint.tokens
     if masks == "auto":
         masks = "none" if checkpoint.probe is None or tokens is None or buckets is not None else "self"

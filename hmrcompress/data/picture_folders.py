@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.data.pictures import SUFFIXES
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, some
 
 APPLE_DOUBLE = "._"
 """What the names of files begin with that a Mac leaves beside others on foreign disks."""
 NUMBERS = re.compile(r"([0-9]+)")
-MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,3 @@ def list_pictures(folder: Path) -> PictureFolder:
 def _natural(name: str) -> list[Any]:
     """So that 10 comes after 9: text and digits by turns."""
     return [int(part) if place % 2 else part for place, part in enumerate(NUMBERS.split(name))]
-
-
-def some(names: list[str]) -> str:
-    """The first of some names, and how many more there are."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,14 +10,20 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hmrcompress.data.box_limits import check_squares
 from hmrcompress.data.warp import square_side
 from hmrcompress.errors import UserError
-from hmrcompress.io.npz import UNREADABLE
+from hmrcompress.io.jsons import read_json
+from hmrcompress.io.npz import read_npz
 from hmrcompress.pipeline.frames import Frame
 
 BOX_SCALE = 1.2
 """How much larger than a tight box the crop is, each way."""
-FIELDS = ("frame", "track", "box", "centre", "side")
+FIELDS = ("frame", "track", "box", "centre", "side", "image_size")
+MOST_NUMBERS = 20_000_000
+"""In a column: ten hours of five people."""
+LARGEST_NUMBER = 10**9
+"""Of frames and tracks."""
 
 
 class Box(NamedTuple):
@@ -57,13 +63,15 @@ def squares(corners: NDArray[np.float64], scale: float = BOX_SCALE) -> tuple[NDA
 
 @dataclass(frozen=True)
 class BoxTable:
-    """Boxes known ahead: frame (N,), track (N,) int64, rising by frame and track; centre (N,2), side (N,)."""
+    """Boxes known ahead: frame (N,), track (N,) int64, rising by frame and track; centre (N,2), side (N,), and where it
+    is known image_size (N,2) = (W, H) of the pictures that they were made for."""
 
     name: str
     frame: NDArray[np.int64]
     track: NDArray[np.int64]
     centre: NDArray[np.float64]
     side: NDArray[np.float64]
+    image_size: NDArray[np.float64] | None = None
 
     def boxes(self, frame: Frame) -> list[Box]:
         """The file's boxes of this frame."""
@@ -73,69 +81,78 @@ class BoxTable:
             for i in range(first, last)
         ]
 
+    def image_size_on(self, number: int) -> NDArray[np.float64] | None:
+        """(W, H) of the picture that the boxes of a frame were made for; None where it is not known."""
+        place = int(np.searchsorted(self.frame, number))
+        known = self.image_size is not None and place < len(self.frame) and self.frame[place] == number
+        return self.image_size[place] if known and self.image_size is not None else None
+
 
 def read_boxes(path: Path, scale: float = BOX_SCALE) -> BoxTable:
     """A file of boxes: .npz with arrays, or JSON with a list `boxes` of objects, of the same fields.
 
     frame (counting from 0), track (a whole number; without it every frame holds one person), and either box = [left,
     top, right, bottom] around the person, which `squares` enlarges, or centre = [x, y] and side, used as they are, as
-    in the params.npz that predict writes. Raises UserError naming the field.
+    in the params.npz that predict writes; all in pixels. image_size = [width, height], if it is there, is compared with
+    the pictures. Raises UserError naming the field, also for boxes that no picture has (`data.box_limits`).
     """
-    arrays = _json_arrays(path) if path.suffix == ".json" else _npz_arrays(path)
+    if not path.is_file():
+        raise UserError("no such file of boxes", path, "Expected full, onnx:FILE, or a .json or .npz file")
+    arrays = _json_arrays(path) if path.suffix == ".json" else read_npz(path, FIELDS)
     if "frame" not in arrays or not ({"box"} <= set(arrays) or {"centre", "side"} <= set(arrays)):
         raise UserError(f"has {', '.join(arrays) or 'nothing'}, expected frame, track, and box or centre, side", path)
     frame = _column(arrays, "frame", (), path)
     count = len(frame)
     track = _column(arrays, "track", (), path) if "track" in arrays else np.zeros(count)
     for name, values in (("frame", frame), ("track", track)):
-        if len(values) != count or (values != np.floor(values)).any() or (values < 0).any():
-            raise UserError(f"{name}: expected {count} whole numbers from 0", path)
+        whole = (values == np.floor(values)) & (values >= 0) & (values <= LARGEST_NUMBER)
+        if len(values) != count or not whole.all():
+            raise UserError(f"{name}: expected {count} whole numbers from 0 to {LARGEST_NUMBER:,}", path)
     if "centre" in arrays and "side" in arrays:
         centre, side = _column(arrays, "centre", (2,), path), _column(arrays, "side", (), path)
     else:
         corners = _column(arrays, "box", (4,), path)
         if wrong := np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(1)).tolist():
-            raise UserError(
-                f"box {wrong[0]}: got {corners[wrong[0]].tolist()}, expected left, top, right, bottom", path
-            )
+            what = f"box {wrong[0]}: got {corners[wrong[0]].tolist()}, expected left, top, right, bottom"
+            raise UserError(what, path, "Of left, top, width, height add the first two to the others")
         centre, side = squares(corners, scale)
-    if len(centre) != count or len(side) != count or (side <= 0).any():
-        raise UserError(f"expected {count} boxes, one for each frame and track, with sides above 0", path)
+        check_squares(centre, side / scale, path)
+    image_size = _column(arrays, "image_size", (2,), path) if "image_size" in arrays else None
+    if len(centre) != count or len(side) != count or (image_size is not None and len(image_size) != count):
+        raise UserError(f"expected {count} boxes, one for each frame and track", path)
+    check_squares(centre, side, path)
     order = np.lexsort((track, frame))
     key = np.stack([frame, track])[:, order]
     if (twice := np.flatnonzero((key[:, 1:] == key[:, :-1]).all(0))).size:
         raise UserError(f"frame {int(key[0, twice[0]])}, track {int(key[1, twice[0]])} occurs twice", path)
-    return BoxTable(str(path), frame[order].astype(np.int64), track[order].astype(np.int64), centre[order], side[order])
+    return BoxTable(
+        str(path),
+        frame[order].astype(np.int64),
+        track[order].astype(np.int64),
+        centre[order],
+        side[order],
+        None if image_size is None else image_size[order],
+    )
 
 
-def _column(arrays: dict[str, Any], name: str, shape: tuple[int, ...], path: Path) -> NDArray[np.float64]:
+def _column(arrays: Mapping[str, Any], name: str, shape: tuple[int, ...], path: Path) -> NDArray[np.float64]:
     wanted = "(N,)" if not shape else f"(N, {shape[0]})"
     try:
-        values = np.asarray(arrays[name], np.float64)
-    except (ValueError, TypeError) as error:
+        found = np.asarray(arrays[name])
+    except ValueError as error:  # rows that differ in length
         raise UserError(f"{name}: expected numbers {wanted}", path) from error
+    if found.dtype.kind not in "fiu":
+        raise UserError(f"{name}: got {found.dtype}, expected numbers {wanted}", path)
+    if found.size > MOST_NUMBERS:
+        raise UserError(f"{name}: holds {found.size:,} numbers, at most {MOST_NUMBERS:,} are read", path)
+    values = found.astype(np.float64)
     if values.ndim != 1 + len(shape) or values.shape[1:] != shape or not len(values) or not np.isfinite(values).all():
         raise UserError(f"{name}: got shape {values.shape}, expected finite numbers {wanted}", path)
     return values
 
 
-def _npz_arrays(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError("no such file of boxes", path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in FIELDS if name in file.files}
-    except UNREADABLE as error:
-        raise UserError(f"torn or not an .npz file of plain arrays ({error})", path) from error
-
-
 def _json_arrays(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError("no such file of boxes", path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not JSON ({error})", path) from error
+    content = read_json(path, "a file of boxes")
     rows = content.get("boxes") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError("expected a list `boxes` of objects", path)

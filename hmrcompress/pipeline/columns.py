@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hmrcompress.body.model import BodyModel
+from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import matrix_to_axis_angle
 from hmrcompress.pipeline.camera import cam_crop_to_full
 from hmrcompress.pipeline.glb import Motion
@@ -24,7 +25,7 @@ def columns_of(rows: Rows, body: BodyModel, focal: np.ndarray, *, root_centred: 
     frame, track (n,) int64; run (n,) bool: the network ran on this very frame; centre (n,2), side (n,), image_size
     (n,2) = (W, H), focal (n,) pixels; global_orient (n,1,3,3), body_pose (n,J-1,3,3), the same as axis-angle (n,3) and
     (n,J-1,3); betas (n,10); cam (n,3) of the crop; transl (n,3): vertices are body(params).vertices + transl; joints
-    (n,J,3) with it. `focal` (n,) is given; `root_centred` as of `predict.Reader`.
+    (n,J,3) with it. `focal` (n,) is given; `root_centred` as of `predict.Reader`. UserError where one is not finite.
     """
     device = body.v_template.device
     with torch.no_grad():
@@ -50,7 +51,14 @@ def columns_of(rows: Rows, body: BodyModel, focal: np.ndarray, *, root_centred: 
         "joints": joints.numpy() + placed[:, None],
     }
     whole = {"frame": rows.frame.numpy().astype(np.int64), "track": np.full(len(side), rows.track, np.int64)}
-    return whole | {"run": rows.run.numpy()} | {name: np.float32(values) for name, values in figures.items()}
+    with np.errstate(over="ignore"):
+        short = {name: np.float32(values) for name, values in figures.items()}
+    for name, values in short.items():
+        finite = np.isfinite(values.reshape(len(side), -1)).all(1)
+        if not finite.all():
+            where = f"frame {int(rows.frame[int((~finite).argmax())])}, track {rows.track}"
+            raise UserError(f"{name} is beyond what numbers hold", where, "Are the boxes and --focal right?")
+    return whole | {"run": rows.run.numpy()} | short
 
 
 def motions_of(store: RowStore, body: BodyModel, fps: float) -> list[Motion]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hmrcompress.data import pictures
 from hmrcompress.data.picture_folders import list_pictures
-from hmrcompress.errors import MissingExtra, UserError, tell
+from hmrcompress.errors import MissingExtra, UserError
 from hmrcompress.pipeline.stills import read_pictures
 
 Picture = NDArray[np.uint8]
@@ -35,12 +35,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures in order. `fps` is None where they are not a sequence in time; `length` None where it is not known."""
+    """Pictures in order. `fps` is None where they are not a sequence in time; `length` None where it is not known.
+    left_out: what else lies in the folder, in words."""
 
     path: Path
     files: tuple[Path, ...]
     fps: float | None
     length: int | None
+    left_out: str = ""
 
     @property
     def is_video(self) -> bool:
@@ -71,10 +73,7 @@ def open_source(path: Path | str, fps: float | None = None) -> Source:
         raise UserError(f"got {fps:g}, expected frames per second", "--fps")
     if path.is_dir():
         found = list_pictures(path)
-        if found.left_out:
-            count = f"{len(found.files)} {'picture' if len(found.files) == 1 else 'pictures'}"
-            tell(f"holds {count}; left out: {found.left_out}", path)
-        return Source(path, found.files, fps, len(found.files))
+        return Source(path, found.files, fps, len(found.files), found.left_out)
     if not path.exists():
         raise UserError("no such file or folder", path)
     if not path.is_file():

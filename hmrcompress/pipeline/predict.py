@@ -21,12 +21,13 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, hearing, tell
 from hmrcompress.evaluation.sequences import LONGEST_HOLE
 from hmrcompress.io.atomic import atomic_folder, json_text, write_json
 from hmrcompress.metrics.pose import Outputs
 from hmrcompress.pipeline.boxes import Box, BoxSource
 from hmrcompress.pipeline.camera import default_focal
+from hmrcompress.pipeline.checked_boxes import CheckedBoxes
 from hmrcompress.pipeline.columns import columns_of, motions_of
 from hmrcompress.pipeline.drawing import Shown, overlay, video_writer, write_png
 from hmrcompress.pipeline.frames import Frame, Source
@@ -40,6 +41,8 @@ from hmrcompress.runtime import Progress, no_progress
 
 PARAMS, OVERLAY, PICTURES, GLB, SUMMARY = "params.npz", "overlay.mp4", "overlay", "track.glb", "summary.json"
 FRAMES_AHEAD, BATCHES_AHEAD = 4, 2
+LONGEST_FOCAL = 1e7
+"""Pixels: a telescope's. With longer ones bodies would be further away than numbers tell."""
 Item = TypeVar("Item")
 
 
@@ -79,8 +82,8 @@ class PredictSettings:
         for value, flag in ((self.stride, "--stride"), (self.steps, "--steps"), (self.batch_size, "--batch-size")):
             if value < 1:
                 raise UserError(f"got {value}, expected at least 1", flag)
-        if self.focal is not None and not self.focal > 0:
-            raise UserError(f"got {self.focal:g}, expected pixels", "--focal")
+        if self.focal is not None and not 1 <= self.focal <= LONGEST_FOCAL:
+            raise UserError(f"got {self.focal:g}, expected pixels, 1 to {LONGEST_FOCAL:,.0f}", "--focal")
         if self.stride > 1 and source.fps is None:
             raise UserError("unrelated pictures have nothing in between", "--stride", "--fps makes them a sequence")
 
@@ -99,25 +102,28 @@ def predict(
     sequences and single pictures) and summary.json. Raises UserError, also where nobody is on any frame."""
     settings, clock = settings or PredictSettings(), clock or StageClock()
     settings.check(source)
-    begun = time.perf_counter()
-    with atomic_folder(out, replaceable=lambda folder: (folder / SUMMARY).is_file()) as folder:
+    begun, checked = time.perf_counter(), CheckedBoxes(boxes, same_size=source.is_video)
+    with hearing() as told, atomic_folder(out, replaceable=lambda folder: (folder / SUMMARY).is_file()) as folder:
+        if source.left_out:
+            pictures = f"{len(source.files)} {'picture' if len(source.files) == 1 else 'pictures'}"
+            tell(f"{pictures}; left out: {source.left_out}", source.path)
         rows = folder / ".rows"
         rows.mkdir()
         store = RowStore(rows)
         try:
-            frames, crops = _read_all(source, boxes, reader, store, settings, clock, progress)
+            newest, crops = _read_all(source, checked, reader, store, settings, clock, progress)
         finally:
             store.close()
-        read = time.perf_counter()
-        if not store.count:
-            raise UserError("nobody was found on any frame", source.path, "See --boxes")
+        read, frames = time.perf_counter(), checked.frames
+        whole = settings.limit is None or frames < settings.limit
+        checked.finish(whole=whole, length=len(source.files))
         with clock("write"):
             about = {"fps": source.fps, "source": source.path.name, "boxes": boxes.name, "body": reader.body.name}
             store.write_npz(folder / PARAMS, {"meta": np.array(json_text(about))})
             if settings.glb and (source.fps is not None or frames == 1):
                 write_glb(folder / GLB, motions_of(store, reader.body, source.fps or 1.0), reader.body)
         if settings.overlay:
-            _draw_all(source, Shown(store, reader.body), folder, settings, frames, clock, progress)
+            _draw_all(source, Shown(store, reader.body), folder, settings, newest, clock, progress)
         tracks = np.unique(store.column("track"))
         summary = Summary(
             frames=frames,
@@ -128,6 +134,7 @@ def predict(
             reading_seconds=read - begun,
             stages=dict(clock.seconds),
             files=sorted(path.name for path in folder.iterdir() if path != rows),
+            notes=told,
         )
         del store
         shutil.rmtree(rows)
@@ -175,7 +182,7 @@ def _read_all(
     clock: StageClock,
     progress: Progress,
 ) -> tuple[int, int]:
-    """The first pass. How many frames there were, and how many crops the network ran on."""
+    """The first pass. One more than the number of the last frame, and how many crops the network ran on."""
     sequence = source.fps is not None
     frames = _ahead(clock.timed("decode", source.frames(settings.limit)), FRAMES_AHEAD, settings)
     located = _ahead(_located(frames, boxes, clock), FRAMES_AHEAD, settings)

@@ -70,6 +70,7 @@ def write_crop_video(
             track=np.tile(np.asarray(clips), count),
             centre=centre.reshape(-1, 2),
             side=np.full(count * len(clips), float(CROP_HEIGHT)),
+            image_size=np.tile([width, height], (count * len(clips), 1)),
         )
     return boxes, _write_masks(path.with_suffix(".masks"), crops, clips, rows, count)
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hmrcompress.data.picture_folders import some
 from hmrcompress.data.pictures import decode_file
-from hmrcompress.errors import UserError, tell
+from hmrcompress.errors import UserError, some, tell
 
 
 def read_pictures(where: Path, files: tuple[Path, ...], limit: int | None = None) -> Iterator[tuple[int, np.ndarray]]:

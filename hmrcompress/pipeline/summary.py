@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 FIRST_PASS = ("decode", "detect", "crop", "mask", "network", "decoder")
@@ -14,7 +14,8 @@ STAGES = (*FIRST_PASS, "body model", "decode again", "render", "write")
 class Summary:
     """frames read, tracks and bodies on them, crops that the network ran on. seconds: wall time of everything;
     reading_seconds: of the first pass, from the first frame's decoding to the last row. stages: seconds of work by
-    stage, waiting not counted; where stages overlap they add up to more than the wall time."""
+    stage, waiting not counted; where stages overlap they add up to more than the wall time. notes: what was told on the
+    way, a sentence each."""
 
     frames: int
     tracks: int
@@ -24,6 +25,7 @@ class Summary:
     reading_seconds: float
     stages: dict[str, float]
     files: list[str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def network_busy(self) -> float:
@@ -53,4 +55,5 @@ class Summary:
             "network_share_of_all": self.stages.get("network", 0.0) / self.seconds,
             "stages_ms_per_frame": self.ms_per_frame(),
             "files": self.files,
+            "notes": self.notes,
         }
