@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.opening import on_device
+from hmrcompress.pipeline.tracks import STEPS_A_SECOND
 
 
 def temporal_decoder(checkpoint: Checkpoint) -> TemporalDecoder | None:
@@ -29,6 +31,13 @@ def temporal_decoder(checkpoint: Checkpoint) -> TemporalDecoder | None:
         )
         raise UserError(fault, checkpoint.name)
     return decoder
+
+
+def steps_a_second(checkpoint: Checkpoint) -> float:
+    """Frames a second that a model's decoder was trained at; `STEPS_A_SECOND` where the model does not say."""
+    trained = checkpoint.source.get("decoder")
+    found = trained.get("fps") if isinstance(trained, Mapping) else None
+    return float(found) if isinstance(found, (int, float)) and 1 <= found <= 1000 else STEPS_A_SECOND
 
 
 def decoder_for(checkpoint: Checkpoint) -> TemporalDecoder:

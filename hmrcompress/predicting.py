@@ -29,7 +29,7 @@ from hmrcompress.opening import (
     probe_for,
     require_people,
 )
-from hmrcompress.opening_decoder import temporal_decoder
+from hmrcompress.opening_decoder import steps_a_second, temporal_decoder
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
 from hmrcompress.pipeline.detect import open_boxes
 from hmrcompress.pipeline.frames import open_source
@@ -152,4 +152,5 @@ def pipeline_reader(
         decoder=None if decoder is None else on_device(decoder, where),
         codec=None if decoder is None else PoseCodec(surface),
         root_centred=checkpoint.body == STARTER_BODY,
+        steps_a_second=steps_a_second(checkpoint),
     )

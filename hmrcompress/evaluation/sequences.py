@@ -29,7 +29,8 @@ LONGEST_HOLE = 30
 class Timeline:
     """`length` frames of a clip (T), the first of which has the number `first`, and predictions for K of them.
 
-    positions (K,) int64, ascending from 0; features (K,D) float32; params of K bodies, float32; all on one device.
+    positions (K,) int64, ascending from 0; features (K,D) float32; params of K bodies, float32; seconds (T,) float64,
+    rising, where frames do not follow each other evenly; all on one device.
     """
 
     clip: int
@@ -38,6 +39,7 @@ class Timeline:
     positions: Tensor
     features: Tensor
     params: BodyParams
+    seconds: Tensor | None = None
 
     @property
     def known(self) -> Tensor:
@@ -108,17 +110,18 @@ def observe(
 
 def neighbours(timeline: Timeline, lookahead: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """For every frame the predictions before and after it, rows (T,) and (T,) of the K, and the weight (T,) in 0..1 of
-    the one after. It is 0 on a frame that has a prediction, after the last one, and where the next one is more than
-    `lookahead` frames away and so not there yet."""
+    the one after, by the time that has passed. It is 0 on a frame that has a prediction, after the last one, and where
+    the next one is more than `lookahead` frames away and so not there yet."""
     positions = timeline.positions
-    time = torch.arange(timeline.length, device=positions.device)
-    before = (torch.searchsorted(positions, time, right=True) - 1).clamp(min=0)
+    frame = torch.arange(timeline.length, device=positions.device)
+    before = (torch.searchsorted(positions, frame, right=True) - 1).clamp(min=0)
     after = (before + 1).clamp(max=len(positions) - 1)
-    gap = (positions[after] - positions[before]).clamp(min=1)
-    weight = ((time - positions[before]) / gap).clamp(max=1.0)
     waited = after > before
     if lookahead is not None:
-        waited &= positions[after] - time <= lookahead
+        waited &= positions[after] - frame <= lookahead
+    time = frame if timeline.seconds is None else timeline.seconds
+    start, end = time[positions[before]], time[positions[after]]
+    weight = ((time - start) / torch.where(end > start, end - start, 1)).to(torch.float32).clamp(max=1.0)
     return before, after, torch.where(waited, weight, 0.0)
 
 

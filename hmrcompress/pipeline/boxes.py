@@ -49,9 +49,9 @@ class FullFrame:
     name = "full"
 
     def boxes(self, frame: Frame) -> list[Box]:
-        """A square around the whole picture."""
+        """A square around the whole picture; in every segment somebody else."""
         width, height = frame.size
-        return [Box(0, (width / 2, height / 2), float(square_side(np.array(width), np.array(height))))]
+        return [Box(frame.segment, (width / 2, height / 2), float(square_side(np.array(width), np.array(height))))]
 
 
 def squares(corners: NDArray[np.float64], scale: float = BOX_SCALE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

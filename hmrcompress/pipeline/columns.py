@@ -25,7 +25,8 @@ def columns_of(rows: Rows, body: BodyModel, focal: np.ndarray, *, root_centred: 
     frame, track (n,) int64; run (n,) bool: the network ran on this very frame; centre (n,2), side (n,), image_size
     (n,2) = (W, H), focal (n,) pixels; global_orient (n,1,3,3), body_pose (n,J-1,3,3), the same as axis-angle (n,3) and
     (n,J-1,3); betas (n,10); cam (n,3) of the crop; transl (n,3): vertices are body(params).vertices + transl; joints
-    (n,J,3) with it. `focal` (n,) is given; `root_centred` as of `predict.Reader`. UserError where one is not finite.
+    (n,J,3) with it; time (n,) float64 seconds and segment (n,) int64 of the frames. `focal` (n,) is given;
+    `root_centred` as of `predict.Reader`. UserError where one is not finite.
     """
     device = body.v_template.device
     with torch.no_grad():
@@ -51,6 +52,7 @@ def columns_of(rows: Rows, body: BodyModel, focal: np.ndarray, *, root_centred: 
         "joints": joints.numpy() + placed[:, None],
     }
     whole = {"frame": rows.frame.numpy().astype(np.int64), "track": np.full(len(side), rows.track, np.int64)}
+    whole |= {"segment": rows.segment.numpy().astype(np.int64), "time": rows.seconds.numpy()}
     with np.errstate(over="ignore"):
         short = {name: np.float32(values) for name, values in figures.items()}
     for name, values in short.items():
@@ -61,8 +63,9 @@ def columns_of(rows: Rows, body: BodyModel, focal: np.ndarray, *, root_centred: 
     return whole | {"run": rows.run.numpy()} | short
 
 
-def motions_of(store: RowStore, body: BodyModel, fps: float) -> list[Motion]:
-    """The longest tracks of a finished store, by number, at most `MOST_KEYFRAMES` frames of each."""
+def motions_of(store: RowStore, body: BodyModel) -> list[Motion]:
+    """The longest tracks of a finished store, by number, at most `MOST_KEYFRAMES` frames of each, at their times (0 in
+    a store without)."""
     order = store.order()
     tracks = store.column("track")[order]
     numbers, counts = np.unique(tracks, return_counts=True)
@@ -73,6 +76,6 @@ def motions_of(store: RowStore, body: BodyModel, fps: float) -> list[Motion]:
         rows = rows[:: -(-len(rows) // MOST_KEYFRAMES)]
         rotations = np.concatenate([store.column(name)[rows] for name in ("global_orient", "body_pose")], axis=1)
         betas = np.median(store.column("betas")[rows], axis=0)
-        seconds = store.column("frame")[rows] / fps
+        seconds = np.array(store.column("time")[rows]) if "time" in store.kinds else np.zeros(len(rows))
         motions.append(Motion(int(track), seconds, rotations, store.column("joints")[rows, 0], betas))
     return motions

@@ -73,7 +73,7 @@ class Detector:
             raise UserError(f"its input is {first.type} {first.shape}, expected tensor(float) (1, 3, H, W)", path)
         self.name, self.path = f"onnx:{path}", path
         self.input, self.size = first.name, (sides[0], sides[1])
-        self.scale, self.least_score, self.tracker = scale, least_score, Tracker()
+        self.scale, self.least_score, self.tracker, self.segment = scale, least_score, Tracker(), 0
 
     def boxes(self, frame: Frame) -> list[Box]:
         """People in the frame, under the numbers of their tracks. Raises UserError for an output of another layout."""
@@ -87,6 +87,9 @@ class Detector:
         corners = fitted.boxes_back(corners[suppress(corners, scores, MOST_OVERLAP)])
         corners = corners[(corners[:, 2:] - corners[:, :2] > 1).all(1)]
         centres, sides = squares(corners, self.scale)
+        if frame.segment != self.segment:
+            self.segment = frame.segment
+            self.tracker.forget()
         numbers = self.tracker.update(frame.number, corners)
         return [
             Box(number, (float(centre[0]), float(centre[1])), float(side))

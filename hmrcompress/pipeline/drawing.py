@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from hmrcompress.body.model import BodyModel
-from hmrcompress.errors import MissingExtra, UserError
+from hmrcompress.errors import MissingExtra, UserError, first_line
 from hmrcompress.io.atomic import atomic_file
 from hmrcompress.pipeline.frames import Frame, Picture
 from hmrcompress.pipeline.store import RowStore
@@ -23,6 +23,8 @@ from hmrcompress.render.overlay import COLOURS, draw_meshes
 
 QUALITY = "18"
 """Constant rate factor of x264: 0 is lossless, 18 is hard to tell from the original."""
+FINE, FINEST, COARSEST = Fraction(1, 90_000), Fraction(1, 10_000_000), Fraction(1, 500)
+"""Seconds that a video's times are counted in, and the units of others that are taken over."""
 
 
 class Shown:
@@ -65,37 +67,74 @@ def overlay(frame: Frame, shown: Shown, vertices: np.ndarray, rows: np.ndarray) 
 
 @contextmanager
 def video_writer(
-    path: Path, fps: float, *, codec: str = "libx264", pixels: str = "yuv420p", options: dict[str, str] | None = None
-) -> Iterator[Callable[[Picture], None]]:
+    path: Path,
+    fps: float,
+    *,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    tick: Fraction | None = None,
+    size: tuple[int, int] | None = None,
+) -> Iterator[Callable[..., None]]:
     """Gives a function that appends a picture (H,W,3) RGB to a video at `path`, which is there in full at the end, or
-    not at all. The first picture sets the size; a last odd row or column is cut off. Without a picture there is no
-    file. Raises UserError for pictures of another size, MissingExtra without PyAV."""
+    not at all; and, as its second argument, the seconds at which it is shown, which rise. Without them pictures follow
+    each other at `fps`.
+
+    tick: the unit of times in seconds, for those that are given. size: (width, height) of the video, into which
+    pictures of another size are fitted; None: that of the first picture, and others are a UserError. A last odd row or
+    column is cut off. Without a picture there is no file. Raises UserError, MissingExtra without PyAV.
+    """
     try:
         import av
     except ImportError as error:
         raise MissingExtra("av", "video") from error
     with atomic_file(path) as temporary, av.open(str(temporary), "w") as container:
-        rate = Fraction(fps).limit_denominator(100_000)
-        stream: Any = container.add_stream(codec, rate=rate)
+        stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(100_000))
         stream.pix_fmt = pixels
         stream.options = options if options is not None else {"crf": QUALITY, "preset": "veryfast"}
         stream.thread_type = "AUTO"
-        begun = False
+        unit = tick if tick is not None and FINEST <= tick <= COARSEST else FINE
+        begun, newest = False, -1
 
-        def write(picture: Picture) -> None:
-            nonlocal begun
-            height, width = (side - side % 2 for side in picture.shape[:2])
+        def write(picture: Picture, seconds: float | None = None) -> None:
+            nonlocal begun, newest
+            picture = picture if size is None else fitted(picture, size)
+            height, width = (max(2, side - side % 2) for side in picture.shape[:2])
             if not begun:
                 stream.width, stream.height, begun = width, height, True
+                if seconds is not None:
+                    stream.time_base = stream.codec_context.time_base = unit
             if (stream.width, stream.height) != (width, height):
                 raise UserError(f"a frame of {width}x{height} after one of {stream.width}x{stream.height}", path)
-            image = np.ascontiguousarray(picture[:height, :width])
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+            if 1 in picture.shape[:2]:  # no coding has odd sides
+                picture = np.pad(picture, [(0, max(0, 2 - side)) for side in picture.shape[:2]] + [(0, 0)], "edge")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            if seconds is not None:
+                newest = max(newest + 1, round(seconds / unit))
+                frame.pts, frame.time_base = newest, unit
+            for packet in stream.encode(frame):
                 container.mux(packet)
 
-        yield write
-        for packet in stream.encode(None) if begun else ():
-            container.mux(packet)
+        try:
+            yield write
+            for packet in stream.encode(None) if begun else ():
+                container.mux(packet)
+        except av.FFmpegError as error:
+            raise UserError(f"cannot be encoded as {codec} ({first_line(error)})", path) from error
+
+
+def fitted(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A picture (H,W,3) made as large as fits `size` = (width, height), in the middle of black. As it is if it fits."""
+    height, width = picture.shape[:2]
+    if (width, height) == size:
+        return picture
+    scale = min(size[0] / width, size[1] / height)
+    inside = [min(most, max(1, round(side * scale))) for side, most in zip((width, height), size, strict=True)]
+    left, top = ((most - side) // 2 for side, most in zip(inside, size, strict=True))
+    whole = np.zeros((size[1], size[0], 3), np.uint8)
+    resized = Image.fromarray(picture).resize((inside[0], inside[1]), Image.Resampling.BICUBIC)
+    whole[top : top + inside[1], left : left + inside[0]] = np.asarray(resized)
+    return whole
 
 
 def write_png(path: Path, picture: Picture) -> None:

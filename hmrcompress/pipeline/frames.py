@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,26 @@ from numpy.typing import NDArray
 
 from hmrcompress.data import pictures
 from hmrcompress.data.picture_folders import list_pictures
-from hmrcompress.errors import MissingExtra, UserError
+from hmrcompress.errors import UserError
+from hmrcompress.pipeline.stamps import StampLog
 from hmrcompress.pipeline.stills import read_pictures
+from hmrcompress.pipeline.video_file import Header, read_header
+from hmrcompress.pipeline.video_frames import VideoLog, shots
 
 Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Frame:
-    """number counts from 0; image (H,W,3) uint8 RGB; name of the file, or of the video and the number."""
+    """number counts from 0; image (H,W,3) uint8 RGB; name of the file, or of the video and the number. seconds: when it
+    is shown, rising from frame to frame, None where pictures are no sequence in time. segment: counts the stretches
+    without a change of size or a jump of the clock; nothing is followed from one into the next."""
 
     number: int
     image: Picture
     name: str
+    seconds: float | None = None
+    segment: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -33,40 +39,110 @@ class Frame:
         return self.image.shape[1], self.image.shape[0]
 
 
-@dataclass(frozen=True)
+@dataclass
+class SourceLog:
+    """What the last pass over the pictures came upon. frames given; first, last: seconds of the first and last;
+    largest: (width, height), the first such; video: what there is to say of a video."""
+
+    frames: int = 0
+    segments: int = 1
+    first: float | None = None
+    last: float | None = None
+    largest: tuple[int, int] = (0, 0)
+    video: VideoLog | None = None
+
+    def note(self, frame: Frame) -> None:
+        """Takes the next frame into account."""
+        self.frames += 1
+        self.segments = frame.segment + 1
+        self.first = frame.seconds if self.frames == 1 else self.first
+        self.last = frame.seconds
+        self.largest = max(self.largest, frame.size, key=lambda size: size[0] * size[1])
+
+
+@dataclass
 class Source:
-    """Pictures in order. `fps` is None where they are not a sequence in time; `length` None where it is not known.
-    left_out: what else lies in the folder, in words."""
+    """Pictures in order. `fps` is None where they are not a sequence in time, else on average, as a header or the user
+    says; `length` None where it is not known. header: of a video. stated: the user gave `fps`, which overrides time
+    stamps. left_out: what else lies in the folder, in words."""
 
     path: Path
     files: tuple[Path, ...]
     fps: float | None
     length: int | None
     left_out: str = ""
+    header: Header | None = None
+    stated: bool = False
+    log: SourceLog = field(default_factory=SourceLog, init=False)
 
     @property
     def is_video(self) -> bool:
         """Whether the pictures come out of one video file."""
         return not self.files
 
+    @property
+    def stamped(self) -> bool:
+        """Whether times are those of a video's own stamps."""
+        return self.header is not None and not self.stated
+
     def frames(self, limit: int | None = None) -> Iterator[Frame]:
-        """The pictures, at most `limit`, decoded one at a time. UserError for a file that is damaged."""
-        if self.is_video:
-            return islice(_video_frames(self.path), limit)
-        found = read_pictures(self.path, self.files, limit)
-        return (Frame(number, image, self.files[number].name) for number, image in found)
+        """The pictures, at most `limit`, decoded one at a time; `log` is begun anew. UserError for a picture that is
+        damaged, and for a video none of which can be decoded."""
+        self.log = log = SourceLog()
+        if limit is not None and limit < 1:
+            return
+        for frame in self._video_frames() if self.header is not None else self._pictures(limit):
+            log.note(frame)
+            yield frame
+            if frame.number + 1 == limit:
+                return
 
     def count(self, limit: int | None = None) -> int:
         """How many frames to expect, for progress; 0 where it is not known."""
         known = self.length or limit or 0
         return known if limit is None else min(known, limit)
 
+    def notes(self) -> list[str]:
+        """What there is to tell of the last pass, a sentence each."""
+        return self.log.video.notes(self.header) if self.log.video and self.header else []
+
+    def time(self) -> dict[str, Any]:
+        """What the times of the last pass rest on, as plain values: {base: stamps, fps or none, fps, first, last,
+        shortest_step, longest_step}, seconds."""
+        if self.fps is None:
+            return {"base": "none"}
+        stamps = self.log.video.stamps if self.log.video and self.stamped else StampLog()
+        found = {
+            "base": "stamps" if self.stamped and stamps.missing < self.log.frames else "fps",
+            "fps": self.fps,
+            "first": self.log.first,
+            "last": self.log.last,
+            "shortest_step": stamps.shortest or 1 / self.fps,
+            "longest_step": stamps.longest or 1 / self.fps,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _video_frames(self) -> Iterator[Frame]:
+        assert self.header is not None
+        self.log.video = log = VideoLog()
+        for number, shot in enumerate(shots(self.header, log, self.fps if self.stated else None)):
+            yield Frame(number, shot.image, f"{self.path.name} frame {number}", shot.seconds, shot.segment)
+
+    def _pictures(self, limit: int | None) -> Iterator[Frame]:
+        """Without `fps` every picture stands by itself; with it, a change of size begins another segment."""
+        shape, segment = None, 0
+        for number, image in read_pictures(self.path, self.files, limit):
+            seconds = None if self.fps is None else number / self.fps
+            segment += self.fps is not None and shape is not None and image.shape != shape
+            shape = image.shape
+            yield Frame(number, image, self.files[number].name, seconds, segment)
+
 
 def open_source(path: Path | str, fps: float | None = None) -> Source:
     """A picture, a folder of pictures (by name, numbers in their order), or a video file.
 
-    `fps` makes a sequence of a folder, or overrides a video's own. Raises UserError, MissingExtra for a video where
-    PyAV is missing.
+    `fps` makes a sequence of a folder, or overrides a video's time stamps. Raises UserError, MissingExtra for a video
+    where PyAV is missing.
     """
     path = Path(path)
     if fps is not None and not 1e-3 <= fps < 1e4:
@@ -81,13 +157,9 @@ def open_source(path: Path | str, fps: float | None = None) -> Source:
     if _is_picture(path):
         pictures.size_of_file(path)
         return Source(path, (path,), None, 1)
-    with opened_video(path) as container:
-        stream = container.streams.video[0]
-        rate = fps or float(stream.average_rate or stream.guessed_rate or 0)
-        if not rate:
-            raise UserError("does not say how many frames a second it has", path, "Give --fps")
-        length = stream.frames or (int(float(container.duration or 0) / 1e6 * rate) or None)
-    return Source(path, (), rate, length)
+    header = read_header(path)
+    expected = header.frames or (round(header.seconds / header.step) if header.seconds else None)
+    return Source(path, (), fps or 1 / header.step, expected, header=header, stated=fps is not None)
 
 
 def _is_picture(path: Path) -> bool:
@@ -96,36 +168,3 @@ def _is_picture(path: Path) -> bool:
     if kind == "GIF":
         return not pictures.is_animated(path)
     return kind is not None or path.suffix.lower() in pictures.SUFFIXES
-
-
-def opened_video(path: Path) -> Any:
-    """PyAV's container of a file with at least one video stream. Raises UserError, MissingExtra."""
-    try:
-        import av
-    except ImportError as error:
-        raise MissingExtra("av", "video") from error
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
-        raise UserError(f"not a picture or video that can be read ({error})", path) from error
-    if not container.streams.video:
-        container.close()
-        raise UserError("holds no video stream", path)
-    return container
-
-
-def _video_frames(path: Path) -> Iterator[Frame]:
-    import av
-
-    with opened_video(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        number = 0
-        try:
-            for number, frame in enumerate(container.decode(stream)):
-                # The display matrix of telephones: degrees counter-clockwise.
-                turns = round(frame.rotation / 90) % 4
-                image = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-                yield Frame(number, image, f"{path.name} frame {number}")
-        except av.FFmpegError as error:
-            raise UserError(f"damaged after frame {number} ({error})", path, "--limit stops before it") from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ def write_glb(path: Path, motions: Sequence[Motion], body: BodyModel) -> None:
     writer = _Writer()
     begin = min(each.seconds[0] for each in motions)
     end = max(each.seconds[-1] for each in motions)
+    motions = [_distinct(each, begin) for each in motions]
     channels: list[dict[str, Any]] = []
     samplers: list[dict[str, Any]] = []
     people = [
@@ -100,6 +101,12 @@ def write_glb(path: Path, motions: Sequence[Motion], body: BodyModel) -> None:
         writer.document["animations"] = [{"name": "tracks", "channels": channels, "samplers": samplers}]
     writer.document |= {"scenes": [{"nodes": [top, *meshes]}], "scene": 0}
     write_bytes(path, writer.packed())
+
+
+def _distinct(motion: Motion, begin: float) -> Motion:
+    """Without keyframes that would have the same time as the one before in float32, which glTF forbids."""
+    kept = np.unique((motion.seconds - begin).astype("<f4"), return_index=True)[1]
+    return replace(motion, seconds=motion.seconds[kept], rotations=motion.rotations[kept], root=motion.root[kept])
 
 
 def _person(

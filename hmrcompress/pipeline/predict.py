@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import shutil
 import time
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from hmrcompress.pipeline.glb import write_glb
 from hmrcompress.pipeline.overlap import StageClock, background
 from hmrcompress.pipeline.store import RowStore
 from hmrcompress.pipeline.summary import Summary
-from hmrcompress.pipeline.tracks import Prediction, Rows, TrackStream
+from hmrcompress.pipeline.tracks import STEPS_A_SECOND, Prediction, Rows, TrackStream
 from hmrcompress.pipeline.work import Work, work_batches
 from hmrcompress.runtime import Progress, no_progress
 
@@ -43,14 +44,21 @@ PARAMS, OVERLAY, PICTURES, GLB, SUMMARY = "params.npz", "overlay.mp4", "overlay"
 FRAMES_AHEAD, BATCHES_AHEAD = 4, 2
 LONGEST_FOCAL = 1e7
 """Pixels: a telescope's. With longer ones bodies would be further away than numbers tell."""
+BYTES_AHEAD = 128 << 20
+"""Frames that wait in a queue take no more, but for the last of them."""
+LIKE_TRAINED = (0.75, 1.33)
+"""Rates that a decoder takes as they are, as shares of the one it was trained at: such speeds it has seen."""
+LATEST_START = 3600.0
+"""Seconds that a video may begin after the clock of its file, or the overlay does not."""
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Reader:
     """What reads bodies off crops. outputs: the network with its token merging. decoder and codec: both or neither, for
-    sequences only. body, decoder and codec lie where the network does. root_centred: the network's camera places the
-    root joint, not the body model's origin (so the starter network; HMR2.0 and its kin place the origin)."""
+    sequences only; steps_a_second: frames a second that the decoder was trained at. body, decoder and codec lie where
+    the network does. root_centred: the network's camera places the root joint, not the body model's origin (so the
+    starter network; HMR2.0 and its kin place the origin)."""
 
     outputs: Outputs
     body: BodyModel
@@ -59,6 +67,7 @@ class Reader:
     decoder: TemporalDecoder | None = None
     codec: PoseCodec | None = None
     root_centred: bool = False
+    steps_a_second: float = STEPS_A_SECOND
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,8 @@ def predict(
     progress: Progress = no_progress,
 ) -> Summary:
     """Writes the folder `out`, whole or not at all: params.npz, overlay.mp4 (PNG files for pictures), track.glb (for
-    sequences and single pictures) and summary.json. Raises UserError, also where nobody is on any frame."""
+    sequences and single pictures) and summary.json. What a user has to know of the source is told, and stands in the
+    summary. Raises UserError, also where nobody is on any frame."""
     settings, clock = settings or PredictSettings(), clock or StageClock()
     settings.check(source)
     begun, checked = time.perf_counter(), CheckedBoxes(boxes, same_size=source.is_video)
@@ -111,29 +121,34 @@ def predict(
         rows.mkdir()
         store = RowStore(rows)
         try:
-            newest, crops = _read_all(source, checked, reader, store, settings, clock, progress)
+            read_all = _read_all(source, checked, reader, store, settings, clock, progress)
         finally:
             store.close()
         read, frames = time.perf_counter(), checked.frames
+        for note in source.notes() + read_all.notes():
+            tell(note, source.path)
         whole = settings.limit is None or frames < settings.limit
         checked.finish(whole=whole, length=len(source.files))
         with clock("write"):
+            timing = source.time() | read_all.decoder
             about = {"fps": source.fps, "source": source.path.name, "boxes": boxes.name, "body": reader.body.name}
-            store.write_npz(folder / PARAMS, {"meta": np.array(json_text(about))})
+            about |= {"segments": source.log.segments}
+            store.write_npz(folder / PARAMS, {"meta": np.array(json_text(about | {"time": timing}))})
             if settings.glb and (source.fps is not None or frames == 1):
-                write_glb(folder / GLB, motions_of(store, reader.body, source.fps or 1.0), reader.body)
+                write_glb(folder / GLB, motions_of(store, reader.body), reader.body)
         if settings.overlay:
-            _draw_all(source, Shown(store, reader.body), folder, settings, newest, clock, progress)
+            _draw_all(source, Shown(store, reader.body), folder, settings, read_all.end, clock, progress)
         tracks = np.unique(store.column("track"))
         summary = Summary(
             frames=frames,
             tracks=len(tracks),
             bodies=store.count,
-            network_crops=crops,
+            network_crops=read_all.crops,
             seconds=time.perf_counter() - begun,
             reading_seconds=read - begun,
             stages=dict(clock.seconds),
             files=sorted(path.name for path in folder.iterdir() if path != rows),
+            time=timing,
             notes=told,
         )
         del store
@@ -142,12 +157,43 @@ def predict(
     return summary
 
 
+@dataclass
+class _Read:
+    """What the first pass gave: one more than the number of the last frame, and how many crops the network ran on;
+    decoder: its steps a second, and whether frames were put on them."""
+
+    end: int
+    crops: int
+    decoder: dict[str, Any]
+
+    def notes(self) -> list[str]:
+        """What was done to the times of frames."""
+        if not self.decoder.get("resampled"):
+            return []
+        steps = f"{self.decoder['decoder_fps']:g} steps a second"
+        return [f"its frames were put on the decoder's {steps}, and its poses taken back to the frames' own times"]
+
+
 def _ahead(items: Iterator[Item], depth: int, settings: PredictSettings) -> Iterator[Item]:
     return background(items, depth) if settings.overlapped else items
 
 
-def _located(frames: Iterator[Frame], boxes: BoxSource, clock: StageClock) -> Iterator[tuple[Frame, list[Box]]]:
+def _frames_ahead(source: Source) -> int:
+    """How many frames may wait in a queue."""
+    width, height = (0, 0) if source.header is None else source.header.size
+    return max(1, min(FRAMES_AHEAD, BYTES_AHEAD // max(1, 3 * width * height)))
+
+
+def _located(
+    frames: Iterator[Frame], boxes: BoxSource, times: array[float], clock: StageClock
+) -> Iterator[tuple[Frame, list[Box]]]:
+    """Frames with their people; notes the seconds of every frame by its number, those that could not be read in
+    between."""
     for frame in frames:
+        missing, seconds = frame.number - len(times), frame.seconds or 0.0
+        last = times[-1] if times else 0.0
+        times.extend(last + (seconds - last) * (place + 1) / (missing + 1) for place in range(missing))
+        times.append(seconds)
         with clock("detect"):
             found = boxes.boxes(frame)
         yield frame, found
@@ -181,11 +227,12 @@ def _read_all(
     settings: PredictSettings,
     clock: StageClock,
     progress: Progress,
-) -> tuple[int, int]:
-    """The first pass. One more than the number of the last frame, and how many crops the network ran on."""
-    sequence = source.fps is not None
-    frames = _ahead(clock.timed("decode", source.frames(settings.limit)), FRAMES_AHEAD, settings)
-    located = _ahead(_located(frames, boxes, clock), FRAMES_AHEAD, settings)
+) -> _Read:
+    """The first pass."""
+    sequence, depth = source.fps is not None, _frames_ahead(source)
+    times, rate = array("d"), _steps_a_second(source, reader)
+    frames = _ahead(clock.timed("decode", source.frames(settings.limit)), depth, settings)
+    located = _ahead(_located(frames, boxes, times, clock), depth, settings)
     works = _ahead(
         work_batches(
             located,
@@ -202,13 +249,15 @@ def _read_all(
     )
     answered = _ahead(_predicted(works, reader, clock), BATCHES_AHEAD, settings)
     streams: dict[int, TrackStream] = {}
-    newest, crops, expected = -1, 0, source.count(settings.limit)
+    newest, crops, expected, even = -1, 0, source.count(settings.limit), True
 
     def keep(made: list[Rows]) -> None:
         for rows in made:
             with clock("body model"):
                 focal = [settings.focal or default_focal((int(w), int(h))) for w, h in rows.size.tolist()]
                 columns = columns_of(rows, reader.body, np.array(focal), root_centred=reader.root_centred)
+                if not sequence:
+                    del columns["time"]
             with clock("write"):
                 store.append(columns)
 
@@ -218,7 +267,8 @@ def _read_all(
             by_track.setdefault(seen.box.track, []).append(place)
         for track, places in by_track.items():
             with clock("decoder"):
-                stream = streams.setdefault(track, _stream(track, reader, settings, sequence))
+                stream = streams.get(track) or _stream(track, reader, settings, times if sequence else None, rate)
+                streams[track] = stream
                 if sequence:
                     made = stream.push([work.seen[i] for i in places], [answers[i] for i in places])
                 else:
@@ -227,20 +277,35 @@ def _read_all(
         newest = max(newest, work.newest)
         for track in [t for t, stream in streams.items() if newest - stream.newest > LONGEST_HOLE + 1]:
             with clock("decoder"):
-                made = streams.pop(track).flush()
+                gone = streams.pop(track)
+                made = gone.flush()
+            even &= gone.even
             keep(made)
         crops += 0 if work.batch is None else len(work.batch.clip)
         progress("reading", newest + 1, expected or newest + 1)
     for stream in streams.values():
         with clock("decoder"):
             made = stream.flush()
+        even &= stream.even
         keep(made)
-    return newest + 1, crops
+    decoder = {"decoder_fps": rate, "resampled": not even} if sequence and reader.decoder is not None else {}
+    return _Read(newest + 1, crops, decoder)
 
 
-def _stream(track: int, reader: Reader, settings: PredictSettings, sequence: bool) -> TrackStream:
-    decoder, codec = (reader.decoder, reader.codec) if sequence else (None, None)
-    return TrackStream(track, decoder=decoder, codec=codec, steps=settings.steps, seed=settings.seed)
+def _steps_a_second(source: Source, reader: Reader) -> float:
+    """Of the decoder: those of the source where it is even and near what the decoder was trained at."""
+    like = 0.0 if source.fps is None else source.fps / reader.steps_a_second
+    even = source.header is None or source.header.even or not source.stamped
+    return source.fps if source.fps and even and LIKE_TRAINED[0] <= like <= LIKE_TRAINED[1] else reader.steps_a_second
+
+
+def _stream(
+    track: int, reader: Reader, settings: PredictSettings, times: array[float] | None, rate: float
+) -> TrackStream:
+    decoder, codec = (None, None) if times is None else (reader.decoder, reader.codec)
+    return TrackStream(
+        track, decoder=decoder, codec=codec, steps=settings.steps, seed=settings.seed, times=times, rate=rate
+    )
 
 
 def _draw_all(
@@ -253,9 +318,12 @@ def _draw_all(
     progress: Progress,
 ) -> None:
     """The second pass: everybody's mesh over each frame."""
+    depth, first, largest = _frames_ahead(source), source.log.first or 0.0, source.log.largest
+    start = first if source.header is None or source.header.start is None else source.header.start
+    start = start if 0 <= first - start <= LATEST_START else first
 
     def posed() -> Iterator[tuple[Frame, np.ndarray, np.ndarray]]:
-        again = _ahead(clock.timed("decode again", source.frames(settings.limit)), FRAMES_AHEAD, settings)
+        again = _ahead(clock.timed("decode again", source.frames(settings.limit)), depth, settings)
         for frame in again:
             with clock("body model"):
                 rows = shown.on(frame.number)
@@ -263,20 +331,21 @@ def _draw_all(
             yield frame, rows, vertices
 
     def drawn() -> Iterator[tuple[Frame, np.ndarray]]:
-        for frame, rows, vertices in _ahead(posed(), FRAMES_AHEAD, settings):
+        for frame, rows, vertices in _ahead(posed(), depth, settings):
             with clock("render"):
                 picture = overlay(frame, shown, vertices, rows)
             yield frame, picture
 
-    pictures = _ahead(drawn(), FRAMES_AHEAD, settings)
+    pictures = _ahead(drawn(), depth, settings)
     if not source.is_video:
         for frame, picture in pictures:
             with clock("write"):
                 write_png(folder / PICTURES / f"{frame.number:06d}_{Path(frame.name).stem}.png", picture)
             progress("drawing", frame.number + 1, frames)
         return
-    with video_writer(folder / OVERLAY, source.fps or 1.0) as write:
+    tick = None if source.header is None or source.stated else source.header.tick
+    with video_writer(folder / OVERLAY, source.fps or 1.0, tick=tick, size=largest) as write:
         for frame, picture in pictures:
             with clock("write"):
-                write(picture)
+                write(picture, None if frame.seconds is None else frame.seconds - start)
             progress("drawing", frame.number + 1, frames)

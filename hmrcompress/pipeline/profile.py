@@ -49,7 +49,7 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: {frames, bodies, batch_size, seconds, ms_per_frame, accounted, stages: {name: {ms_per_frame,
-        share, first_frame_ms}}, first_frame_ms}."""
+        share, first_frame_ms}}, first_frame_ms, time, notes}, the last two as `Summary` has them."""
         return {
             "frames": self.summary.frames,
             "bodies": self.summary.bodies,
@@ -63,6 +63,8 @@ class Profile:
                 name: {"ms_per_frame": ms, "share": share, "first_frame_ms": first}
                 for name, ms, share, first in self.rows()
             },
+            "time": self.summary.time,
+            "notes": self.summary.notes,
         }
 
 

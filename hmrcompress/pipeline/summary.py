@@ -14,8 +14,9 @@ STAGES = (*FIRST_PASS, "body model", "decode again", "render", "write")
 class Summary:
     """frames read, tracks and bodies on them, crops that the network ran on. seconds: wall time of everything;
     reading_seconds: of the first pass, from the first frame's decoding to the last row. stages: seconds of work by
-    stage, waiting not counted; where stages overlap they add up to more than the wall time. notes: what was told on the
-    way, a sentence each."""
+    stage, waiting not counted; where stages overlap they add up to more than the wall time. time: what the times of
+    frames rest on (`frames.Source.time`), and the decoder's steps; notes: what was told on
+    the way, a sentence each."""
 
     frames: int
     tracks: int
@@ -25,6 +26,7 @@ class Summary:
     reading_seconds: float
     stages: dict[str, float]
     files: list[str]
+    time: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -55,5 +57,6 @@ class Summary:
             "network_share_of_all": self.stages.get("network", 0.0) / self.seconds,
             "stages_ms_per_frame": self.ms_per_frame(),
             "files": self.files,
+            "time": self.time,
             "notes": self.notes,
         }

@@ -30,6 +30,10 @@ class Tracker:
         self.last: dict[int, tuple[int, Corners]] = {}
         self.begun = 0
 
+    def forget(self) -> None:
+        """Everybody who comes is somebody new."""
+        self.last.clear()
+
     def update(self, frame: int, corners: Corners) -> list[int]:
         """corners (N,4) of the frame -> N numbers of tracks, all different."""
         from scipy.optimize import linear_sum_assignment

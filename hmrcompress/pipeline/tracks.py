@@ -1,7 +1,8 @@
 """One person through time: predictions on some frames become a body on every frame, in bounded memory.
 
 A track's timeline runs from its first frame to its last; frames without a box of their own, and those that a stride
-skips, are filled in. Where more than `LONGEST_HOLE` frames are missing in a row a new timeline begins.
+skips, are filled in, by the times at which frames are shown. Where a track is away for too long, or the video begins
+another segment, a new timeline begins.
 """
 
 from __future__ import annotations
@@ -17,19 +18,34 @@ from torch import Tensor
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.decoder.readout import decoder_inputs
+from hmrcompress.decoder.uneven import UnevenStream
 from hmrcompress.decoder.windows import ClipStream
 from hmrcompress.evaluation.sequences import LONGEST_HOLE, Timeline, interpolated, neighbours
 from hmrcompress.pipeline.boxes import Box
 from hmrcompress.records import BodyParams
 
+LONGEST_PAUSE = 2.0
+"""Seconds between two frames of a track beyond which what lies on either side is no longer one movement."""
+STEPS_A_SECOND = 30.0
+"""Of a decoder, where its model does not say at what rate it was trained."""
+
 
 class Seen(NamedTuple):
-    """A box of a frame, the (width, height) of its picture, and whether the network runs on it."""
+    """A box of a frame, the (width, height) of its picture, and whether the network runs on it. seconds: when the frame
+    is shown; segment: of the video (see `pipeline.frames.Frame`)."""
 
     frame: int
     box: Box
     size: tuple[int, int]
     run: bool
+    seconds: float = 0.0
+    segment: int = 0
+
+
+def apart(before: tuple[int, float, int], now: tuple[int, float, int]) -> bool:
+    """Whether a track begins anew between two of its frames, given as (number, seconds, segment)."""
+    away = now[0] - before[0] > LONGEST_HOLE + 1 or now[1] - before[1] > LONGEST_PAUSE
+    return away or now[2] != before[2]
 
 
 class Prediction(NamedTuple):
@@ -44,7 +60,8 @@ class Prediction(NamedTuple):
 @dataclass(frozen=True)
 class Rows:
     """Bodies of one track on n frames that follow each other. rotations (n,J,3,3), betas (n,10), cam (n,3) of the
-    square box with centre (n,2) and side (n,), size (n,2) = (W, H) of the picture; run (n,) bool: the network ran."""
+    square box with centre (n,2) and side (n,), size (n,2) = (W, H) of the picture; run (n,) bool: the network ran;
+    seconds (n,) float64, segment (n,) int64 of the frames."""
 
     track: int
     frame: Tensor
@@ -55,6 +72,8 @@ class Rows:
     side: Tensor
     size: Tensor
     run: Tensor
+    seconds: Tensor
+    segment: Tensor
 
     @property
     def params(self) -> BodyParams:
@@ -89,24 +108,29 @@ class TrackStream:
         codec: PoseCodec | None = None,
         steps: int = 1,
         seed: int = 0,
+        times: Sequence[float] | None = None,
+        rate: float = STEPS_A_SECOND,
     ) -> None:
         self.track, self.codec = track, codec
         self.decoder, self.steps, self.seed = decoder, steps, seed + track
-        self.newest = -1
+        self.times, self.rate = times, rate
+        self.newest, self.even = -1, True
         self._begin()
 
     def _begin(self) -> None:
         self.seen: list[Seen] = []
         self.predictions: list[Prediction | None] = []
         self.owed: list[Rows] = []
-        self.open = True
-        self.stream = None if self.decoder is None else ClipStream(self.decoder, steps=self.steps, seed=self.seed)
+        self.open, self.start = True, 0.0
+        self.stream: UnevenStream | None = None
+        if self.decoder is not None:
+            self.stream = UnevenStream(ClipStream(self.decoder, steps=self.steps, seed=self.seed))
 
     def push(self, seen: Sequence[Seen], predictions: Sequence[Prediction | None]) -> list[Rows]:
         """The track's next boxes, by rising frame, with what the network said of those that it ran on."""
         made: list[Rows] = []
         for each, prediction in zip(seen, predictions, strict=True):
-            if self.seen and each.frame - self.seen[-1].frame > LONGEST_HOLE + 1:
+            if self.seen and apart(_place(self.seen[-1]), _place(each)):
                 made += self.flush()
             self.newest = each.frame
             self.seen.append(each)
@@ -126,6 +150,7 @@ class TrackStream:
         if known and (last or known[-1] > 0 or self.open):
             end = len(self.seen) - 1 if last else known[-1]
             rows, features = self._filled(known, end)
+            self.start = float(rows.seconds[0]) if self.open else self.start
             # The newest prediction is where the next stretch begins; it has been given already.
             self.seen, self.predictions, self.open = self.seen[known[-1] :], self.predictions[known[-1] :], False
         if self.stream is None:
@@ -133,9 +158,10 @@ class TrackStream:
         poses = self.stream.nothing()
         if rows is not None and len(rows.frame):
             self.owed.append(rows)
-            poses = self.stream.push(features, rows.run)
+            poses = self.stream.push(features, rows.run, self._places(rows))
         if last:
             poses = torch.cat([poses, self.stream.flush()])
+        self.even &= self.stream.even
         return self._decoded(poses.cpu())
 
     def _filled(self, known: list[int], end: int) -> tuple[Rows, Tensor]:
@@ -143,6 +169,8 @@ class TrackStream:
         given = [self.predictions[place] for place in known]
         found = [each for each in given if each is not None]
         first, length = self.seen[0].frame, self.seen[end].frame - self.seen[0].frame + 1
+        frames = np.arange(first, first + length)
+        seconds = self._seconds(frames)
         timeline = Timeline(
             self.track,
             first,
@@ -150,15 +178,15 @@ class TrackStream:
             torch.tensor([self.seen[place].frame - first for place in known]),
             torch.stack([each.features for each in found]),
             _params(torch.stack([each.rotations for each in found]), torch.stack([each.betas for each in found])),
+            torch.from_numpy(seconds),
         )
         bodies = interpolated(timeline)
         before, after, weight = neighbours(timeline)
         cams = torch.stack([each.cam for each in found])
         shown = self.seen[: end + 1]
-        frames = np.arange(first, first + length)
-        at = np.array([each.frame for each in shown])
+        at = self._seconds(np.array([each.frame for each in shown]))
         numbers = np.array([(*each.box.centre, each.box.side, *each.size) for each in shown], np.float64)
-        boxes = torch.from_numpy(np.stack([np.interp(frames, at, column) for column in numbers.T], 1))
+        boxes = torch.from_numpy(np.stack([np.interp(seconds, at, column) for column in numbers.T], 1))
         rows = Rows(
             self.track,
             torch.from_numpy(frames),
@@ -169,9 +197,21 @@ class TrackStream:
             boxes[:, 2],
             boxes[:, 3:],
             timeline.known,
+            torch.from_numpy(seconds),
+            torch.full((length,), shown[0].segment),
         )
         fresh = slice(0 if self.open else 1, None)
         return rows.cut(fresh), self._inputs(timeline)[fresh]
+
+    def _seconds(self, frames: np.ndarray) -> np.ndarray:
+        """When frames (n,) are shown: (n,) float64."""
+        if self.times is None:
+            return frames / self.rate
+        return np.array([self.times[frame] for frame in frames], np.float64)
+
+    def _places(self, rows: Rows) -> list[float]:
+        """Where rows lie along the decoder's steps, the first one of the timeline at 0."""
+        return ((rows.seconds - self.start) * self.rate).tolist()
 
     def _inputs(self, timeline: Timeline) -> Tensor:
         """What the decoder reads of each frame, (T,config.input_dim), zeros where nothing is known; (T,0) without."""
@@ -191,6 +231,10 @@ class TrackStream:
         device = self.codec.leaf_index.device
         rotations = self.codec.decode(poses.to(device), done.betas.to(device)).rotations.cpu()
         return [done.changed(rotations=rotations)]
+
+
+def _place(seen: Seen) -> tuple[int, float, int]:
+    return seen.frame, seen.seconds, seen.segment
 
 
 def _params(rotations: Tensor, betas: Tensor) -> BodyParams:

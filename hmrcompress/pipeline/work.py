@@ -13,12 +13,11 @@ from hmrcompress.data.conditions import bbox_info
 from hmrcompress.data.crops import normalise
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.sequences import LONGEST_HOLE
 from hmrcompress.pipeline.boxes import Box
 from hmrcompress.pipeline.camera import default_focal
 from hmrcompress.pipeline.frames import Frame
 from hmrcompress.pipeline.overlap import StageClock
-from hmrcompress.pipeline.tracks import Seen
+from hmrcompress.pipeline.tracks import Seen, apart
 from hmrcompress.records import BodyParams, FrameBatch
 
 IDLE_FRAMES = 256
@@ -59,17 +58,17 @@ class Work:
 @dataclass
 class Strides:
     """Which boxes the network runs on: of each track the first, and then every `stride`-th frame or the next there
-    is; a track that was away for long begins anew."""
+    is; a track that was away for long, or across the end of a segment, begins anew."""
 
     stride: int
     last_run: dict[int, int] = field(default_factory=dict)
-    last_seen: dict[int, int] = field(default_factory=dict)
+    last_seen: dict[int, tuple[int, float, int]] = field(default_factory=dict)
 
-    def run(self, frame: int, track: int) -> bool:
+    def run(self, frame: int, track: int, seconds: float = 0.0, segment: int = 0) -> bool:
         """Asked once for every box, by rising frame."""
-        fresh = frame - self.last_seen.get(track, -LONGEST_HOLE - 2) > LONGEST_HOLE + 1
-        self.last_seen[track] = frame
-        if fresh or frame - self.last_run[track] >= self.stride:
+        before, now = self.last_seen.get(track), (frame, seconds, segment)
+        self.last_seen[track] = now
+        if before is None or apart(before, now) or frame - self.last_run[track] >= self.stride:
             self.last_run[track] = frame
             return True
         return False
@@ -93,7 +92,9 @@ def work_batches(
     begun = -1
     for frame, boxes in located:
         for box in boxes:
-            seen = Seen(frame.number, box, frame.size, strides.run(frame.number, box.track))
+            seconds = frame.seconds or 0.0
+            run = strides.run(frame.number, box.track, seconds, frame.segment)
+            seen = Seen(frame.number, box, frame.size, run, seconds, frame.segment)
             if seen.run:
                 with clock("crop"):
                     work.crops.append(warp.crop(frame.image, np.array(box.centre), box.side, antialias=antialias))
