@@ -8,6 +8,9 @@ prints with `Printer` and writes its record with `write_record`. Errors need no 
 from __future__ import annotations
 
 import errno
+import io
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hmrcompress.errors import HMRCompressError, Notice
+from hmrcompress.errors import HMRCompressError, Notice, first_line
 from hmrcompress.io.texts import MOST, MOST_SEED
 
 DEBUG_KEY = "hmrcompress.debug"
@@ -25,6 +28,11 @@ INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """Disk full, file larger than is allowed, quota used up."""
 MAX_WIDTH = 1000
+LONGEST_SENTENCE = 1500
+WRITTEN = ("-o", "--out", "--json")
+"""Options whose value is written, not read."""
+OF_CODE = (TypeError, AttributeError, NameError, LookupError, AssertionError, ImportError, NotImplementedError)
+"""Errors of the program itself; all others are such as values can cause."""
 
 
 def _remember_debug(context: typer.Context, value: bool) -> bool:
@@ -82,6 +90,8 @@ class SafeGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command. `--debug` lets the exception through with its traceback."""
+        _speak_any_letter()
+        words = [*getattr(ctx, "_protected_args", ()), *ctx.args]
         try:
             with _notices_as_lines():
                 return super().invoke(ctx)
@@ -91,16 +101,25 @@ class SafeGroup(TyperGroup):
             complain(str(error))
             raise typer.Exit(error.exit_code) from error
         except OSError as error:
-            if ctx.meta.get(DEBUG_KEY) or (error.filename is None and error.errno not in NO_ROOM):
+            if ctx.meta.get(DEBUG_KEY) or error.errno == errno.EPIPE:
                 raise
             if error.errno in NO_ROOM:
                 complain(f"there was no room to write ({error.strerror}); nothing was left half-written. Free some.")
+            elif error.filename is None:
+                complain(unexpected(error, words)[0])
             else:
                 complain(f"{error.filename}: {error.strerror}.")
             raise typer.Exit(HMRCompressError.exit_code) from error
         except KeyboardInterrupt as error:
             complain("interrupted")
             raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            of_typer = isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show")  # a wrong option, say
+            if ctx.meta.get(DEBUG_KEY) or of_typer:
+                raise
+            sentence, code = unexpected(error, words)
+            complain(sentence)
+            raise typer.Exit(code) from error
 
 
 @contextmanager
@@ -122,9 +141,47 @@ def _notices_as_lines() -> Iterator[None]:
         yield
 
 
+def unexpected(error: Exception, words: Sequence[str]) -> tuple[str, int]:
+    """One sentence for an error that nobody raised on purpose, and the exit code; words: of the command line.
+
+    What values can cause (numbers, texts, memory, depth, a library that gives up) is put down to the inputs: 2. What
+    the program itself does wrong, such as asking for a name that a module does not have, is a fault of ours: 1.
+    """
+    inputs = ", ".join(inputs_of(words)) or "what was given"
+    what = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"{inputs}: takes more memory than there is. Give less at a time", HMRCompressError.exit_code
+    if isinstance(error, OF_CODE):
+        return f"internal error ({what}) while working on {inputs}. Please report it with what --debug shows", 1
+    return f"{inputs}: cannot be worked on ({what}). --debug shows where it went wrong", HMRCompressError.exit_code
+
+
+def inputs_of(words: Sequence[str]) -> list[str]:
+    """The files and folders among the words of a command line that are there and are read: `X`, `kind:X,…`."""
+    found, written = [], False
+    for word in words:
+        if written or word in WRITTEN:
+            written = not written
+            continue
+        value = word.partition("=")[2] if word.startswith("-") else word
+        for path in (value, value.partition(":")[2].partition(",")[0]):
+            if path and os.path.exists(path):
+                found.append(path)
+                break
+    return found
+
+
+def _speak_any_letter() -> None:
+    """Lets stdout and stderr write names and texts that their encoding does not have, escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def complain(sentence: str) -> None:
     """One sentence on stderr."""
-    typer.echo(f"hmrcompress: {' '.join(sentence.split())}", err=True)
+    text = "".join(letter if letter.isprintable() else " " for letter in sentence)
+    typer.echo(f"hmrcompress: {' '.join(text.split())[:LONGEST_SENTENCE]}", err=True)
 
 
 class Printer:

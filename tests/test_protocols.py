@@ -219,7 +219,7 @@ def test_regressors(bodies: Path, tmp_path: Path) -> None:
         "other.npz": "another surface",
         "few.npy": "is for 50 vertices",
         "nan.npy": "finite",
-        "torn.npy": "not a readable",
+        "torn.npy": "no bytes for",
         "nowhere.npy": "no such file",
     }.items():
         with pytest.raises(UserError, match=fault):

@@ -12,6 +12,7 @@ from hmrcompress.io.array_pickles import read_arrays
 from hmrcompress.io.atomic import atomic_file, write_json
 from hmrcompress.io.convert import Converted, target_of
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.npz import read_npz
 
 KEYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
 BODY_KEYS = {"v_template", "weights"}
@@ -59,5 +60,4 @@ def _of_pickle(path: Path) -> dict[str, np.ndarray]:
 
 def _of_npz(path: Path) -> dict[str, np.ndarray]:
     load_body(path)
-    with np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files if archive[key].dtype != object}
+    return read_npz(path, skip_objects=True)

@@ -7,6 +7,7 @@ called for it. What is put together stays in proportion to the length of the fil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ from typing import Any
 import numpy as np
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.chumpy_values import chumpy_value
+from hmrcompress.io.chumpy_values import ITEM, checked, chumpy_value, numbers
 from hmrcompress.io.known_globals import ARRAY, ARRAY_IN_ONE, CHUMPY_OPERATIONS, SCALAR, SPARSE
 from hmrcompress.io.pickle_machine import Inert
 from hmrcompress.io.unpickler import read_pickle
 
-NUMBERS, TEXTS = "biuf", "SU"
+KINDS = re.compile(r"[biuf](?:1|2|4|8|16)|\?|[SU]\d{1,6}")
+OTHER_KINDS = re.compile(r"[OVcMm]\d{0,6}")
+"""Types of arrays that are read, numbers and text; and those that numpy has beside them, which become None."""
 SPARE_BYTES = 1 << 26
+LARGEST_TENSOR = 1 << 20
+BYTES_IN_A_LIST = 48
+MOST_BITS = 4096
 DEEPEST = 200
 DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError)
 Array = np.ndarray
@@ -40,9 +46,14 @@ class Decoder:
 
     def value(self, given: Any) -> Any:
         """Arrays, numbers, text, None, lists and dictionaries (keys as text) of these."""
-        if given is None or isinstance(given, (bool, int, float, str)):
+        if given is None or isinstance(given, (bool, float, str)):
+            return given
+        if isinstance(given, int):
+            if given.bit_length() > MOST_BITS:
+                raise ValueError("a whole number of more digits than are read")
             return given
         if isinstance(given, bytes):
+            self.spend(len(given))
             return given.decode("latin1")
         if id(given) in self._made:
             return self._made[id(given)][1]
@@ -64,14 +75,28 @@ class Decoder:
         if isinstance(given, (list, tuple)):
             return [self.value(item) for item in given]
         if isinstance(given, Mapping):
-            return {_text(key): self.value(item) for key, item in given.items()}
+            return {self._key(key): self.value(item) for key, item in given.items()}
         if not isinstance(given, Inert):
-            return _tensor(given) if hasattr(given, "detach") else None
+            return self._tensor(given) if hasattr(given, "detach") else None
         name = given.stands_for
         for names, make in MAKERS:
             if name in names:
                 return make(self, given)
         return self._settings(given)
+
+    def _key(self, key: Any) -> Any:
+        """As text. It may be one long text that stands in many dictionaries, so it spends what it takes."""
+        text = _text(key)
+        if text is not key:
+            self.spend(len(text))
+        return text
+
+    def _tensor(self, tensor: Any) -> Any:
+        """A small tensor as an array. The storage of many may be one, so each spends what it takes, as a list too."""
+        if tensor.numel() * ITEM > LARGEST_TENSOR:
+            return None
+        self.spend(BYTES_IN_A_LIST * tensor.numel())
+        return np.asarray(tensor.detach().to("cpu").tolist())
 
     def _settings(self, record: Inert) -> Any:
         """Namespaces become their fields, omegaconf nodes their content, paths text."""
@@ -101,18 +126,21 @@ def _shaped(decoder: Decoder, raw: Any, kind: Inert, shape: Any, order: Any) -> 
     dtype = _dtype(kind)
     if dtype is None:
         return None
-    decoder.spend(len(raw))
+    # As bytes, as an array, and decoded: four bytes for each letter of text.
+    decoder.spend((8 if dtype.kind == "S" else 2) * len(raw))
     data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
     flat = np.frombuffer(data, dtype) if data else np.zeros(0, dtype)
-    array = flat.reshape(shape, order=order).astype(dtype.newbyteorder("="))
+    array = checked(flat.reshape(shape, order=order)).astype(dtype.newbyteorder("="))
     return np.char.decode(array, "latin1") if array.dtype.kind == "S" else array
 
 
 def _dtype(kind: Inert) -> np.dtype | None:
     """The type of numbers or text, None for objects and fields."""
     code = str(_text(kind.args[0]))
-    if code[0] not in NUMBERS + TEXTS:
-        return None
+    if not KINDS.fullmatch(code):
+        if OTHER_KINDS.fullmatch(code):
+            return None
+        raise ValueError(f"of the type {code[:40]!r}")
     big = bool(kind.state) and _text(kind.state[1]) == ">"
     little = bool(kind.state) and _text(kind.state[1]) == "<"
     return np.dtype(code).newbyteorder(">" if big else "<" if little else "=")
@@ -129,17 +157,18 @@ def _sparse(decoder: Decoder, record: Inert) -> Array:
     rows, columns = (int(decoder.value(size)) for size in state["_shape" if "_shape" in state else "shape"])
     if rows < 0 or columns < 0:
         raise ValueError("a negative shape")
-    data = np.asarray(decoder.value(state["data"]))
-    decoder.spend(rows * columns * data.dtype.itemsize)
+    data = numbers(decoder.value(state["data"]), decoder.spend)
+    decoder.spend(ITEM * (rows * columns + rows + columns))
     if "coo" in record.stands_for:
         places = state["coords"] if "coords" in state else (state["row"], state["col"])
-        row, column = (np.asarray(decoder.value(place)) for place in places)
+        row, column = (numbers(decoder.value(place), decoder.spend) for place in places)
     else:
-        indices, starts = (np.asarray(decoder.value(state[name])) for name in ("indices", "indptr"))
+        indices, starts = (numbers(decoder.value(state[name]), decoder.spend) for name in ("indices", "indptr"))
         by_column = "csc" in record.stands_for
         counts = np.diff(starts)
         if len(counts) != (columns if by_column else rows) or counts.min(initial=0) < 0 or counts.sum() != len(indices):
             raise ValueError("starts that do not fit")
+        decoder.spend(2 * ITEM * len(indices))
         place = np.repeat(np.arange(len(counts)), counts)
         row, column = (indices, place) if by_column else (place, indices)
     if len(data) != len(row) or min(row.min(initial=0), column.min(initial=0)) < 0:
@@ -187,10 +216,6 @@ def read_arrays(path: Path | str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"holds a {type(values).__name__}, expected a dictionary of arrays", path)
     return {key: value for key, value in values.items() if isinstance(value, (np.ndarray, int, float, str))}
-
-
-def _tensor(tensor: Any) -> Any:
-    return np.asarray(tensor.detach().to("cpu").tolist()) if tensor.numel() * 8 <= SPARE_BYTES >> 6 else None
 
 
 def _text(value: Any) -> Any:

@@ -57,7 +57,7 @@ def open_state_file(path: Path | str) -> StateFile:
         raise UserError(f"holds a {type(content).__name__}, expected a state dict", path)
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
-            hyper = plain(content.get("hyper_parameters", content.get("hparams")))
+            hyper = plain(content.get("hyper_parameters", content.get("hparams")), path)
             return StateFile(path, _named(content[wrapper], path), wrapper, hyper if isinstance(hyper, dict) else {})
     return StateFile(path, _named(content, path))
 

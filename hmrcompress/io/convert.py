@@ -94,7 +94,8 @@ class _Tree:
 
     def plain(self, value: Any, name: str) -> Any:
         """The value with its arrays moved to `arrays`; NaN and infinity as text."""
-        self.left -= value.nbytes if isinstance(value, np.ndarray) else BYTES_OF_A_VALUE
+        text = len(name) + (len(value) if isinstance(value, str) else 0)
+        self.left -= value.nbytes if isinstance(value, np.ndarray) else BYTES_OF_A_VALUE + text
         if self.left < 0:
             raise MemoryError
         if isinstance(value, np.ndarray):

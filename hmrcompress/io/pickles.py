@@ -34,6 +34,7 @@ TAR_MAGIC = (257, b"ustar")
 REMEDY = "Save the weights alone, as a state dict or safetensors"
 NOT_TORCH = "the file is truncated or not a checkpoint that torch.save wrote"
 LONGEST_LIST = 4096
+BYTES_OF_A_VALUE, LONGEST_CONFIGURATION = 64, 1 << 26
 
 
 def read_torch_pickle(path: Path | str) -> Any:
@@ -110,24 +111,30 @@ def _scan(machine: Machine, path: Path, count: int) -> list[str]:
     return machine.refused
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, where: object) -> Any:
     """Configuration with its stand-ins turned into plain values: dicts, lists, numbers, text; JSON can hold it.
 
     Namespaces become their fields, omegaconf nodes their content, paths text, numpy values numbers and lists; NaN and
     infinity become text, arrays of more than 4096 values a text that says so, and what is not understood None. None is
-    also what comes of configuration that contains itself or stands for more than it holds.
+    also what comes of configuration that contains itself. Raises UserError, naming `where`, for one that stands for far
+    more than a file could hold: lists of lists of one list, many deep.
     """
     try:
-        return _json(Decoder().value(value), [LONGEST_LIST * LONGEST_LIST])
+        values = Decoder().value(value)
     except DAMAGED:
         return None
+    try:
+        return _json(values, [LONGEST_CONFIGURATION])
+    except MemoryError as error:
+        raise UserError("its configuration stands for far more than there is in the file", where, REMEDY) from error
 
 
 def _json(value: Any, left: list[int]) -> Any:
-    left[0] -= 1
+    left[0] -= BYTES_OF_A_VALUE + (len(value) if isinstance(value, str) else 0)
     if left[0] < 0:
         raise MemoryError("stands for more than it holds")
     if isinstance(value, dict):
+        left[0] -= sum(map(len, value))
         return {key: _json(item, left) for key, item in value.items()}
     if isinstance(value, np.ndarray):
         if value.size > LONGEST_LIST:

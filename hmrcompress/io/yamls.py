@@ -16,9 +16,9 @@ import yaml
 from hmrcompress.errors import UserError
 from hmrcompress.io.texts import DEEPEST, MOST_DIGITS, check_integer, check_text, decoded, read_bytes
 
-LONGEST = 1 << 18
-"""Characters: ten times our longest recipe. Parsing takes a second for every 50,000, and a kilobyte for each value."""
-MOST_VALUES = 20_000
+LONGEST = 1 << 17
+"""Characters: eight times our longest recipe. Parsing takes a second for every 50,000, and a kilobyte a value."""
+MOST_VALUES = 10_000
 MERGE = "tag:yaml.org,2002:merge"
 PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
 
@@ -59,6 +59,12 @@ class _Loader(yaml.SafeLoader):
         super().__init__(stream)
         self._depth = self._values = 0
         self._sizes: dict[int, int] = {}
+
+    def fetch_flow_collection_start(self, kind: Any) -> None:
+        """A bracket; the scanner runs far ahead of the nodes, so their depth is bounded here, too."""
+        if self.flow_level >= DEEPEST:
+            raise ValueError(f"nested deeper than {DEEPEST}")
+        super().fetch_flow_collection_start(kind)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """The next node; an alias counts as often as what it stands for."""

@@ -10,6 +10,8 @@ from hmrcompress.errors import UserError
 SPARE_BYTES = 1 << 28
 HIGHEST_RATIO = 100
 """An archive may unfold to 256 MiB, or to a hundred times its size if that is more."""
+KNOWN_WAYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Others (lzma) take memory by a number in the file before they give a byte."""
 
 
 def check_zip(path: Path | str, *, stored: bool = False) -> list[zipfile.ZipInfo]:
@@ -26,6 +28,8 @@ def check_zip(path: Path | str, *, stored: bool = False) -> list[zipfile.ZipInfo
         raise UserError("no such file", path) from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError) as error:
         raise UserError("the file is truncated or not a zip archive", path) from error
+    if odd := [entry for entry in entries if entry.compress_type not in KNOWN_WAYS]:
+        raise UserError(f"its entry {odd[0].filename[:60]!r} is packed in a way that numpy and torch never use", path)
     size = path.stat().st_size
     unfolded = sum(entry.file_size for entry in entries)
     if stored and (unfolded > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)):

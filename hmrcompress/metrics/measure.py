@@ -15,7 +15,7 @@ from torch import Tensor
 from hmrcompress.body.files import refuse_starter, require_topology
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import ShapeError, UserError
-from hmrcompress.io.npz import UNREADABLE
+from hmrcompress.io.npz import is_npy, read_npy, read_npz
 from hmrcompress.metrics.points import ROWS, STARTER24, Protocol
 from hmrcompress.records import BodyOutput, BodyParams, FrameBatch
 
@@ -186,11 +186,6 @@ def _arrays(path: Path) -> dict[str, Any]:
 
         found = read_values(path)
         return dict(found) if isinstance(found, dict) else {"J_regressor": found}
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"J_regressor": loaded}
-        with loaded as archive:
-            return {key: archive[key] for key in archive.files}
-    except UNREADABLE as error:
-        raise UserError(f"not a readable .npy or .npz of plain arrays ({type(error).__name__})", path) from error
+    if is_npy(path):
+        return {"J_regressor": read_npy(path)}
+    return dict(read_npz(path))
