@@ -29,7 +29,18 @@ from hmrcompress_cli.common import (
 )
 from hmrcompress_cli.tokens import TokensOption, token_buckets
 
-COLUMNS = ("stage", "MPJPE mm", "PA-MPJPE mm", "PVE mm", "Accel mm/frame²", "MPJPE, 95 %", "increase", "95 %")
+COLUMNS = (
+    "stage",
+    "MPJPE mm",
+    "PA-MPJPE mm",
+    "PVE mm",
+    "Accel mm/frame²",
+    "95 %",
+    "increase",
+    "95 %",
+    "distance",
+    "95th",
+)
 
 
 def evaluate(
@@ -165,11 +176,13 @@ def _ordinals(strides: list[int]) -> str:
     return ", ".join(names.get(stride, f"{stride}th") for stride in strides)
 
 
-def _intervals(stage: dict[str, Any]) -> tuple[str | None, str | None, str | None]:
-    """Columns that say how sure the MPJPE is: bootstrap intervals over clips."""
+def _intervals(stage: dict[str, Any]) -> tuple[str | None, ...]:
+    """Columns that say how sure the MPJPE is (bootstrap intervals over clips), and how far the joints are from those of
+    the baseline (mean and 95th percentile over frames, mm)."""
     own, above = stage.get("mpjpe_ci95_mm"), stage.get("mpjpe_increase_ci95_mm")
     return (
         None if own is None else f"{own[0]:.1f} to {own[1]:.1f}",
         f"{stage['mpjpe_increase_mm']:+.2f}" if "mpjpe_increase_mm" in stage else None,
         None if above is None else f"{above[0]:+.2f} to {above[1]:+.2f}",
+        *(f"{stage[name]:.1f}" if name in stage else None for name in ("distance_mm", "distance_p95_mm")),
     )

@@ -77,8 +77,8 @@ def test_eval(decoded: Path, tiny_model: Path, merged: Path, world: tuple[object
     assert done.exit_code == 0, done.output
     figures = json.loads((tmp_path / "e.json").read_text())
     assert list(figures["stages"]) == [
-        "mean_pose", "baseline", "merged", "merged_tokens", "interpolated_stride_2", "filtered_savgol",
-        "filtered_one_euro", "decoded", "decoded_stride_2",
+        "mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens", "interpolated_stride_2",
+        "filtered_savgol", "filtered_one_euro", "decoded", "decoded_stride_2",
     ]  # fmt: skip
     assert all({"accel_ci95_mm_per_frame2", "mpjpe_ci95_mm"} <= set(stage) for stage in figures["stages"].values())
     assert "mpjpe_increase_ci95_mm" in figures["stages"]["decoded_stride_2"]

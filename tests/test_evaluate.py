@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -68,6 +69,39 @@ def test_every_stage_is_what_its_name_says(tiny_network: HMR2, tiny_crops: CropS
     for stage, value in expected.items():
         assert result.stages[stage].mpjpe_mm == pytest.approx(value, rel=1e-6)
     assert len({round(value, 3) for value in expected.values()}) == 3
+
+
+def test_tokens_alone_are_merged_at_all_layers_of_the_network_as_it_came(
+    tiny_network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel
+) -> None:
+    whole = tiny.network(seed=3)
+    made = plan(tokens=TOKENS)
+    depth = tiny.CONFIG.depth
+    merged = made.model_copy(update={"groups": (*((i,) for i in range(depth - 2)), (depth - 2, depth - 1))})
+    result = measured(tiny_network, merged, tiny_crops, tiny_body, against=whole)
+    assert list(result.stages) == ["mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens"]
+    expected = direct(with_token_merging(whole, made.tokens), tiny_crops, tiny_body)
+    assert result.stages["tokens_alone"].mpjpe_mm == pytest.approx(expected, rel=1e-6)
+
+
+def test_distance_to_the_baseline_is_that_of_a_loop(
+    tiny_network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel
+) -> None:
+    """Joints of both networks by hand, pelvis on pelvis, one frame and one joint after the other."""
+    other = tiny.network(seed=3)
+    figures = measured(tiny_network, plan(), tiny_crops, tiny_body, against=other).to_json()["stages"]
+    assert "distance_mm" not in figures["baseline"] and "distance_mm" not in figures["mean_pose"]
+    (batch,) = tiny_crops.batches(batch_size=len(tiny_crops))
+    with torch.no_grad():
+        ours, theirs = (tiny_body.joints(each(batch.images).params).double() for each in (tiny_network, other))
+    distances = []
+    for a, b in zip(ours.tolist(), theirs.tolist(), strict=True):
+        apart = [
+            sum((p[i] - a[0][i] - q[i] + b[0][i]) ** 2 for i in range(3)) ** 0.5 for p, q in zip(a, b, strict=True)
+        ]
+        distances.append(1000 * sum(apart) / len(apart))
+    assert figures["merged"]["distance_mm"] == pytest.approx(sum(distances) / len(distances), rel=1e-4)
+    assert figures["merged"]["distance_p95_mm"] == pytest.approx(np.percentile(distances, 95), rel=1e-4)
 
 
 def test_the_mean_pose_is_that_of_the_network(tiny_crops: CropSet, tiny_body: BodyModel) -> None:

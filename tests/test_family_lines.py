@@ -100,7 +100,7 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
         assert scored.exit_code == 2 and "no data set of hands is read" in scored.stderr
     else:
         assert scored.exit_code == 0, scored.output
-        assert list(told(figures)["stages"]) == ["mean_pose", "baseline", "merged", "merged_tokens"]
+        assert list(told(figures)["stages"]) == ["mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens"]
 
     settings = BenchSettings(batch_sizes=(2,), rounds=1, memory=False)
     timed = api.bench(tmp_path / "out", settings=settings, body="starter" if hand else tiny_body_file)

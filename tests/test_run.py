@@ -60,7 +60,7 @@ def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_writes_what_it_says(finished: Path, recipe: Recipe, tiny_crops: CropSet) -> None:
     summary = json.loads((finished / "summary.json").read_text())
-    assert list(summary["stages"]) == ["mean_pose", "baseline", "merged", "merged_tokens"]
+    assert list(summary["stages"]) == ["mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens"]
     frames = {(stage["n_frames"], stage["n_clips"], stage["protocol"]) for stage in summary["stages"].values()}
     assert frames == {(len(tiny_crops), 2, "starter24")}
     plan = Plan.read(finished / "plan.yaml")
@@ -68,7 +68,7 @@ def test_a_run_writes_what_it_says(finished: Path, recipe: Recipe, tiny_crops: C
     assert summary["tokens"]["before"] == 192 and summary["tokens"]["after"] == 152
     assert summary["search"]["evaluations"] == 3
     assert summary["macs"]["after"] < summary["macs"]["before"]
-    assert set(summary["bench"]["fps"]) == {"baseline", "merged", "merged_tokens"}
+    assert set(summary["bench"]["fps"]) == {"baseline", "merged", "tokens_alone", "merged_tokens"}
     assert summary["fps"]["after"] == summary["bench"]["fps"]["merged_tokens"]
     assert summary["onnx_max_abs_diff"] < 1e-3 and (finished / "model.onnx").stat().st_size == summary["onnx_bytes"]
     assert summary["leak"] is True  # it was searched and scored on the same data, and says so

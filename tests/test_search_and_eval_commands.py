@@ -61,7 +61,10 @@ def test_search_merge_eval(model: Path, tiny_crops_file: Path, tiny_body_file: P
     assert done.exit_code == 0, done.output
     assert "warning: 12 of the 12 frames were searched or trained on" in done.stderr
     searched, figures = (json.loads((tmp_path / name).read_text()) for name in ("s.json", "e.json"))
-    assert list(figures["stages"]) == ["mean_pose", "baseline", "merged", "merged_tokens"] and figures["leak"] is True
+    assert (
+        list(figures["stages"]) == ["mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens"]
+        and figures["leak"] is True
+    )
     assert figures["stages"]["baseline"]["mpjpe_mm"] == pytest.approx(record.base_mpjpe_mm, rel=1e-6)
     assert figures["stages"]["merged"]["mpjpe_mm"] == pytest.approx(record.final_mpjpe_mm, rel=1e-6)
     assert figures["layers"] == searched["layers"] == {"before": DEPTH, "after": len(Plan.read(plan).groups)}

@@ -42,6 +42,8 @@ from hmrcompress.records import FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 
 MEAN_POSE, BASELINE, MERGED, MERGED_TOKENS = "mean_pose", "baseline", "merged", "merged_tokens"
+TOKENS_ALONE = "tokens_alone"
+"""Merged tokens at all of the layers: what tokens cost by themselves."""
 LEAK_WARNING = "{seen} of the {all} frames were searched or trained on, so the figures are optimistic"
 
 
@@ -97,9 +99,10 @@ class Evaluation:
         return LEAK_WARNING.format(seen=self.leaked, all=next(iter(self.stages.values())).n_frames)
 
     def intervals(self, name: str, seed: int = 0) -> dict[str, Any]:
-        """How sure a stage's MPJPE is, and what it is above the baseline: {mpjpe_ci95_mm: [low, high][,
-        mpjpe_increase_mm, mpjpe_increase_ci95_mm][, accel_ci95_mm_per_frame2]}. See `metrics.bootstrap`; nothing for a
-        single clip."""
+        """How sure a stage's MPJPE is, what it is above the baseline, and how far the joints are from the baseline's:
+        {mpjpe_ci95_mm: [low, high][, mpjpe_increase_mm, mpjpe_increase_ci95_mm, distance_mm, distance_p95_mm][,
+        accel_ci95_mm_per_frame2]}. distance_mm is the mean over frames, distance_p95_mm the 95th percentile. See
+        `metrics.bootstrap`; no interval for a single clip."""
         scores, base = self.stages[name], self.stages.get(BASELINE)
         found: dict[str, Any] = {"mpjpe_ci95_mm": clip_interval(scores.per_frame, scores.clip, seed=seed)}
         if self.sequence and len(scores.triple):
@@ -109,6 +112,9 @@ class Evaluation:
             increase = scores.per_frame - base.per_frame
             found["mpjpe_increase_mm"] = float(increase.mean())
             found["mpjpe_increase_ci95_mm"] = clip_interval(increase, scores.clip, seed=seed)
+            distance = scores.distance_mm(base)
+            found["distance_mm"] = float(distance.mean())
+            found["distance_p95_mm"] = float(np.percentile(distance, 95))
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in found.items() if value is not None
         }
@@ -141,7 +147,8 @@ def stages_of(
     path: RunPath | None = None,
 ) -> Stages:
     """The stages that can be measured: mean pose; the baseline (`network` itself without a plan, else `against`); with
-    a plan the network with merged layers, and with merged tokens too where the plan merges tokens.
+    a plan the network with merged layers, and with merged tokens too where the plan merges tokens; with both, and
+    `against`, also merged tokens at all layers.
 
     Networks are float32 and lie on one device; `dtype` is what they compute in. `probe` finds the person where batches
     come without masks. `path`: how `network` runs; `against` always runs plain.
@@ -155,7 +162,17 @@ def stages_of(
     predictors[MERGED] = _params_of(plain)
     if plan.tokens is None:
         return Stages(predictors, plain)
+    if against is not None and _tokens_stand_alone(plan, probe):
+        alone = with_token_merging(against, plan.tokens, probe).eval()
+        predictors[TOKENS_ALONE] = network_predict(alone, dtype=dtype)
     return _with_tokens(predictors, network, plan.tokens, dtype, probe, path)
+
+
+def _tokens_stand_alone(plan: Plan, probe: SaliencyProbe | None) -> bool:
+    """Whether merged tokens say something at all layers: layers are merged too, and the probe (if it finds the person)
+    reads a layer below which none is, so that it reads there what it was fitted on."""
+    first = next((index for index, group in enumerate(plan.groups) if len(group) > 1), None)
+    return first is not None and (probe is None or probe.layer < first)
 
 
 def _outputs(network: HMR2, dtype: torch.dtype, path: RunPath | None) -> Outputs:
@@ -227,7 +244,7 @@ def evaluate(
     measure = measure or Measure(body, protocol)
     crops.check_measure(measure)
     indices = chosen_frames(crops, limit, frames_per_clip)
-    needed = masks if {MERGED_TOKENS, ADAPTIVE} & set(stages.predictors) else None
+    needed = masks if {TOKENS_ALONE, MERGED_TOKENS, ADAPTIVE} & set(stages.predictors) else None
     predictors, sequence = dict(stages.predictors), {}
     if decoder is not None or (sequences and sequences.wanted):
         settings = sequences or SequenceSettings()

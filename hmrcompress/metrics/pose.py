@@ -95,6 +95,8 @@ class Scores:
     """(P,) index of each middle frame."""
     fps: float | None = None
     """Frames a second, where accelerations are wanted in m/s² too."""
+    placed: np.ndarray | None = None
+    """(N,K,3) metres: the predicted joints of the protocol, relative to the predicted pelvis."""
 
     @property
     def per_frame(self) -> np.ndarray:
@@ -149,6 +151,13 @@ class Scores:
         """How many clips the frames come from."""
         return len(np.unique(self.clip))
 
+    def distance_mm(self, other: Scores) -> np.ndarray:
+        """(N,) mm: how far these joints are from another prediction's for the same frames, pelvis on pelvis, mean over
+        the joints. An error may stay as it was while the bodies change; this does not. ShapeError for other frames."""
+        if self.placed is None or other.placed is None or self.placed.shape != other.placed.shape:
+            raise ShapeError("got predictions of other frames or joints", "distance")
+        return np.linalg.norm(self.placed - other.placed, axis=-1).mean(1) * points.MM
+
     def first_not_finite(self) -> tuple[int, int] | None:
         """(clip, frame) of the first frame whose prediction is not finite, or None."""
         bad = np.flatnonzero(~np.isfinite(self.per_joint).all(1))
@@ -170,6 +179,7 @@ class Scores:
             published_accel=self.published_accel[published],
             published_triple=np.searchsorted(kept, self.published_triple[published]),
             fps=self.fps,
+            placed=None if self.placed is None else self.placed[kept],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -267,4 +277,5 @@ def _scores(
         published_accel=published.cpu().numpy(),
         published_triple=published_triple.cpu().numpy(),
         fps=fps,
+        placed=points.centred(pred, pred, protocol)[:, list(protocol.joints)].cpu().numpy(),
     )

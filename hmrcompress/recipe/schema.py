@@ -19,6 +19,7 @@ StageName = Literal[
     "mean_pose",
     "baseline",
     "merged",
+    "tokens_alone",
     "merged_tokens",
     "interpolated",
     "filtered_one_euro",

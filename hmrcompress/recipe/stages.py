@@ -12,10 +12,10 @@ import torch
 from hmrcompress import api
 from hmrcompress.evaluation.contenders import AFTER, BEFORE
 from hmrcompress.evaluation.decoded import DECODED, SequenceSettings
-from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS
+from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS, TOKENS_ALONE
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings, time_pipeline
 from hmrcompress.evaluation.timing import time_interleaved
-from hmrcompress.merging.apply import token_counts
+from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.pose import network_predict
@@ -137,6 +137,8 @@ class Line(Opened):
         tokens = self.merged.tokens
         costs = {BASELINE: _cost(before, None), MERGED: _cost(layers, None)}
         if tokens is not None:
+            if layers.depth < before.depth:
+                costs[TOKENS_ALONE] = _cost(before, tokens)
             costs[MERGED_TOKENS] = _cost(layers, tokens)
         last = costs[MERGED_TOKENS if tokens else MERGED]
         costs |= self._decoded_cost(self.merged)
@@ -206,6 +208,10 @@ class Line(Opened):
             networks[MERGED] = self.compressed.network
             if self.compressed.tokens is not None:
                 masks = api.open_masks(self.recipe.masks)
+                if self.compressed.config.depth < self.checkpoint.config.depth:
+                    probe = api.probe_for(self.compressed, masks)
+                    alone = with_token_merging(self.checkpoint.network, self.compressed.tokens, probe)
+                    networks[TOKENS_ALONE] = alone.eval()
                 networks[MERGED_TOKENS] = api.compressed_network(self.compressed, masks)
         batch = next(self.test.batches(self.test.stretches(given.batch_size), given.batch_size, masks))
         timing = time_interleaved(

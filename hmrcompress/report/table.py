@@ -10,6 +10,7 @@ NAMES = {
     "mean_pose": "mean pose",
     "baseline": "baseline",
     "merged": "merged layers",
+    "tokens_alone": "merged tokens, all layers",
     "merged_tokens": "merged layers + tokens",
     "interpolated": "interpolated",
     "filtered_one_euro": "One-Euro filter",
