@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hmrcompress.errors import HMRCompressError, Notice, first_line
+from hmrcompress.errors import HMRCompressError, Notice, UserError, first_line
 from hmrcompress.io.texts import MOST, MOST_SEED
 
 DEBUG_KEY = "hmrcompress.debug"
@@ -81,6 +81,10 @@ RegressorOption = Annotated[
 ]
 MasksOption = Annotated[
     str, typer.Option("--masks", help="Person masks: data, files:DIR, onnx:FILE, self, none or a plug-in.")
+]
+MaskValueOption = Annotated[
+    str | None,
+    typer.Option("--mask-value", help="Of --masks files: the person's grey or index, N or N-M.", show_default=False),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 
@@ -176,6 +180,15 @@ def _speak_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def masks_of_value(masks: str, value: str | None) -> str:
+    """`--masks` and `--mask-value` -> the masks as the library takes them. UserError for a value of other masks."""
+    if value is None:
+        return masks
+    if not masks.startswith("files:"):
+        raise UserError(f"got {value}, but --masks {masks} are no pictures", "--mask-value", "It goes with files:DIR")
+    return f"{masks},value={value}"
 
 
 def complain(sentence: str) -> None:

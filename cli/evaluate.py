@@ -19,12 +19,14 @@ from hmrcompress_cli.common import (
     JsonOption,
     LimitOption,
     MasksOption,
+    MaskValueOption,
     Printer,
     ProtocolOption,
     QuietOption,
     RegressorOption,
     SeedOption,
     complain,
+    masks_of_value,
     write_record,
 )
 from hmrcompress_cli.tokens import TokensOption, token_buckets
@@ -47,6 +49,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
     data: DataOption = "starter:val",
     masks: MasksOption = "data",
+    mask_value: MaskValueOption = None,
     protocol: ProtocolOption = None,
     regressor: RegressorOption = None,
     against: Annotated[
@@ -117,7 +120,7 @@ def evaluate(
             checkpoint,
             data,
             against=reference,
-            masks=masks,
+            masks=masks_of_value(masks, mask_value),
             protocol=protocol,
             regressor=regressor,
             body=body,

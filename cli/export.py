@@ -12,10 +12,12 @@ from hmrcompress_cli.common import (
     DebugOption,
     JsonOption,
     MasksOption,
+    MaskValueOption,
     OutOption,
     Printer,
     QuietOption,
     SeedOption,
+    masks_of_value,
     write_record,
 )
 
@@ -26,6 +28,7 @@ def export(
     format: Annotated[Literal["onnx"], typer.Option("--format", help="What to write.")] = "onnx",
     data: DataOption = "starter:val",
     masks: MasksOption = "data",
+    mask_value: MaskValueOption = None,
     body: BodyOption = "starter",
     batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Compared at batch 1 and this.")] = 5,
     limit: Annotated[
@@ -56,7 +59,7 @@ def export(
             checkpoint,
             out,
             data=data,
-            masks=masks,
+            masks=masks_of_value(masks, mask_value),
             body=body,
             batch_size=batch_size,
             limit=limit,

@@ -15,11 +15,13 @@ from hmrcompress_cli.common import (
     DeviceOption,
     JsonOption,
     MasksOption,
+    MaskValueOption,
     OutOption,
     Printer,
     QuietOption,
     SeedOption,
     complain,
+    masks_of_value,
     write_record,
 )
 
@@ -63,6 +65,7 @@ def finetune(
     vae: Annotated[str | None, _option("--vae", help="--stage decoder: the model whose motion VAE to take.")] = None,
     steps: Annotated[int | None, _option("--steps", min=1, help="Steps of the VAE and of the decoder (2000).")] = None,
     masks: MasksOption = "data",
+    mask_value: MaskValueOption = None,
     teacher: Annotated[
         str | None, _option("--teacher", help="The network to learn from: by default the one the model was made from.")
     ] = None,
@@ -109,6 +112,7 @@ def finetune(
     """
     if stage not in STAGES:
         raise UserError(f"{stage} is not a stage, expected one of {', '.join(STAGES)}", "--stage")
+    masks = masks_of_value(masks, mask_value)
     if stage in DECODER_STAGES:
         from hmrcompress_cli.finetune_decoder import run
 

@@ -13,9 +13,11 @@ from hmrcompress_cli.common import (
     GraphsOption,
     JsonOption,
     LimitOption,
+    MaskValueOption,
     Printer,
     QuietOption,
     SeedOption,
+    masks_of_value,
     write_record,
 )
 from hmrcompress_cli.predict import (
@@ -44,6 +46,7 @@ def profile(
     boxes: BoxesOption = "full",
     box_scale: BoxScaleOption = 1.2,
     masks: PersonMasksOption = "auto",
+    mask_value: MaskValueOption = None,
     tokens: TokensOption = "plan",
     stride: StrideOption = 1,
     steps: StepsOption = 1,
@@ -89,7 +92,7 @@ def profile(
             source,
             boxes=boxes,
             box_scale=box_scale,
-            masks=masks,
+            masks=masks_of_value(masks, mask_value),
             buckets=token_buckets(tokens),
             fps=fps,
             settings=settings,

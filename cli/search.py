@@ -18,11 +18,13 @@ from hmrcompress_cli.common import (
     JsonOption,
     LimitOption,
     MasksOption,
+    MaskValueOption,
     Printer,
     ProtocolOption,
     QuietOption,
     RegressorOption,
     SeedOption,
+    masks_of_value,
     write_record,
 )
 from hmrcompress_cli.tokens import (
@@ -49,6 +51,7 @@ def search(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the plan.", show_default=False)],
     data: DataOption = "starter:calib",
     masks: MasksOption = "data",
+    mask_value: MaskValueOption = None,
     tau: Annotated[float, typer.Option("--tau", help="Increase in MPJPE that a merge may cost, mm.")] = 0.1,
     frames_per_clip: Annotated[
         int, typer.Option("--frames-per-clip", min=1, help="Frames taken evenly from each clip.")
@@ -171,7 +174,7 @@ def search(
             data,
             journal=journal or out.with_suffix(".journal.jsonl"),
             settings=settings,
-            masks=masks,
+            masks=masks_of_value(masks, mask_value),
             protocol=protocol,
             regressor=regressor,
             body=body,

@@ -12,7 +12,7 @@ from torch import nn
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.masks import NoMasks
 from hmrcompress.decoder.pose import PoseCodec
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.metrics.pose import network_outputs
 from hmrcompress.models.load import Checkpoint
@@ -131,6 +131,8 @@ def pipeline_reader(
         masks = "none" if checkpoint.probe is None or tokens is None or buckets is not None else "self"
         tokens = tokens if masks == "self" else None
     source = open_masks(masks)
+    if source.name != "none" and tokens is None and buckets is None:
+        tell(f"{checkpoint.name} merges no tokens, so that masks are not used", f"--masks {source.name}")
     if source.name.partition(":")[0] == "data":
         raise UserError(
             "pictures and videos come without masks", f"--masks {source.name}", "Try auto, self or files:DIR"

@@ -106,7 +106,7 @@ def test_files_that_do_not_fit_are_refused_before_any_batch(tmp_path: Path, tiny
     with pytest.raises(UserError, match="0001_000005.png: the mask is 256x192 pixels, expected 192x256"):
         tiny_crops.batches(masks=source)
     victim.write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="not a readable image"):
+    with pytest.raises(UserError, match="not a picture of a known format"):
         tiny_crops.batches(masks=source)
     victim.unlink()
     with pytest.raises(UserError, match="no such mask file"):
@@ -119,7 +119,7 @@ def test_a_torn_file_is_refused(tmp_path: Path, tiny_crops: CropSet) -> None:
     write_masks(tmp_path, tiny_crops)
     victim = tmp_path / "0001_000005.png"
     victim.write_bytes(victim.read_bytes()[:-30])
-    with pytest.raises(UserError, match="0001_000005.png: not a readable image"):
+    with pytest.raises(UserError, match="0001_000005.png: not a picture that can be read"):
         list(tiny_crops.batches(masks=mask_source(f"files:{tmp_path}")))
 
 
@@ -305,7 +305,7 @@ def test_other_kinds_of_pictures_are_not_opened(tmp_path: Path, tiny_crops: Crop
     """A PostScript file by the name of a PNG would start a program."""
     write_masks(tmp_path, tiny_crops)
     (tmp_path / "0000_000000.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 192 256\n%%EndComments\n")
-    with pytest.raises(UserError, match="not a readable image"):
+    with pytest.raises(UserError, match="not a picture of a known format"):
         tiny_crops.batches(masks=mask_source(f"files:{tmp_path}"))
 
 

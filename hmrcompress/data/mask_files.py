@@ -1,8 +1,11 @@
-"""Masks in files that somebody made: a PNG a frame, one .npz, or one JSON of run lengths, all of the size of crops."""
+"""Masks in files that somebody made: a PNG a frame, one .npz, or one JSON of run lengths, all of the size of crops.
+
+Which of their pixels are the person's is read in `data.mask_pixels`.
+"""
 
 from __future__ import annotations
 
-import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmrcompress.data.mask_pixels import Value, open_png, parse_value, person_of_levels, person_of_png
 from hmrcompress.data.masks import MaskedFrames, coverage_grid, person_tokens
 from hmrcompress.data.rle import decode_rle
 from hmrcompress.errors import UserError
@@ -21,7 +25,8 @@ from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 MASK_FILE = "{clip:04d}_{frame:06d}.png"
 ARCHIVE, RUNS = "masks.npz", "masks.json"
-PERSON_GREY = 128
+SAID_VALUE = ",value="
+"""What comes between the path and the value in the name of masks."""
 SIZE = (CROP_HEIGHT, CROP_WIDTH)
 PACKED = (CROP_HEIGHT, CROP_WIDTH // 8)
 Frame = tuple[int, int]
@@ -29,23 +34,29 @@ Table = Mapping[Frame, Callable[[], np.ndarray]]
 
 
 class FileMasks:
-    """A folder of grey PNG files of 192x256 pixels (width x height), `{clip:04d}_{frame:06d}.png`, person from 128; a
-    folder with a `masks.npz` or a `masks.json`; or such a file itself (docs/masks.md)."""
+    """A folder of PNG files of 192x256 pixels (width x height), `{clip:04d}_{frame:06d}.png`; a folder with a
+    `masks.npz` or a `masks.json`; or such a file itself (docs/masks.md). value: the greys or indices that are the
+    person's, in PNG files and in arrays of whole numbers; None for what is not background (`data.mask_pixels`).
+    UserError where there is nothing at the path."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = f"files:{path}"
+    def __init__(self, path: Path, value: Value | None = None) -> None:
+        self.path, self.value = path, value
+        said = "" if value is None else f"{SAID_VALUE}{value[0]}" + (f"-{value[1]}" if value[1] != value[0] else "")
+        self.name = f"files:{path}{said}"
+        if not path.exists():
+            raise UserError("no such folder of masks", path)
 
     def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
-        """UserError for the first frame whose mask is missing, unreadable, or of another size."""
-        if not self.path.exists():
-            raise UserError("no such folder of masks", self.path)
-        for frame in _frames(crops, indices):
-            if self._table is None:
-                with _opened(self._png(frame)):
-                    pass
-            else:
+        """UserError for the first frame whose mask is missing, unreadable, or of another size; of the first frame's it
+        is read whether it says a mask."""
+        for place, frame in enumerate(_frames(crops, indices)):
+            if self._table is not None:
                 self._entry(self._table, frame)
+            elif place:
+                with open_png(self._png(frame)):
+                    pass
+            if not place:
+                self._mask(frame)
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
         """(n,16,12) bool."""
@@ -54,7 +65,9 @@ class FileMasks:
 
     def _mask(self, frame: Frame) -> np.ndarray:
         """(256,192) bool."""
-        return _read(self._png(frame)) if self._table is None else self._entry(self._table, frame)()
+        if self._table is None:
+            return person_of_png(self._png(frame), self.value)
+        return self._entry(self._table, frame)()
 
     def _entry(self, table: Table, frame: Frame) -> Callable[[], np.ndarray]:
         if frame not in table:
@@ -71,23 +84,31 @@ class FileMasks:
             there = [self.path / name for name in (ARCHIVE, RUNS) if (self.path / name).is_file()]
             if len(there) > 1:
                 raise UserError(f"holds {ARCHIVE} and {RUNS}", self.path, "Name one of them")
-            return _table_of(there[0]) if there else None
-        return _table_of(self.path)
+            return _table_of(there[0], self.value) if there else None
+        return _table_of(self.path, self.value)
 
 
 def _frames(crops: MaskedFrames, indices: np.ndarray) -> list[Frame]:
     return [(int(crops.clip[i]), int(crops.frame[i])) for i in indices]
 
 
-def _table_of(path: Path) -> Table:
+def open_file_masks(text: Path) -> FileMasks:
+    """`PATH` or `PATH,value=N[-M]` -> the masks. UserError."""
+    path, comma, value = str(text).rpartition(SAID_VALUE)
+    return FileMasks(Path(path), parse_value(value)) if comma and path else FileMasks(text)
+
+
+def _table_of(path: Path, value: Value | None) -> Table:
     if path.suffix == ".npz":
-        return _of_npz(path)
+        return _of_npz(path, value)
     if path.suffix == ".json":
+        if value is not None:
+            raise UserError("run lengths have no values", path, "Leave --mask-value out")
         return _of_json(path)
     raise UserError("got a file, expected a folder of PNG files, or a file ending in .npz or .json", path)
 
 
-def _of_npz(path: Path) -> Table:
+def _of_npz(path: Path, value: Value | None) -> Table:
     arrays = read_npz(path, ("clip", "frame", "masks"))
     if missing := [name for name in ("clip", "frame", "masks") if name not in arrays]:
         raise UserError(f"no array {', '.join(missing)}", path)
@@ -96,14 +117,25 @@ def _of_npz(path: Path) -> Table:
         if values.ndim != 1 or values.shape != masks.shape[:1] or values.dtype.kind not in "iu":
             raise UserError(f"got {values.dtype} {values.shape}, expected whole numbers, one a mask", f"{path}: {name}")
     packed = masks.shape[1:] == PACKED and masks.dtype == np.uint8
-    if not packed and (masks.shape[1:] != SIZE or masks.dtype not in (np.bool_, np.uint8)):
-        fault = f"got {masks.dtype} {masks.shape}, expected bool or uint8 (N,256,192), or packed bits (N,256,24)"
+    if not packed and (masks.shape[1:] != SIZE or masks.dtype.kind not in "bui"):
+        fault = (
+            f"got {masks.dtype} {masks.shape}, expected bools or whole numbers (N,256,192), or packed bits (N,256,24)"
+        )
         raise UserError(fault, f"{path}: masks")
+    if value is not None and (packed or masks.dtype.kind == "b"):
+        raise UserError("bits have no values", f"{path}: masks", "Leave --mask-value out")
 
     def mask(row: int) -> np.ndarray:
-        return np.unpackbits(masks[row], axis=-1).astype(bool) if packed else masks[row] != 0
+        if packed:
+            return np.unpackbits(masks[row], axis=-1).astype(bool)
+        where = f"{path}: masks of clip {clip[row]}, frame {frame[row]}"
+        return person_of_levels(masks[row], value, where) if masks.dtype.kind != "b" else masks[row]
 
-    return {key: _later(mask, row) for row, key in enumerate(zip(clip.tolist(), frame.tolist(), strict=True))}
+    frames = list(zip(clip.tolist(), frame.tolist(), strict=True))
+    if len(found := {key: _later(mask, row) for row, key in enumerate(frames)}) != len(frames):
+        twice = next(key for key, count in Counter(frames).items() if count > 1)
+        raise UserError(f"clip {twice[0]}, frame {twice[1]} occurs twice", path)
+    return found
 
 
 def _of_json(path: Path) -> Table:
@@ -162,30 +194,3 @@ def _named_frame(image: dict[str, Any], path: Path) -> dict[str, int]:
         got = image.get("file_name")
         raise UserError(f"an image named {got!r}, expected its clip and frame such as 0001_000005.png", path)
     return {"clip": int(clip[:18]), "frame": int(frame[:18])}
-
-
-def _opened(path: Path):  # noqa: ANN202 - PIL.Image.Image, not imported at module level
-    """The image file, header read and size checked, pixels not yet decoded. Only PNG: other formats that the library
-    knows start programs of their own."""
-    from PIL import Image
-
-    if not path.is_file():
-        raise UserError("there is no such mask file", path, "One PNG a frame is needed")
-    try:
-        image = Image.open(path, formats=("PNG",))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"not a readable image ({error})", path) from error
-    if image.size != (CROP_WIDTH, CROP_HEIGHT):
-        got = "x".join(map(str, image.size))
-        image.close()
-        raise UserError(f"the mask is {got} pixels, expected {CROP_WIDTH}x{CROP_HEIGHT} (width x height)", path)
-    return image
-
-
-def _read(path: Path) -> np.ndarray:
-    """(256,192) bool."""
-    with _opened(path) as image:
-        try:
-            return np.asarray(image.convert("L")) >= PERSON_GREY
-        except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, zlib.error) as error:
-            raise UserError(f"not a readable image ({error})", path) from error

@@ -155,7 +155,7 @@ class SelfMasks:
 def built_in() -> dict[str, str]:
     """Names of sources and where they are made: `module:callable`, called with what follows the name and its colon."""
     return {
-        "files": "hmrcompress.data.mask_files:FileMasks",
+        "files": "hmrcompress.data.mask_files:open_file_masks",
         "onnx": "hmrcompress.data.onnx_masks:OnnxMasks",
     }
 

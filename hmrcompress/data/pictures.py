@@ -60,7 +60,7 @@ def decode(file: IO[bytes], where: object, *, turned: bool = True) -> Decoded:
     (TIFF, AVIF, HEIC). UserError where it is of no known format, too large, damaged, truncated, or means no picture.
     """
     kind = require_kind(file, where)
-    with opened(file, where, kind) as image, _no_others_errors(where):
+    with opened(file, where, kind) as image:
         pages, main = _pages(image, kind, file), image.tell() + 1
         pixels = rgb(image, where)
         # Asked after decoding: some decoders turn the picture then, and say no more that it lies.
@@ -72,7 +72,7 @@ def decode(file: IO[bytes], where: object, *, turned: bool = True) -> Decoded:
 def size(file: IO[bytes], where: object, *, turned: bool = True) -> tuple[int, int]:
     """(width, height) in pixels of what `decode` would give, from the header. UserError as there."""
     kind = require_kind(file, where)
-    with opened(file, where, kind) as image, _no_others_errors(where):
+    with opened(file, where, kind) as image:
         width, height = image.size
         lies = (turned or kind == "AVIF") and kind not in ("HEIC", "TIFF") and _orientation(image) >= 5
     return (height, width) if lies else (width, height)
@@ -114,7 +114,8 @@ def require_kind(file: IO[bytes], where: object) -> str:
 
 @contextmanager
 def opened(file: IO[bytes], where: object, kind: str) -> Iterator[Any]:
-    """The PIL image of that kind, header read and size checked, pixels not yet decoded. UserError."""
+    """The PIL image of that kind, header read and size checked, pixels not yet decoded. Whatever is raised by it, or in
+    the block, is a UserError."""
     with _no_others_errors(where):
         if kind == "HEIC":
             from hmrcompress.data.heic import open_heic
@@ -126,7 +127,8 @@ def opened(file: IO[bytes], where: object, kind: str) -> Iterator[Any]:
         if kind == "TIFF":
             _check_tiff(image, file, where)
     try:
-        yield image
+        with _no_others_errors(where):
+            yield image
     finally:
         image.close()
 

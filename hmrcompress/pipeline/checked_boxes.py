@@ -95,16 +95,14 @@ class CheckedBoxes:
         if past:
             tell(past, self.name)
         if self.table is not None and self.empty.count:
-            tell(f"{self.empty.count} of {self.frames} frames have no box: {self.empty}", self.name)
-        if self.beside.count:
-            what = f"{self.beside.count} boxes lie beside the picture and were left out"
-            tell(f"{what} ({self.beside}). {OTHER_PICTURE}", self.name)
-        if self.off_centre.count:
-            what = f"{self.off_centre.count} boxes have their middle outside of the picture"
-            tell(f"{what} ({self.off_centre}). {OTHER_PICTURE}", self.name)
-        if self.crowded.count:
-            what = f"{self.crowded.count} frames have more than {MOST_PEOPLE} people, the largest of whom were read"
-            tell(f"{what} ({self.crowded})", self.name)
+            tell(f"no box on {self.empty.count} of {self.frames} frames: {self.empty}", self.name)
+        for cases, what, remedy in (
+            (self.beside, "boxes beside the picture, left out", f". {OTHER_PICTURE}"),
+            (self.off_centre, "boxes whose middle is outside of the picture", f". {OTHER_PICTURE}"),
+            (self.crowded, f"frames with more than {MOST_PEOPLE} people, of whom the largest were read", ""),
+        ):
+            if cases.count:
+                tell(f"{what}: {cases.count} ({cases}){remedy}", self.name)
         if self.table is not None and (self.reach <= 0.5).all():
             right, down = self.reach
             tell(f"no box reaches further than {right:.0%} of the width and {down:.0%} of the height. {OTHER_PICTURE}",
@@ -113,11 +111,11 @@ class CheckedBoxes:
     def _past_the_end(self, end: int) -> str:
         if self.table is None or not (late := self.table.frame[self.table.frame >= end]).size:
             return ""
+        frames = f"frame {late.min()}" if len(late) == 1 else f"frames {late.min()} to {late.max()}"
         one_based = self.table.frame.min() == 1 and late.max() == end
-        return (
-            f"{len(late)} of its {len(self.table.frame)} boxes are of frames {late.min()} to {late.max()}, past the "
-            f"end: there are {end} frames, counted from 0{'; are its frames counted from 1?' if one_based else ''}"
-        )
+        hint = "; are its frames counted from 1?" if one_based else ""
+        count = f"{len(late)} of its {len(self.table.frame)} boxes ({frames})"
+        return f"past the end: {count}, as there are {end} frames, counted from 0{hint}"
 
 
 def _size(size: tuple[int, int] | np.ndarray) -> str:

@@ -42,7 +42,7 @@ def read_pictures(where: Path, files: tuple[Path, ...], limit: int | None = None
         if failed and done:
             reasons = some([f"{name} ({reason})" for name, reason in failed.items()])
             tried = done + len(failed)
-            tell(f"{len(failed)} of {tried} pictures could not be read, the others were: without {reasons}", where)
+            tell(f"read all but {len(failed)} of {tried} pictures; left out: {reasons}", where)
     if failed and not done:
         name, reason = next(iter(failed.items()))
         raise UserError(f"none of its {len(files)} pictures can be read; the first, {name}: {reason}", where)
