@@ -94,7 +94,7 @@ class Source:
         for frame in self._video_frames() if self.header is not None else self._pictures(limit):
             log.note(frame)
             yield frame
-            if frame.number + 1 == limit:
+            if log.frames == limit:
                 return
 
     def count(self, limit: int | None = None) -> int:
