@@ -9,6 +9,7 @@ import typer
 
 from hmrcompress.errors import UserError
 from hmrcompress_cli.bench_tables import show, show_adaptive
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BodyOption,
     CompileOption,
@@ -42,6 +43,7 @@ from hmrcompress_cli.tokens import (
 )
 
 
+@takes_checkpoints("model", "against")
 def bench(
     model: Annotated[
         str | None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hmrcompress.errors import UserError
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
@@ -25,6 +26,7 @@ from hmrcompress_cli.common import (
 )
 
 
+@takes_checkpoints("model")
 def cka(
     model: Annotated[str, typer.Argument(help="starter, random:FAMILY, a checkpoint or a compressed folder.")],
     out: OutOption,

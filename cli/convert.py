@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hmrcompress.errors import UserError
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import DebugOption, JsonOption, OutOption, Printer, QuietOption, SeedOption, write_record
-from hmrcompress_cli.inspect_ import HeadHeadsOption, HeadsOption, TokenizerOption
 
 if TYPE_CHECKING:
+    from hmrcompress.io.checkpoints import StateFile
     from hmrcompress.io.convert import Converted
+    from hmrcompress.opening import ModelFile
 
 
+@takes_checkpoints("file")
 def convert(
     file: Annotated[
         str,
@@ -36,9 +39,6 @@ def convert(
             help="With --format original: fill up to the original number of layers with identities.",
         ),
     ] = True,
-    num_heads: HeadsOption = None,
-    head_heads: HeadHeadsOption = None,
-    tokenizer: TokenizerOption = None,
     json: JsonOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
@@ -48,15 +48,15 @@ def convert(
 
     Nothing in a pickle is executed.
     """
-    if Path(file).suffix in (".pkl", ".npz") or (format == "native" and _of_no_family(file)):
-        made = _converted(Path(file), out)
+    if Path(str(file)).suffix in (".pkl", ".npz") or (format == "native" and _of_no_family(file)):
+        made = _converted(file, out)
         written, about, record = made.path, made.record_path, made.record
     else:
         from hmrcompress.api import load
         from hmrcompress.models.convert import convert_checkpoint, write_half
         from hmrcompress.models.original import write_original
 
-        checkpoint = load(file, num_heads=num_heads, head_heads=head_heads, tokenizer=tokenizer, seed=seed)
+        checkpoint = load(file, seed=seed)
         if format == "original":
             original = write_original(checkpoint, out, pad_identity=pad_identity)
             write_record(json, "convert", {"layers": original.layers, "padded": original.padded}, seed=seed)
@@ -76,26 +76,33 @@ def convert(
     Printer(quiet).say(f"{written}: {written.stat().st_size / 1e6:.1f} MB, described in {about.name}")
 
 
-def _of_no_family(file: str) -> bool:
+def _of_no_family(file: str | ModelFile) -> bool:
     """Whether this is a checkpoint file whose keys belong to no known network; its tensors are taken as they are."""
-    if not Path(file).is_file():
+    if not Path(str(file)).is_file():
         return False
-    from hmrcompress.io.checkpoints import open_state_file
     from hmrcompress.models.families import recognise
 
-    keys = open_state_file(file).tensors
     try:
-        recognise(keys, file)
+        recognise(_weights(file).tensors, file)
     except UserError:
         return True
     return False
 
 
-def _converted(file: Path, out: Path) -> Converted:
-    from hmrcompress.body.pickled import convert_body, is_body
+def _weights(file: str | ModelFile) -> StateFile:
     from hmrcompress.io.checkpoints import open_state_file
+    from hmrcompress.models.families import MARKS
+    from hmrcompress.opening import ModelFile
+
+    asked = ModelFile.of(file)
+    return open_state_file(asked.name, *MARKS, weights=asked.weights)
+
+
+def _converted(file: str | ModelFile, out: Path) -> Converted:
+    from hmrcompress.body.pickled import convert_body, is_body
     from hmrcompress.io.convert import convert_values, convert_weights
 
-    if file.suffix == ".npz" or (file.suffix == ".pkl" and is_body(file)):
-        return convert_body(file, out)
-    return convert_values(file, out) if file.suffix == ".pkl" else convert_weights(open_state_file(file), out)
+    path = Path(str(file))
+    if path.suffix == ".npz" or (path.suffix == ".pkl" and is_body(path)):
+        return convert_body(path, out)
+    return convert_values(path, out) if path.suffix == ".pkl" else convert_weights(_weights(file), out)

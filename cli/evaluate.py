@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
@@ -45,6 +46,7 @@ COLUMNS = (
 )
 
 
+@takes_checkpoints("model", "against")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
     data: DataOption = "starter:val",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BodyOption,
     DataOption,
@@ -22,6 +23,7 @@ from hmrcompress_cli.common import (
 )
 
 
+@takes_checkpoints("model")
 def export(
     model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
     out: OutOption,

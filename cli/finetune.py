@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hmrcompress.errors import UserError
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
@@ -36,6 +37,7 @@ def _option(*names: str, help: str, **limits: Any) -> Any:
     return typer.Option(*names, help=help, show_default=False, **limits)
 
 
+@takes_checkpoints("model", "teacher", "vae")
 def finetune(
     model: Annotated[str, typer.Argument(help="A compressed folder; for the probe, any model.")],
     out: OutOption,

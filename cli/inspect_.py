@@ -7,56 +7,37 @@ from typing import Annotated, Any
 
 import typer
 
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import DebugOption, JsonOption, Printer, QuietOption, SeedOption, write_record
 
-HeadsOption = Annotated[
-    int | None,
-    typer.Option("--num-heads", min=1, help="Heads of the backbone, where the file does not tell.", show_default=False),
-]
-HeadHeadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--head-heads", min=1, help="Heads of the SMPL head, where the file does not tell.", show_default=False
-    ),
-]
-TokenizerOption = Annotated[
-    Path | None,
-    typer.Option("--tokenizer", help="TokenHMR's tokenizer, where it does not lie beside.", show_default=False),
-]
-USUAL = "the usual ones (16 at dim 1280, 8 x 64 at head width 1024)"
 
-
+@takes_checkpoints("model")
 def inspect(
     model: Annotated[str, typer.Argument(help="starter, random:FAMILY, a checkpoint or a compressed folder.")],
-    num_heads: HeadsOption = None,
-    head_heads: HeadHeadsOption = None,
-    tokenizer: TokenizerOption = None,
     json: JsonOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Say what a model is: family, layers, sizes, tokens, parameters, MACs, what it needs beside its file, and keys
-    that are not understood. Files that belong to a family and are no model by themselves are told too."""
+    """Say what a model is: family, layers, sizes, tokens, parameters, MACs, what its weights were wrapped in, what it
+    needs beside its file, and keys that are not understood. Files that belong to a family and are no model by
+    themselves are told too."""
     from hmrcompress.api import load
     from hmrcompress.merging.describe import describe, describe_helper
-    from hmrcompress.models.load import load_checkpoint
+    from hmrcompress.opening import ModelFile
 
-    printer, options = Printer(quiet), {"num_heads": num_heads, "head_heads": head_heads}
-    if Path(model).is_file():
-        if (helper := describe_helper(Path(model))) is not None:
-            write_record(json, "inspect", helper, seed=seed)
-            printer.say(f"{helper['model']}\n  {helper['helper']}")
-            printer.say(f"  {'parameters':<29} {helper['params'] / 1e6:.2f} M")
-            if "macs" in helper:
-                printer.say(f"  {'MACs of one picture':<29} {helper['macs'] / 1e9:.2f} G")
-            printer.say(f"  {'sha256':<29} {helper['sha256']}")
-            return
-        # Not strict: keys that nobody knows, and a part that is missing, are to be told, not refused.
-        checkpoint = load_checkpoint(model, **options, part=tokenizer, strict=False)
-    else:
-        checkpoint = load(model, **options, tokenizer=tokenizer, seed=seed)
-    found = describe(checkpoint)
+    printer, asked = Printer(quiet), ModelFile.of(model)
+    if Path(asked.name).is_file() and (helper := describe_helper(Path(asked.name), asked.weights)) is not None:
+        write_record(json, "inspect", helper, seed=seed)
+        printer.say(f"{helper['model']}\n  {helper['helper']}")
+        if "macs" in helper:
+            printer.say(f"  {'MACs of one picture':<29} {helper['macs'] / 1e9:.2f} G")
+        printer.say(f"  {'parameters':<29} {helper['params'] / 1e6:.2f} M")
+        for what, value, _ in (*wrapped(helper["weights"]), ("sha256", helper["sha256"], "")):
+            printer.say(f"  {what:<29} {value}")
+        return
+    # Not strict: keys that nobody knows, and a part that is missing, are to be told, not refused.
+    found = describe(load(model, seed=seed, strict=False))
     write_record(json, "inspect", found, seed=seed)
     printer.say(found["model"])
     for what, value, after in rows(found):
@@ -90,6 +71,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
             "",
         ),
         ("rotations", f"{size['num_joints']}, stacked as {found['sixd_layout']}", ""),
+        *wrapped(found["weights"]),
         *needs(found),
         ("tokens", str(tokens[0]), " ".join(f"-> {count}" for count in tokens[1:])),
         pair("parameters", "params", lambda count: f"{count / 1e6:.2f} M"),
@@ -102,14 +84,32 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
+def wrapped(weights: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What the weights were wrapped in, and which of several were taken, as lines of the table."""
+    taken, others = weights["taken"], weights["others"]
+    parts = [f"the key {key}" for key in taken["keys"]]
+    parts += [f"the prefix {taken['prefix']}"] if taken["prefix"] else []
+    parts += [f"{name}. in the middle of {count} names" for name, count in sorted(taken["within"].items())]
+    lines = [("peeled off", ", ".join(parts) or "nothing", "")]
+    if others or taken["average"]:
+        lines.append(("weights taken", _called(taken), ""))
+    if others:
+        lines.append(("weights not taken", ", ".join(map(_called, others)), "(--weights NAME takes them)"))
+    return lines
+
+
+def _called(weights: dict[str, Any]) -> str:
+    count = weights.get("average_of")
+    kind = "as trained" if not weights["average"] else "an average" if count is None else f"an average of {count}"
+    return f"{weights['name'] or 'bare'} ({kind})"
+
+
 def needs(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """What a model needs beside its weights, as lines of the table."""
-    lines = []
-    for what, origin in found["origins"].items():
-        if what == "numbers of heads":
-            lines.append((f"{what} from", origin or f"{USUAL}; no model_config.yaml is needed", ""))
-        else:
-            lines.append((what, origin or f"not found; needed beside the file, or as --{what} FILE", ""))
+    """Where the numbers of heads come from, and what a model needs beside its weights, as lines of the table."""
+    lines = [
+        (what, origin or f"not found; needed beside the file, or as --{what} FILE", "")
+        for what, origin in found["origins"].items()
+    ]
     if found["conditioned"]:
         lines.append(("told of each crop", "box and focal length (`conditions` of the data)", ""))
         lines.append(("focal lengths", "from the data, or from the field-of-view network, a file of its own", ""))

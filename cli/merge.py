@@ -10,9 +10,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import DebugOption, JsonOption, OutOption, Printer, QuietOption, SeedOption, write_record
 
 
+@takes_checkpoints("model")
 def merge(
     model: Annotated[str, typer.Argument(help="starter, random:FAMILY, a checkpoint or a compressed folder.")],
     plan: Annotated[Path, typer.Option("--plan", help="The plan to apply (plan.yaml).", show_default=False)],

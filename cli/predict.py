@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
@@ -53,6 +54,7 @@ NoAntialiasOption = Annotated[
 ]
 
 
+@takes_checkpoints("model")
 def predict(
     model: ModelArgument,
     source: InputArgument,

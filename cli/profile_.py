@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
@@ -40,6 +41,7 @@ COLUMNS = ("stage", "ms a frame", "share", "", "first frame, ms")
 WIDTH = 30
 
 
+@takes_checkpoints("model")
 def profile(
     model: ModelArgument,
     source: InputArgument,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmrcompress.errors import UserError
+from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from hmrcompress.searching.search import SearchResult
 
 
+@takes_checkpoints("checkpoint")
 def search(
     checkpoint: Annotated[str, typer.Argument(help="starter, random:FAMILY, or a checkpoint file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the plan.", show_default=False)],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +42,27 @@ STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
 STARTER_FAST = STARTER_MODEL.with_name("starter_fast")
 """What makes the starter network the fast one: a plan and a temporal decoder (`starter.fast`)."""
 
-Model = str | Path | Checkpoint
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model by its name, and what its file does not tell or holds several of; see `load`."""
+
+    name: str
+    num_heads: int | None = None
+    head_heads: int | None = None
+    tokenizer: Path | None = None
+    weights: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def of(cls, model: str | ModelFile) -> ModelFile:
+        """The same, of a bare name too."""
+        return cls(model) if isinstance(model, str) else model
+
+
+Model = str | Path | ModelFile | Checkpoint
 Body = str | Path | BodyModel
 Data = str | Path | CropSet
 Masks = str | MaskSource
@@ -55,8 +75,10 @@ def load(
     num_heads: int | None = None,
     head_heads: int | None = None,
     tokenizer: Path | str | None = None,
+    weights: str | None = None,
     seed: int = 0,
     verify: bool = True,
+    strict: bool = True,
     fast: bool = False,
     dtype: torch.dtype = torch.float32,
     int8: bool = False,
@@ -66,17 +88,21 @@ def load(
 
     `.network` has the layers of the model and does not merge tokens; `compressed_network` gives it as the plan wants
     it. The numbers of heads are asked for only where a file does not tell, `tokenizer` (TokenHMR's) only where it does
-    not lie beside the checkpoint.
+    not lie beside the checkpoint, `weights` only where a file holds several sets of them and others are wanted than
+    those taken by themselves. Without `strict`, keys that nobody knows are told instead of refused.
 
     With `fast`, `.network` is ready to run: it merges tokens as the plan says and computes in `dtype` on the fast path
     (`models.fast.make_fast`, also for `int8`), straight from the weights as they are stored. It can then not be
     merged, searched or saved. Raises UserError.
     """
+    if isinstance(model, ModelFile):
+        num_heads, head_heads = num_heads or model.num_heads, head_heads or model.head_heads
+        tokenizer, weights, model = tokenizer or model.tokenizer, weights or model.weights, model.name
     text, mine = str(model), not isinstance(model, Checkpoint)
     if isinstance(model, Checkpoint):
         opened = model
     elif text.startswith("random:"):
-        opened = random_checkpoint(text.removeprefix("random:"), seed)
+        opened = random_checkpoint(text.removeprefix("random:"), seed, num_heads=num_heads, head_heads=head_heads)
     else:
         path = STARTER_MODEL if text == "starter" else Path(model)
         if text == "starter-fast":
@@ -84,7 +110,14 @@ def load(
 
             path = fast_folder(STARTER_MODEL, STARTER_FAST)
         opened = load_checkpoint(
-            path, num_heads=num_heads, head_heads=head_heads, part=tokenizer, verify=verify, widen=not fast
+            path,
+            num_heads=num_heads,
+            head_heads=head_heads,
+            part=tokenizer,
+            weights=weights,
+            verify=verify,
+            strict=strict,
+            widen=not fast,
         )
     if not fast:
         return opened

@@ -91,7 +91,7 @@ def test_lightning_checkpoint_with_a_configuration_object(tmp_path: Path, fake_y
     del sys.modules["yacs"], sys.modules["yacs.config"]
 
     file = open_state_file(path)
-    assert file.wrapper == "state_dict"
+    assert file.taken.keys == ("state_dict",)
     assert file.hyper_parameters["cfg"]["paths"] == ["/data/a", {"lr": 0.1}]
     assert file.hyper_parameters["cfg"]["counts"] == {"a": [1]}
     json.dumps(file.hyper_parameters)

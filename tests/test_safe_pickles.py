@@ -247,7 +247,7 @@ def test_a_checkpoint_of_lightning_loads_and_converts(tmp_path: Path, wrapper: s
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     gone()
     file = open_state_file(path)
-    assert file.wrapper == wrapper and file.hyper_parameters == PLAIN and same(file.tensors, state())
+    assert file.taken.keys == (wrapper,) and file.hyper_parameters == PLAIN and same(file.tensors, state())
     assert load_checkpoint(path, num_heads=2).config.iterations == 2
 
     options = ["--num-heads", "2", "-o", str(tmp_path / "out")]
@@ -264,7 +264,9 @@ def test_a_checkpoint_of_no_known_network_is_converted_as_it_is(tmp_path: Path) 
     assert done.exit_code == 0, done.output
     assert same(open_state_file(tmp_path / "out.safetensors").tensors, weights)
     record = json.loads((tmp_path / "out.json").read_text())
-    assert record["family"] is None and record["hyper_parameters"] == {"width": 8} and record["wrapper"] == "net"
+    assert (
+        record["family"] is None and record["hyper_parameters"] == {"width": 8} and record["weights"]["keys"] == ["net"]
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False])

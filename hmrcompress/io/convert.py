@@ -72,7 +72,7 @@ def convert_weights(file: StateFile, out: Path | str) -> Converted:
         name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         for name, tensor in sorted(file.tensors.items())
     }
-    about = {"wrapper": file.wrapper, "hyper_parameters": file.hyper_parameters, "tensors": tensors}
+    about = {"weights": file.taken.to_dict(), "hyper_parameters": file.hyper_parameters, "tensors": tensors}
     return _described(file.path, target, {"family": None, **about})
 
 

@@ -13,7 +13,7 @@ from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.metrics.cost import Cost, cost
-from hmrcompress.models.families import family, helper_of, network_class
+from hmrcompress.models.families import MARKS, family, helper_of, network_class
 from hmrcompress.models.fov import SIDE, is_fov, load_fov
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import NetworkConfig, build
@@ -37,11 +37,13 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
     {model, family, sha256, dtype, network: sizes, layers, params, macs (as the paper counts), macs_with_attention:
     {before, after} each, tokens: {by_layer, per merge settings}, groups, ignored_keys, unknown_keys, title,
-    conditioned, sixd_layout, origins (see `Checkpoint`)}; hashing a large file takes seconds.
+    conditioned, sixd_layout, origins (see `Checkpoint`), weights: {taken, others} (see `WeightSet.to_dict`)}; hashing a
+    large file takes seconds.
     """
     config, plan = checkpoint.config, checkpoint.plan
     layers = config.depth if plan is None else plan.checkpoint.layers
-    before, after = network_cost(replace(config, depth=layers)), network_cost(config, checkpoint.tokens)
+    after = network_cost(config, checkpoint.tokens)
+    before = after if plan is None else network_cost(replace(config, depth=layers))
     rows, columns = config.grid
     settings = {} if checkpoint.tokens is None else checkpoint.tokens.model_dump(mode="json")
     return {
@@ -63,17 +65,23 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "conditioned": network_class(checkpoint.family).conditioned,
         "sixd_layout": network_class(checkpoint.family).head_class.layout,
         "origins": checkpoint.origins,
+        "weights": {
+            "taken": checkpoint.taken.to_dict(),
+            "others": [each.to_dict() for each in checkpoint.others],
+        },
     }
 
 
-def describe_helper(path: Path) -> dict[str, Any] | None:
-    """{model, helper, params, sha256[, macs, network]} of a file that belongs to a family and is no model by itself
-    (`families.HELPERS`); None for any other file. Raises UserError for one that cannot be read."""
-    file = open_state_file(path)
+def describe_helper(path: Path, weights: str | None = None) -> dict[str, Any] | None:
+    """{model, helper, params, sha256, weights[, macs, network]} of a file that belongs to a family and is no model by
+    itself (`families.HELPERS`); None for any other file. weights: which of several to take. Raises UserError for one
+    that cannot be read."""
+    file = open_state_file(path, *MARKS, weights=weights)
     what = helper_of(file.tensors)
     if what is None:
         return None
     found: dict[str, Any] = {"model": path.name, "helper": what, "sha256": sha256_file(path)}
+    found["weights"] = {"taken": file.taken.to_dict(), "others": [each.to_dict() for each in file.others]}
     found["params"] = sum(tensor.numel() for tensor in file.tensors.values() if tensor.is_floating_point())
     if is_fov(file.tensors):
         network = load_fov(path).to("meta")

@@ -13,6 +13,7 @@ from hmrcompress.io.atomic import write_json
 from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.safetensors_file import write_safetensors
+from hmrcompress.models.families import MARKS
 from hmrcompress.models.folder import Folder, as_half, checkpoint_record, write_model_folder
 from hmrcompress.models.load import METADATA_KEY, Checkpoint
 
@@ -47,7 +48,8 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path | str) -> Converted:
     write_safetensors(weights, checkpoint.state(), {METADATA_KEY: json.dumps(described, sort_keys=True)})
     record = {"schema": 1, **described, "sha256": sha256_file(weights), "left_out": sorted(checkpoint.ignored)}
     if checkpoint.path is not None and checkpoint.path.is_file():
-        record["hyper_parameters"] = open_state_file(checkpoint.path).hyper_parameters
+        file = open_state_file(checkpoint.path, *MARKS, weights=checkpoint.chosen)
+        record["hyper_parameters"] = file.hyper_parameters
     record_path = weights.with_suffix(".json")
     write_json(record_path, record)
     return Converted(weights, record_path, record)

@@ -115,6 +115,8 @@ HELPERS = {
     "TokenHMR's tokenizer, which belongs beside a TokenHMR checkpoint": TOKENIZER.marks,
 }
 """Files that belong to a family and are no model by themselves: what they are, and the keys by which they are told."""
+MARKS = (tuple(each.has for each in FAMILIES.values()), tuple(HELPERS.values()))
+"""Keys by which `open_state_file` knows weights in whatever wraps them: a family's, else a helper's."""
 
 
 def family(name: str) -> Family:

@@ -204,7 +204,7 @@ def is_fov(keys: Collection[str]) -> bool:
 def load_fov(path: Path | str) -> FieldOfView:
     """The network of a file, float32 on the CPU, in evaluation mode. Raises UserError where the file is missing or
     damaged, or has keys missing, left over or of another shape."""
-    state = open_state_file(path).tensors
+    state = open_state_file(path, [FIELD_OF_VIEW]).tensors
     config = fov_config(state, path)
     with torch.device("meta"):
         network = FieldOfView(config)

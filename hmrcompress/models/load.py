@@ -12,19 +12,19 @@ from torch import Tensor
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import StateFile, open_state_file
-from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.hashes import sha256_file, sha256_json
 from hmrcompress.io.jsons import parse_json
-from hmrcompress.io.yamls import read_yaml
+from hmrcompress.io.wrappers import WeightSet
 from hmrcompress.models.decoder_part import DecoderPart
-from hmrcompress.models.families import Family, check_keys, family, network_class, recognise, split_ignored
-from hmrcompress.models.folder import Folder, read_model_folder
+from hmrcompress.models.families import MARKS, Family, check_keys, family, network_class, recognise, split_ignored
+from hmrcompress.models.folder import CONFIG, Folder, read_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state, random_sha256
 from hmrcompress.models.parts import find_part, missing_part, read_part, stand_in
 from hmrcompress.models.probe import SaliencyProbe
+from hmrcompress.models.told import Sizes, configuration_of, section, told_sizes
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
 
 METADATA_KEY = "hmrcompress"
-MODEL_CONFIG = "model_config.yaml"
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,11 @@ class Checkpoint:
     that nobody knows (only where asked for). plan: the plan that made a compressed model. name: what to call it in
     figures. body: name of the body it predicts, if known. source: provenance that the file itself records. probe: makes
     person masks inside the network, decoder: poses of whole clips, where the model holds one (`decoder.files`);
-    motion_vae: the decoder, or what there is of it when only its VAE was trained. origins: what the sizes that no state
-    dict tells were read from, and the file of a family's `Part`, each by what it is; None where that was not found
-    (only where nothing has to be strict).
+    motion_vae: the decoder, or what there is of it when only its VAE was trained. origins: where each number of heads,
+    which no state dict tells, comes from, and the file of a family's `Part`, each by what it is; None where that was
+    not found (only where nothing has to be strict). taken: what was around the weights in the file, others: names of
+    the sets of weights in it that were not taken; chosen: the name of those that were asked for, None for those that
+    are taken by themselves.
     """
 
     network: HMR2
@@ -57,6 +59,9 @@ class Checkpoint:
     decoder: DecoderPart | None = None
     motion_vae: DecoderPart | None = None
     origins: dict[str, str | None] = field(default_factory=dict)
+    taken: WeightSet = field(default_factory=WeightSet)
+    others: tuple[WeightSet, ...] = ()
+    chosen: str | None = None
 
     @property
     def config(self) -> NetworkConfig:
@@ -70,11 +75,13 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file (of model.safetensors for a folder; of string and seed for random weights)."""
+        """Hash of the file (of model.safetensors for a folder; of string and seed for random weights; of the file's and
+        the name where weights were chosen that are not those taken by themselves)."""
         if self.known_sha256 is not None:
             return self.known_sha256
         assert self.path is not None
-        return sha256_file(self.path)
+        found = sha256_file(self.path)
+        return found if self.chosen is None else sha256_json([found, self.chosen])
 
     @property
     def reference(self) -> CheckpointRef:
@@ -93,42 +100,46 @@ def load_checkpoint(
     head_heads: int | None = None,
     iterations: int | None = None,
     part: Path | str | None = None,
+    weights: str | None = None,
     verify: bool = True,
     strict: bool = True,
     widen: bool = True,
 ) -> Checkpoint:
-    """Opens a checkpoint file or a compressed-model folder on the CPU, memory-mapped.
+    """Opens a checkpoint file or a compressed-model folder on the CPU, memory-mapped, whatever the weights are wrapped
+    in (`io.wrappers`).
 
-    The numbers of heads and of head iterations are not in a state dict. They come from the arguments, else from what
-    hmrcompress wrote (config.json, the header of a converted file), else from the configuration pickled in the file or
-    a model_config.yaml beside it or one folder above, else 16 at dim 1280, 8 x 64 at head width 1024, and 1. Half
-    precision is widened to float32, or without `widen` stays as it is, a view of the file. part: the file of a family's
-    `Part` (TokenHMR's tokenizer); by default it is looked for where the configuration says, beside the checkpoint and
-    one folder above. Raises UserError where a file is missing, damaged, of no known family, or has keys missing or left
-    over (without `strict` those left over are listed in `unknown` instead, and what a missing `Part` holds has no
-    values).
+    The numbers of heads and of head iterations are not in a state dict. They come from what hmrcompress wrote
+    (config.json, the header of a converted file), else from the arguments, else from the configuration pickled in the
+    file or a model_config.yaml beside it or one folder above, else 16 at dim 1280, 8 x 64 at head width 1024, and 1.
+    Half precision is widened to float32, or without `widen` stays as it is, a view of the file. part: the file of a
+    family's `Part` (TokenHMR's tokenizer); by default it is looked for where the configuration says, beside the
+    checkpoint and one folder above. weights: the name of a set of weights, where a file holds several. Raises UserError
+    where a file is missing, damaged, of no known family, has keys missing or left over (without `strict` those left
+    over are listed in `unknown` instead, and what a missing `Part` holds has no values), or says another number of
+    heads than the arguments do.
     """
-    path = Path(path)
+    path, given = Path(path), Sizes(num_heads, head_heads, iterations)
     if path.is_dir():
-        return _from_folder(read_model_folder(path, verify=verify), widen)
-    file = open_state_file(path)
+        return _from_folder(read_model_folder(path, verify=verify), given, widen)
+    file = open_state_file(path, *MARKS, weights=weights)
     kind = recognise(file.tensors, path)
     state, ignored = split_ignored(kind, file.tensors)
     written = _written(file)
     origins: dict[str, str | None] = {}
-    configuration, told_by = _configuration(file)
+    configuration, told_by = configuration_of(file)
     state, known = _with_part(kind, state, file, configuration, part, origins, strict)
-    if written is not None and num_heads is None and head_heads is None and iterations is None:
+    if written is not None:
         config = NetworkConfig.from_dict(written["network"], path)
-        origins["numbers of heads"] = "the file's header"
+        origins |= given.agreeing(config, "the file's header", path)
     else:
-        origins["numbers of heads"] = told_by
-        head = _section(configuration, "MODEL", network_class(kind.name).head_name.upper())
+        head = section(configuration, "MODEL", network_class(kind.name).head_name.upper())
+        sizes, found = told_sizes(given, head, told_by, state, network_class(kind.name))
+        origins |= found
         config = config_from_state(
             state,
-            num_heads=num_heads,
-            head_heads=head_heads if head_heads is not None else _positive(head, "TRANSFORMER_DECODER", "heads"),
-            iterations=iterations or _positive(head, "IEF_ITERS") or 1,
+            num_heads=sizes.num_heads,
+            head_heads=sizes.head_heads,
+            iterations=sizes.iterations or 1,
             where=path,
             kind=network_class(kind.name),
             known=known,
@@ -142,24 +153,36 @@ def load_checkpoint(
         name=path.name,
         path=path,
         stored_dtype=dtype,
-        ignored=ignored,
+        ignored=(*ignored, *file.taken.beside),
         unknown=unknown,
         source={} if written is None else written.get("source", {}),
+        origins=origins,
+        taken=file.taken.told(),
+        others=tuple(each.told() for each in file.others),
+        chosen=file.taken.name if file.by_choice else None,
+    )
+
+
+def random_checkpoint(
+    name: str = "hmr2", seed: int = 0, *, num_heads: int | None = None, head_heads: int | None = None
+) -> Checkpoint:
+    """The family's full-size network with seeded random weights; its hash is that of the string and the seed.
+    UserError where the numbers of heads given are not the family's."""
+    kind = family(name)
+    config = network_class(kind.name).config_class()
+    origins = Sizes(num_heads, head_heads).agreeing(config, "the published architecture", f"random:{name}")
+    return Checkpoint(
+        network=build(config, "cpu", seed=seed).eval(),
+        family=kind.name,
+        name=f"random:{name}",
+        known_sha256=random_sha256(kind.name, seed),
         origins=origins,
     )
 
 
-def random_checkpoint(name: str = "hmr2", seed: int = 0) -> Checkpoint:
-    """The family's full-size network with seeded random weights; its hash is that of the string and the seed."""
-    kind = family(name)
-    network = build(network_class(kind.name).config_class(), "cpu", seed=seed).eval()
-    return Checkpoint(
-        network=network, family=kind.name, name=f"random:{name}", known_sha256=random_sha256(kind.name, seed)
-    )
-
-
-def _from_folder(folder: Folder, widen: bool) -> Checkpoint:
+def _from_folder(folder: Folder, given: Sizes, widen: bool) -> Checkpoint:
     family(folder.config.family)
+    origins = given.agreeing(folder.network, CONFIG, folder.path)
     network, dtype = _network(folder.network, folder.state, folder.path, widen)
     return Checkpoint(
         network=network,
@@ -174,6 +197,7 @@ def _from_folder(folder: Folder, widen: bool) -> Checkpoint:
         probe=folder.probe,
         decoder=folder.decoder if folder.decoder and folder.decoder.complete else None,
         motion_vae=folder.decoder,
+        origins=origins,
     )
 
 
@@ -221,29 +245,3 @@ def _with_part(
         return state | stand_in(part, network_class(kind.name)), {}
     tensors, hyper_parameters = read_part(part, found)
     return state | tensors, network_class(kind.name).part_sizes(hyper_parameters, found)
-
-
-def _configuration(file: StateFile) -> tuple[dict[str, Any], str | None]:
-    """The configuration that training left in the file, or in a model_config.yaml beside it or one folder above, and
-    which of these it was; empty and None where there is none."""
-    given = file.hyper_parameters.get("cfg", file.hyper_parameters)
-    if _section(given, "MODEL"):
-        return given, "the configuration in the file"
-    for folder in (file.path.absolute().parent, file.path.absolute().parent.parent):
-        beside = folder / MODEL_CONFIG
-        if beside.is_file():
-            found = read_yaml(beside)
-            return (found if isinstance(found, dict) else {}), str(beside)
-    return {}, None
-
-
-def _section(configuration: Any, *names: str) -> dict[str, Any]:
-    for name in names:
-        configuration = configuration.get(name) if isinstance(configuration, dict) else None
-    return configuration if isinstance(configuration, dict) else {}
-
-
-def _positive(settings: Any, *names: str) -> int | None:
-    for name in names:
-        settings = settings.get(name) if isinstance(settings, dict) else None
-    return settings if isinstance(settings, int) and settings > 0 else None

@@ -45,7 +45,7 @@ def missing_part(part: Part, kind: Family, checkpoint: Path) -> UserError:
 
 def read_part(part: Part, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What is needed of a part's file, under the part's prefix, and the hyper-parameters stored in it. UserError."""
-    file = open_state_file(path)
+    file = open_state_file(path, [part.marks])
     if missing := [key for key in part.marks if key not in file.tensors]:
         raise UserError(f"no key {missing[0]}, so this is no {part.title}", path)
     tensors = {part.prefix + name: value for name, value in file.tensors.items() if name.startswith(part.wanted)}

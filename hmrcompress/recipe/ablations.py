@@ -15,7 +15,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.texts import MOST, MOST_SEED
 from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import MergeRule, TokenSettings
-from hmrcompress.recipe.schema import Bench, Data, recipe_text
+from hmrcompress.recipe.schema import Bench, Data, Start, recipe_text
 
 Column = Literal["groups", "evaluations", "calib_increase_mm", "forced", "pa_mpjpe_mm", "accel"]
 
@@ -98,10 +98,11 @@ class TableSpec(_Part):
         return self
 
 
-class Ablations(_Part):
+class Ablations(Start):
     """Searches are options of `hmrcompress search` by name (`tau_mm`, `layers`, `method`, `merge_rule`, …)."""
 
-    model: str = "starter"
+    model_config = ConfigDict(strict=False)
+
     body: str = "starter"
     data: Data = Data()
     masks: str = Field(default="data", description="Person masks of the searches, and of fitting the rule lstsq")

@@ -22,7 +22,7 @@ class Opened:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The network that the recipe starts from, and that everything is compared with."""
-        return api.load(self._recipe.model, seed=self._recipe.seed)
+        return api.load(self._recipe.model_file(), seed=self._recipe.seed)
 
     @cached_property
     def body(self) -> BodyModel:

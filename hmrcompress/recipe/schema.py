@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,6 +14,9 @@ from hmrcompress.errors import UserError, shown
 from hmrcompress.io.texts import DEEPEST, MOST, MOST_SEED, read_bytes
 from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import MergeRule, TokenSettings
+
+if TYPE_CHECKING:
+    from hmrcompress.opening import ModelFile
 
 StageName = Literal[
     "mean_pose",
@@ -166,10 +169,26 @@ class Gate(_Part):
         return self
 
 
-class Recipe(_Part):
-    """The whole line: search, merge, finetune, eval, bench, export, gates. A stage that is not named is left out."""
+class Start(_Part):
+    """The network that everything starts from, and what its file does not tell."""
 
     model: str = Field(default="starter", description="CKPT: starter, random:FAMILY or a file")
+    num_heads: int | None = Field(default=None, gt=0, description="Heads of the backbone, where the file does not tell")
+    head_heads: int | None = Field(default=None, gt=0, description="Heads of the head, where the file does not tell")
+    tokenizer: str | None = Field(default=None, description="TokenHMR's tokenizer, where it does not lie beside")
+    weights: str | None = Field(default=None, description="Which weights, where a file holds several")
+
+    def model_file(self) -> ModelFile:
+        """The model as `opening.load` takes it."""
+        from hmrcompress.opening import ModelFile
+
+        tokenizer = None if self.tokenizer is None else Path(self.tokenizer)
+        return ModelFile(self.model, self.num_heads, self.head_heads, tokenizer, self.weights)
+
+
+class Recipe(Start):
+    """The whole line: search, merge, finetune, eval, bench, export, gates. A stage that is not named is left out."""
+
     body: str = Field(default="starter", description="starter, a body file, or a folder of SMPL's three")
     regressor: str | None = Field(default=None, description="Joint regressor that the data's protocol needs")
     data: Data = Data()

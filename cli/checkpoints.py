@@ -1,0 +1,59 @@
+"""What a checkpoint's file does not tell can be told to every command that takes one: `takes_checkpoints`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PANEL = "What a checkpoint's file does not tell"
+
+
+def _option(*names: str, help: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=help, show_default=False, rich_help_panel=PANEL, **limits)
+
+
+OPTIONS = {
+    "num_heads": Annotated[int | None, _option("--num-heads", min=1, help="Heads of the backbone.")],
+    "head_heads": Annotated[int | None, _option("--head-heads", min=1, help="Heads of the SMPL head.")],
+    "tokenizer": Annotated[
+        Path | None, _option("--tokenizer", help="TokenHMR's tokenizer, where it does not lie beside.")
+    ],
+    "weights": Annotated[
+        str | None, _option("--weights", help="Which weights, where a file holds several, such as state_dict_ema.")
+    ],
+}
+
+
+def takes_checkpoints(*arguments: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of `OPTIONS`. Where any is given, the named arguments that hold the name of a model
+    reach the command as an `opening.ModelFile`; else everything reaches it as it was."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        more = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in OPTIONS.items()
+        ]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            told = {name: given.pop(name, None) for name in OPTIONS}
+            if any(value is not None for value in told.values()):
+                from hmrcompress.opening import ModelFile
+
+                given |= {name: ModelFile(given[name], **told) for name in arguments if given.get(name) is not None}
+            command(**given)
+
+        parameters = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*signature.parameters.values(), *more)
+        ]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate

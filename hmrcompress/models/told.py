@@ -1,0 +1,95 @@
+"""The sizes that no state dict tells, and who told them: an argument, a configuration, or what is usual."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.checkpoints import StateFile
+from hmrcompress.io.yamls import read_yaml
+from hmrcompress.models.network import HMR2, NetworkConfig
+
+MODEL_CONFIG = "model_config.yaml"
+BACKBONE, HEAD, ITERATIONS = "heads of the backbone", "heads of the head", "iterations of the head"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of heads of the backbone and of the head, and of the head's iterations; None where nobody says."""
+
+    num_heads: int | None = None
+    head_heads: int | None = None
+    iterations: int | None = None
+
+    def agreeing(self, config: NetworkConfig, teller: str, where: object) -> dict[str, str | None]:
+        """Origins where `teller` has said all of `config`. UserError where these sizes are others."""
+        for name in ("num_heads", "head_heads", "iterations"):
+            said = getattr(self, name)
+            if said is not None and said != getattr(config, name):
+                raise UserError(
+                    f"{teller} says {name} {getattr(config, name)}, which cannot be changed to {said}",
+                    where,
+                    f"Leave {name} out",
+                )
+        return dict.fromkeys((BACKBONE, HEAD, ITERATIONS), teller)
+
+
+def told_sizes(
+    given: Sizes, head: Mapping[str, Any], teller: str | None, state: Mapping[str, Tensor], kind: type[HMR2]
+) -> tuple[Sizes, dict[str, str | None]]:
+    """The sizes of a network, and where each of them comes from. `head` is the section of the head in what `teller`
+    says; sizes that nobody says are None, and usual ones (`network.config_from_state`) are named as such."""
+    written = {
+        "head_heads": _positive(head, "TRANSFORMER_DECODER", "heads"),
+        "iterations": _positive(head, "IEF_ITERS"),
+    }
+    usual: dict[str, str | None] = {"num_heads": f"usual at dim {_size(state, 'backbone.pos_embed', 2)}"}
+    usual["head_heads"] = f"usual at width {_size(state, f'{kind.head_name}.transformer.to_token_embedding.weight', 0)}"
+    usual["iterations"] = "usual, nothing says more"
+    sizes: dict[str, int | None] = {}
+    origins: dict[str, str | None] = {}
+    for name, label in (("num_heads", BACKBONE), ("head_heads", HEAD), ("iterations", ITERATIONS)):
+        asked, found = getattr(given, name), written.get(name)
+        sizes[name] = found if asked is None else asked
+        if asked is not None:
+            contradicted = f", where {teller} says {found}" if found not in (None, asked) else ""
+            origins[label] = f"given as {name}{contradicted}"
+        else:
+            origins[label] = usual[name] if found is None else teller
+    return Sizes(**sizes), origins
+
+
+def configuration_of(file: StateFile) -> tuple[dict[str, Any], str | None]:
+    """The configuration that training left in the file, or in a model_config.yaml beside it or one folder above, and
+    which of these it was; empty and None where there is none. Raises UserError."""
+    given = file.hyper_parameters.get("cfg", file.hyper_parameters)
+    if section(given, "MODEL"):
+        return given, "the configuration in the file"
+    for folder in (file.path.absolute().parent, file.path.absolute().parent.parent):
+        beside = folder / MODEL_CONFIG
+        if beside.is_file():
+            found = read_yaml(beside)
+            return (found if isinstance(found, dict) else {}), str(beside)
+    return {}, None
+
+
+def section(configuration: Any, *names: str) -> dict[str, Any]:
+    """A part of a configuration by its keys; empty where there is none."""
+    for name in names:
+        configuration = configuration.get(name) if isinstance(configuration, dict) else None
+    return configuration if isinstance(configuration, dict) else {}
+
+
+def _positive(settings: Any, *names: str) -> int | None:
+    for name in names:
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings if isinstance(settings, int) and settings > 0 else None
+
+
+def _size(state: Mapping[str, Tensor], key: str, axis: int) -> Any:
+    """A size of a tensor that `config_from_state` asks for later, by name where it is missing."""
+    return state[key].shape[axis] if key in state and state[key].ndim > axis else "?"
