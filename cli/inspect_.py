@@ -10,6 +10,8 @@ import typer
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import DebugOption, JsonOption, Printer, QuietOption, SeedOption, write_record
 
+FOV = "macs_with_field_of_view"
+
 
 @takes_checkpoints("model")
 def inspect(
@@ -76,6 +78,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("tokens", str(tokens[0]), " ".join(f"-> {count}" for count in tokens[1:])),
         pair("parameters", "params", lambda count: f"{count / 1e6:.2f} M"),
         pair("MACs, as the paper counts", "macs", giga),
+        *([pair("MACs with field-of-view net", FOV, giga)] if FOV in found else []),
         pair("MACs with attention's products", "macs_with_attention", giga),
         ("dtype in the file", found["dtype"], ""),
         ("keys not needed", keys(found["ignored_keys"]), ""),
@@ -92,16 +95,10 @@ def wrapped(weights: dict[str, Any]) -> list[tuple[str, str, str]]:
     parts += [f"{name}. in the middle of {count} names" for name, count in sorted(taken["within"].items())]
     lines = [("peeled off", ", ".join(parts) or "nothing", "")]
     if others or taken["average"]:
-        lines.append(("weights taken", _called(taken), ""))
+        lines.append(("weights taken", taken["called"], ""))
     if others:
-        lines.append(("weights not taken", ", ".join(map(_called, others)), "(--weights NAME takes them)"))
+        lines.append(("weights not taken", ", ".join(each["called"] for each in others), ""))
     return lines
-
-
-def _called(weights: dict[str, Any]) -> str:
-    count = weights.get("average_of")
-    kind = "as trained" if not weights["average"] else "an average" if count is None else f"an average of {count}"
-    return f"{weights['name'] or 'bare'} ({kind})"
 
 
 def needs(found: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -159,8 +159,8 @@ def test_costs() -> None:
     drop = TokenSettings(drop_background=DropBackground())
     full, merged, dropped = (network_cost(tiny.CONFIG, tokens) for tokens in (None, TokenSettings(), drop))
     assert dropped.macs < merged.macs and dropped.other_macs == 0 < merged.other_macs
-    block = (3 + 1 + 2 + 2) * 32 * 32 + 2 * 2 * 32  # qkv, proj, MLP twice as wide, two norms at two an element
-    head = 2 * 32 + 2 * 2 * 32 * 16  # the last norm, keys and values of two layers of two heads of eight
+    block = (3 + 1 + 2 + 2) * 32 * 32 + 2 * 4 * 32  # qkv, proj, MLP twice as wide, two norms at four an element
+    head = 4 * 32 + 2 * 2 * 32 * 16  # the last norm, keys and values of two layers of two heads of eight
     assert full.macs - dropped.macs == 102 * (4 * block + head)
     network = with_token_merging(build(tiny.CONFIG), drop)
     assert cost(network, torch.zeros(1, 3, 256, 192), None) == dropped

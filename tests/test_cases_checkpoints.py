@@ -144,6 +144,7 @@ def test_random_nestings(tmp_path: Path, state: dict[str, Tensor], seed: int) ->
     assert loaded.taken.within == dict.fromkeys(("_orig_mod", "module")[: seed % 3], len(state))
 
 
+@pytest.mark.filterwarnings("ignore::hmrcompress.errors.Notice")
 @pytest.mark.parametrize("layout", ["submodules", "safetensors", "flat", "twice"])
 def test_other_layouts(tmp_path: Path, state: dict[str, Tensor], layout: str) -> None:
     path = tmp_path / "w.pt"
@@ -171,6 +172,7 @@ def test_other_layouts(tmp_path: Path, state: dict[str, Tensor], layout: str) ->
         assert loaded.others == ()
 
 
+@pytest.mark.filterwarnings("ignore::hmrcompress.errors.Notice")
 def test_which_of_several(tmp_path: Path, state: dict[str, Tensor]) -> None:
     """Weights as trained come before averages; of two that nothing tells apart one has to be named."""
     less = {name: tensor / 2 for name, tensor in state.items()}
@@ -179,6 +181,8 @@ def test_which_of_several(tmp_path: Path, state: dict[str, Tensor]) -> None:
     raw, average = load_checkpoint(path, **HEADS), load_checkpoint(path, **HEADS, weights="ema")
     assert same(raw.state(), state) and same(average.state(), less) and average.taken.average == "ema"
     assert raw.sha256 != average.sha256 != load_checkpoint(path, **HEADS, weights="state_dict").sha256 == raw.sha256
+    line = run("convert", path, *FLAGS, "-o", tmp_path / "raw.safetensors")
+    assert "took the weights state_dict (as trained), not ema.module (an average); --weights takes others" in line
     found, text = inspected(tmp_path, path, *FLAGS, "--weights", "ema.module")
     assert "weights taken ema.module (an average) weights not taken state_dict (as trained)" in text
     assert found["sha256"] == average.sha256
@@ -187,10 +191,10 @@ def test_which_of_several(tmp_path: Path, state: dict[str, Tensor]) -> None:
 
     torch.save({"student": state, "teacher": less}, path)
     sentence = refused("inspect", path, *FLAGS)
-    assert "2 sets of weights and nothing tells which to take: student, teacher. Name one: --weights" in sentence
+    assert "nothing tells which to take: student (as trained), teacher (as trained). Name one: --weights" in sentence
     assert same(load_checkpoint(path, **HEADS, weights="teacher").state(), less)
     line = ["merge", path, *FLAGS, "--weights", "ema", "--plan", "x", "-o", tmp_path / "o"]
-    assert "no weights called 'ema', but student, teacher" in refused(*line)
+    assert "no weights called 'ema', but student (as trained), teacher (as trained)" in refused(*line)
     torch.save({"ema_decay_999": state, "ema_decay_9999": less}, path)
     assert "nothing tells which to take" in refused("inspect", path, *FLAGS)
     torch.save({"teacher": less, "model": state}, path)

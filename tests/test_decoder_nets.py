@@ -163,15 +163,15 @@ def linear(tokens: int, *sizes: tuple[int, int]) -> int:
 
 
 def test_cost_by_hand() -> None:
-    """Linear layers at their tokens, norms at two an element, and the products of attention apart."""
+    """Linear layers at their tokens, norms at four an element, and the products of attention apart."""
     cost, c = decoder_cost(TINY), TINY
     tokens, w, v = c.latents + 1 + c.frames, c.width, c.vae_width
-    layers = c.layers * (linear(tokens, (w, 3 * w), (w, w), (w, c.mlp), (c.mlp, w)) + 2 * 2 * tokens * w)
+    layers = c.layers * (linear(tokens, (w, 3 * w), (w, w), (w, c.mlp), (c.mlp, w)) + 2 * 4 * tokens * w)
     denoiser = layers + linear(tokens, (2 * w, w)) + linear(c.latents, (c.latent_dim, w), (w, c.latent_dim))
     denoiser += linear(c.frames, (c.feature_dim, w)) + linear(1, (w, w), (w, w))
     seen = c.latents + c.frames
-    vae = c.vae_layers * (linear(seen, (v, 3 * v), (v, v), (v, c.vae_mlp), (c.vae_mlp, v)) + 2 * 2 * seen * v)
-    vae += 2 * seen * v + linear(c.latents, (c.latent_dim, v)) + linear(c.frames, (v, c.pose_dim))
+    vae = c.vae_layers * (linear(seen, (v, 3 * v), (v, v), (v, c.vae_mlp), (c.vae_mlp, v)) + 2 * 4 * seen * v)
+    vae += 4 * seen * v + linear(c.latents, (c.latent_dim, v)) + linear(c.frames, (v, c.pose_dim))
     assert cost.macs == denoiser + vae
     assert cost.attention_macs == 2 * (c.layers * tokens**2 * w + c.vae_layers * seen**2 * v)
     pieces = c.latents * c.latent_dim * -(-c.frames // c.latents) * c.pose_dim

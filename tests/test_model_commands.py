@@ -130,7 +130,7 @@ def test_full_size_from_random_to_merged_within_memory(tmp_path: Path) -> None:
     assert size > 4 * 670_000_000
     assert command("inspect", file, "--json", figures) < 1.3 * size
     found = json.loads(figures.read_text())
-    assert round(found["macs"]["before"] / 1e9, 2) == 122.56 and found["layers"]["before"] == 32
+    assert round(found["macs"]["before"] / 1e9, 2) == 122.59 and found["layers"]["before"] == 32
 
     read = subprocess.run([sys.executable, "-c", FULL_SIZE, str(file)], capture_output=True, text=True, check=True)
     assert float(read.stdout) < 1.3 * size
@@ -146,7 +146,7 @@ def test_full_size_from_random_to_merged_within_memory(tmp_path: Path) -> None:
     assert command("merge", file, "--plan", tmp_path / "plan.yaml", "-o", out, "--json", figures) < 2 * size
     found = json.loads(figures.read_text())
     assert found["layers"] == {"before": 32, "after": 28}
-    assert round(found["macs"]["after"] / 1e9, 2) == 52.81
+    assert round(found["macs"]["after"] / 1e9, 2) == 52.82
     merged = load_checkpoint(out)
     assert merged.config == NetworkConfig(depth=28) and merged.tokens == TokenSettings()
 

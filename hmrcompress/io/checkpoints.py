@@ -113,7 +113,7 @@ def _chosen(sets: Sequence[WeightSet], wanted: str | None, path: Path) -> Weight
 
 
 def _listed(sets: Sequence[WeightSet]) -> str:
-    return ", ".join(each.name or "the bare ones" for each in sets)
+    return ", ".join(each.called for each in sets)
 
 
 def _configuration(content: Any, keys: Sequence[str], path: Path) -> dict[str, Any]:

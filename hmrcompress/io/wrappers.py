@@ -66,13 +66,26 @@ class WeightSet:
         """What tells it from others in the same file: `state_dict_ema`, `student.module`; empty for bare weights."""
         return ".".join((*self.keys, self.prefix)).strip(".")
 
+    @property
+    def called(self) -> str:
+        """Its name, and whether it is an average."""
+        kind = "as trained" if self.average is None else "an average"
+        count = "" if self.counter is None else f" of {self.counter}"
+        return f"{self.name or 'bare'} ({kind}{count})"
+
     def told(self) -> WeightSet:
         """What is told of it, without the tensors."""
         return replace(self, tensors={}, beside=())
 
     def to_dict(self) -> dict[str, Any]:
-        """{name, keys, prefix, within, average[, average_of]} for JSON."""
-        found = {"name": self.name, "keys": list(self.keys), "prefix": self.prefix, "within": dict(self.within)}
+        """{name, called, keys, prefix, within, average[, average_of]} for JSON."""
+        found = {
+            "name": self.name,
+            "called": self.called,
+            "keys": list(self.keys),
+            "prefix": self.prefix,
+            "within": dict(self.within),
+        }
         counted = {} if self.counter is None else {"average_of": self.counter}
         return {**found, "average": self.average, **counted}
 

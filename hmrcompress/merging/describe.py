@@ -14,7 +14,7 @@ from hmrcompress.io.hashes import sha256_file
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.metrics.cost import Cost, cost
 from hmrcompress.models.families import MARKS, family, helper_of, network_class
-from hmrcompress.models.fov import SIDE, is_fov, load_fov
+from hmrcompress.models.fov import SIDE, FieldOfView, is_fov, load_fov
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import NetworkConfig, build
 from hmrcompress.models.probe import SaliencyProbe
@@ -32,11 +32,20 @@ def network_cost(
     return cost(network, torch.empty(1, 3, height, width, device="meta"), mask, *more)
 
 
+def field_of_view_cost(network: FieldOfView | None = None) -> Cost:
+    """Cost of one picture with a field-of-view network on the meta device, by default CameraHMR's own."""
+    if network is None:
+        with torch.device("meta"):
+            network = FieldOfView().eval()
+    return cost(network, torch.empty(1, 3, SIDE, SIDE, device="meta"))
+
+
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Plain values for JSON. `before` is the network that the plan was made for, `after` the model as it is.
 
     {model, family, sha256, dtype, network: sizes, layers, params, macs (as the paper counts), macs_with_attention:
-    {before, after} each, tokens: {by_layer, per merge settings}, groups, ignored_keys, unknown_keys, title,
+    {before, after} each, macs_with_field_of_view likewise where the family is told focal lengths (the paper counts that
+    network once a crop), tokens: {by_layer, per merge settings}, groups, ignored_keys, unknown_keys, title,
     conditioned, sixd_layout, origins (see `Checkpoint`), weights: {taken, others} (see `WeightSet.to_dict`)}; hashing a
     large file takes seconds.
     """
@@ -45,6 +54,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     after = network_cost(config, checkpoint.tokens)
     before = after if plan is None else network_cost(replace(config, depth=layers))
     rows, columns = config.grid
+    conditioned, more = network_class(checkpoint.family).conditioned, {}
+    if conditioned:
+        lens = field_of_view_cost().macs
+        more["macs_with_field_of_view"] = {"before": before.macs + lens, "after": after.macs + lens}
     settings = {} if checkpoint.tokens is None else checkpoint.tokens.model_dump(mode="json")
     return {
         "model": checkpoint.name,
@@ -62,7 +75,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "ignored_keys": list(checkpoint.ignored),
         "unknown_keys": list(checkpoint.unknown),
         "title": family(checkpoint.family).title,
-        "conditioned": network_class(checkpoint.family).conditioned,
+        "conditioned": conditioned,
+        **more,
         "sixd_layout": network_class(checkpoint.family).head_class.layout,
         "origins": checkpoint.origins,
         "weights": {
@@ -86,5 +100,5 @@ def describe_helper(path: Path, weights: str | None = None) -> dict[str, Any] | 
     if is_fov(file.tensors):
         network = load_fov(path).to("meta")
         found["network"] = asdict(network.config)
-        found["macs"] = cost(network, torch.empty(1, 3, SIDE, SIDE, device="meta")).macs
+        found["macs"] = field_of_view_cost(network).macs
     return found

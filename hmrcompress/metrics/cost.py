@@ -1,7 +1,8 @@
 """Parameters and multiply-accumulates of a network, counted on a forward pass (also on the meta device).
 
-Two ways of counting: as the FastHMR paper does (linear layers, convolutions, and norms at two an element, without the
-products of attention), and with the products of attention. What token merging itself multiplies is told apart.
+Two ways of counting: as the FastHMR paper does (as `thop` counts: linear layers, convolutions, norms with a scale and a
+shift at four an element and others at two, one for each element of what is made larger, without the products of
+attention), and with the products of attention. What token merging itself multiplies is told apart.
 """
 
 from __future__ import annotations
@@ -75,9 +76,19 @@ def cost(network: nn.Module, *inputs: Tensor | None) -> Cost:
 
     def norm(module: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal layers
-        layers += 2 * out.numel()
+        layers += (2 if module.weight is None else 4) * out.numel()
 
-    kinds = ((nn.Conv1d, convolution), (nn.Conv2d, convolution), (nn.LayerNorm, norm), (nn.BatchNorm2d, norm))
+    def upsampling(module: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal layers
+        layers += out.numel()
+
+    kinds = (
+        (nn.Conv1d, convolution),
+        (nn.Conv2d, convolution),
+        (nn.LayerNorm, norm),
+        (nn.BatchNorm2d, norm),
+        (nn.Upsample, upsampling),
+    )
     handles = [
         module.register_forward_hook(hook)
         for module in network.modules()

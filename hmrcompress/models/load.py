@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
 from hmrcompress.io.checkpoints import StateFile, open_state_file
 from hmrcompress.io.hashes import sha256_file, sha256_json
 from hmrcompress.io.jsons import parse_json
@@ -123,6 +123,9 @@ def load_checkpoint(
         return _from_folder(read_model_folder(path, verify=verify), given, widen)
     file = open_state_file(path, *MARKS, weights=weights)
     kind = recognise(file.tensors, path)
+    if file.others and weights is None:
+        others = ", ".join(each.called for each in file.others)
+        tell(f"took the weights {file.taken.called}, not {others}; --weights takes others", path)
     state, ignored = split_ignored(kind, file.tensors)
     written = _written(file)
     origins: dict[str, str | None] = {}
