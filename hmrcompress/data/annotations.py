@@ -6,17 +6,18 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from hmrcompress.data.box_limits import LARGEST, beside
 from hmrcompress.data.conditions import bbox_info
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.on_demand import OnDemand
 from hmrcompress.data.picture_sets import Pictures, picture, picture_size
 from hmrcompress.data.warp import crop, square_side
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 GENDERS = {"neutral": 0, "male": 1, "female": 2}
@@ -56,6 +57,7 @@ class Annotations:
     focal: np.ndarray | None = None
     antialias: bool = False
     left_out: dict[str, int] | None = None
+    told: list[str] = field(default_factory=list, compare=False)
 
     def crops(self, where: object) -> CropSet:
         """The people as a set of crops. UserError for boxes and other numbers that make no sense."""
@@ -107,9 +109,11 @@ class Annotations:
             bad = ~np.isfinite(np.asarray(values, np.float64).reshape(len(self.picture), -1)).all(1)
             if name in ("side", "focal"):
                 bad |= np.asarray(values) <= 0
+            if name in ("center", "side"):
+                bad |= (np.abs(np.asarray(values, np.float64)).reshape(len(self.picture), -1) > LARGEST).any(1)
             if bad.any():
                 place = f"{where}: {name} of {self.pictures.names[self.picture[int(bad.argmax())]]}"
-                raise UserError("holds NaN, infinity or, of a box or a focal length, no pixels", place)
+                raise UserError("holds NaN, infinity or, of a box or a focal length, pixels that no picture has", place)
 
     def _cut(self, rows: np.ndarray) -> np.ndarray:
         """(n,256,192,3) uint8; a picture is decoded once for all the rows that are in it."""
@@ -119,8 +123,17 @@ class Annotations:
             whole = picture(self.pictures, int(number))
             for place in np.flatnonzero(numbers == number):
                 row = rows[place]
+                self._tell_beside(row, whole.shape)
                 made[place] = crop(whole, self.center[row], float(self.side[row]), antialias=self.antialias)
         return made
+
+    def _tell_beside(self, row: int, shape: tuple[int, ...]) -> None:
+        """Once a data set: evaluations are made of all boxes, but a crop without its picture is worth a word."""
+        size = np.array(shape[1::-1])
+        if self.told or not beside(self.center[row, None], self.side[row, None], size)[0]:
+            return
+        self.told.append(self.pictures.names[self.picture[row]])
+        tell(f"the box of {self.told[0]} (perhaps of others) lies beside its picture, {size[0]}x{size[1]}", self.name)
 
     def _conditions(self, rows: np.ndarray) -> np.ndarray:
         """(n,3) float32, see `conditions.bbox_info`."""

@@ -15,6 +15,7 @@ LEAST_SIDE = 2.0
 """Pixels of the smallest square that is cut out. Shares of a picture are smaller than that."""
 MOST_OF_PICTURE = 10
 """A square may have so many times the side of its picture: of 256 pixels, 26 are the picture's then."""
+OTHER_PICTURE = "Were they made for a picture of another size?"
 
 
 def check_squares(centre: Array, side: Array, where: object) -> None:

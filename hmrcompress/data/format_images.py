@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from hmrcompress.data.annotations import BOX_SCALE, Annotations, numbered, safe_names, shared_pictures, squares
+from hmrcompress.data.box_limits import OTHER_PICTURE, beside, check_squares, off_centre, too_large
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import Options
 from hmrcompress.data.picture_folders import list_pictures
-from hmrcompress.data.picture_sets import FilePictures
-from hmrcompress.errors import UserError
+from hmrcompress.data.picture_sets import FilePictures, picture_size
+from hmrcompress.errors import UserError, tell
 from hmrcompress.io.jsons import read_json
 
 BOXES_FILE = "boxes.json"
@@ -46,14 +47,17 @@ def read(path: Path, options: Options) -> CropSet:
     names = safe_names(names, file)
     if missing := next((name for name in names if not (path / name).is_file()), None):
         raise UserError(f"the picture {missing} is not in {path}", file)
+    check_squares(center, side / max(scale, 1.0), file)
     sequence, frame = numbered(names, tracks)
     unique, which = shared_pictures(names)
+    pictures = FilePictures(path, unique, turned=True)
+    _check_places(pictures, which, center, side, file)
     return Annotations(
         name=path.absolute().name,
         split="",
         fps=options.fps or 30.0,
         protocol="starter24",
-        pictures=FilePictures(path, unique, turned=True),
+        pictures=pictures,
         picture=which,
         center=center,
         side=side,
@@ -61,6 +65,24 @@ def read(path: Path, options: Options) -> CropSet:
         frame=frame,
         antialias=options.antialias is not False,
     ).crops(file)
+
+
+def _check_places(pictures: FilePictures, which: np.ndarray, center: np.ndarray, side: np.ndarray, file: Path) -> None:
+    """Holds boxes against the sizes of their pictures, before anything is cut out. UserError for one beside its picture
+    or absurdly larger; tells of those whose middle is outside."""
+    sizes = np.array([picture_size(pictures, number) for number in range(len(pictures.names))], np.float64)[which]
+
+    def first(wrong: np.ndarray) -> str:
+        row = int(wrong.argmax())
+        (x, y), (width, height) = center[row], sizes[row]
+        square = f"a square around {x:.0f}, {y:.0f} with a side of {side[row]:.0f} on {width:.0f}x{height:.0f}"
+        return f"{pictures.names[which[row]]}: {square}; {int(wrong.sum())} of {len(side)} boxes are so"
+
+    for wrong, what in ((too_large(side, sizes), "far larger than"), (beside(center, side, sizes), "beside")):
+        if wrong.any():
+            raise UserError(f"a box is {what} its picture ({first(wrong)})", file, OTHER_PICTURE)
+    if (astray := off_centre(center, sizes)).any():
+        tell(f"a box has its middle outside of its picture ({first(astray)}). {OTHER_PICTURE}", file)
 
 
 Boxes = tuple[list[str], list[int], np.ndarray, np.ndarray]

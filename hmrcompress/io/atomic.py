@@ -81,8 +81,10 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Indented JSON with a final line end; keys keep their order, NaN and infinity raise ValueError."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Indented JSON with a final line end; keys keep their order, NaN and infinity raise ValueError. What is no letter
+    (names of files can be any bytes) becomes a question mark."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "replace").decode()
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hmrcompress.data.box_limits import beside, off_centre, too_large
+from hmrcompress.data.box_limits import OTHER_PICTURE, beside, off_centre, too_large
 from hmrcompress.errors import MOST_LISTED, UserError, some, tell
 from hmrcompress.pipeline.boxes import Box, BoxSource, BoxTable
 from hmrcompress.pipeline.frames import Frame
@@ -15,7 +15,6 @@ from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 MOST_PEOPLE = 100
 """In one frame; of more, the largest are read."""
-OTHER_PICTURE = "Were they made for a picture of another size?"
 REACH = np.array([CROP_WIDTH / CROP_HEIGHT, 1.0]) / 2
 """Of a crop to the right and down, in sides of its square."""
 

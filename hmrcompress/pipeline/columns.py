@@ -33,7 +33,8 @@ def columns_of(rows: Rows, body: BodyModel, focal: np.ndarray, *, root_centred: 
         joints = body.joints(rows.params.to(device)).cpu()
     exact = (each.double().numpy() for each in (rows.cam, rows.centre, rows.side, rows.size))
     cam, centre, side, size = exact
-    placed = cam_crop_to_full(cam, centre, side, size, focal)
+    with np.errstate(all="ignore"):  # what is not finite is refused below
+        placed = cam_crop_to_full(cam, centre, side, size, focal)
     if root_centred:
         placed = placed - joints[:, 0].double().numpy()
     turned = matrix_to_axis_angle(rows.rotations)

@@ -21,6 +21,8 @@ from hmrcompress.pipeline.store import RowStore
 from hmrcompress.records import BodyParams
 from hmrcompress.render.overlay import COLOURS, draw_meshes
 
+LONGEST_NAME = 180
+"""Bytes of a picture's own name in that of its overlay; 255 are allowed, and more is put before and behind."""
 QUALITY = "18"
 """Constant rate factor of x264: 0 is lossless, 18 is hard to tell from the original."""
 FINE, FINEST, COARSEST = Fraction(1, 90_000), Fraction(1, 10_000_000), Fraction(1, 500)
@@ -141,3 +143,9 @@ def write_png(path: Path, picture: Picture) -> None:
     """Writes a picture (H,W,3) RGB, whole or not at all."""
     with atomic_file(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
+
+
+def picture_name(frame: Frame) -> str:
+    """What the overlay of a picture is called: its number, and as much of its name as file systems allow."""
+    stem = Path(frame.name).stem.encode("utf-8", "surrogateescape")[:LONGEST_NAME].decode("utf-8", "ignore")
+    return f"{frame.number:06d}_{stem}.png"

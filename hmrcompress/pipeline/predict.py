@@ -30,7 +30,7 @@ from hmrcompress.pipeline.boxes import Box, BoxSource
 from hmrcompress.pipeline.camera import default_focal
 from hmrcompress.pipeline.checked_boxes import CheckedBoxes
 from hmrcompress.pipeline.columns import columns_of, motions_of
-from hmrcompress.pipeline.drawing import Shown, overlay, video_writer, write_png
+from hmrcompress.pipeline.drawing import Shown, overlay, picture_name, video_writer, write_png
 from hmrcompress.pipeline.frames import Frame, Source
 from hmrcompress.pipeline.glb import write_glb
 from hmrcompress.pipeline.overlap import StageClock, background
@@ -340,7 +340,7 @@ def _draw_all(
     if not source.is_video:
         for frame, picture in pictures:
             with clock("write"):
-                write_png(folder / PICTURES / f"{frame.number:06d}_{Path(frame.name).stem}.png", picture)
+                write_png(folder / PICTURES / picture_name(frame), picture)
             progress("drawing", frame.number + 1, frames)
         return
     tick = None if source.header is None or source.stated else source.header.tick
