@@ -1,4 +1,4 @@
-"""A person detector through onnxruntime, in YOLO's layouts of input and output."""
+"""A person detector in an ONNX file, run in a helper process, in YOLO's layouts of input and output."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hmrcompress.data.onnx_network import PictureNetwork
 from hmrcompress.data.people import suppress
 from hmrcompress.data.yolo import Letterbox
-from hmrcompress.errors import MissingExtra, UserError
+from hmrcompress.errors import UserError
 from hmrcompress.pipeline.boxes import BOX_SCALE, Box, squares
 from hmrcompress.pipeline.frames import Frame
 from hmrcompress.pipeline.tracking import Tracker
 
 PERSON = 0
 """Class of people in COCO's order, which detectors for it share."""
-LEAST_SCORE, MOST_OVERLAP, SIDE = 0.5, 0.6, 640
+LEAST_SCORE, MOST_OVERLAP = 0.5, 0.6
+MOST_CANDIDATES = 3000
+"""The best, before those that overlap are left out: many times the people that a picture can show."""
 Array = NDArray[np.float64]
 
 
@@ -26,7 +29,8 @@ def decode_yolo(output: NDArray[np.float32], least_score: float = LEAST_SCORE) -
 
     Layouts: (1, 4+C, N) with (cx, cy, w, h, scores by class) in columns, as YOLOv8 and later export it; (1, N, 5+C)
     with (cx, cy, w, h, objectness, scores by class), YOLOv5; (1, N, 6) with (left, top, right, bottom, score, class),
-    exported with suppression inside or YOLOv10. The first two still overlap (`data.people.suppress`). Raises UserError.
+    exported with suppression inside or YOLOv10. The first two still overlap (`data.people.suppress`). At most
+    `MOST_CANDIDATES`; rows with what is no number are left out. Raises UserError.
     """
     if output.ndim != 3 or output.shape[0] != 1:
         raise UserError(f"its output has shape {output.shape}, expected (1, 4+C, N), (1, N, 5+C) or (1, N, 6)")
@@ -38,13 +42,15 @@ def decode_yolo(output: NDArray[np.float32], least_score: float = LEAST_SCORE) -
         # Candidates are many more than numbers of one, whatever the order of the axes.
         by_column = rows.shape[0] < rows.shape[1]
         rows = rows.T if by_column else rows
-        if rows.shape[1] < 5:
-            raise UserError(f"its output has {rows.shape[1]} numbers a box, expected at least 5")
+        if rows.shape[1] < (least := 5 if by_column else 6):
+            raise UserError(f"its output has {rows.shape[1]} numbers a box, expected at least {least}")
         scores = rows[:, 4 + PERSON] if by_column else rows[:, 4] * rows[:, 5 + PERSON]
         found = scores >= least_score
         centre, half, scores = rows[found, :2], rows[found, 2:4] / 2, scores[found]
         corners = np.concatenate([centre - half, centre + half], axis=1)
-    order = np.argsort(-scores, kind="stable")
+    sound = np.isfinite(corners).all(1) & np.isfinite(scores)
+    corners, scores = corners[sound], scores[sound]
+    order = np.argsort(-scores, kind="stable")[:MOST_CANDIDATES]
     return corners[order], scores[order]
 
 
@@ -54,32 +60,18 @@ class Detector:
     def __init__(
         self, path: Path, *, scale: float = BOX_SCALE, least_score: float = LEAST_SCORE, cuda: bool = False
     ) -> None:
-        """Raises UserError for a file that onnxruntime does not take, MissingExtra without onnxruntime."""
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise MissingExtra("onnxruntime", "export") from error
-        if not path.is_file():
-            raise UserError("no such detector", path)
-        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
-        providers = [each for each in wanted if each in ort.get_available_providers()]
-        try:
-            self.session = ort.InferenceSession(str(path), providers=providers)
-        except Exception as error:  # noqa: BLE001 - onnxruntime has errors of many classes and no common one
-            raise UserError(f"onnxruntime cannot open it ({str(error).splitlines()[0]})", path) from error
-        first = self.session.get_inputs()[0]
-        sides = [side if isinstance(side, int) and side > 0 else SIDE for side in first.shape[2:]]
-        if len(first.shape) != 4 or first.type != "tensor(float)":
-            raise UserError(f"its input is {first.type} {first.shape}, expected tensor(float) (1, 3, H, W)", path)
-        self.name, self.path = f"onnx:{path}", path
-        self.input, self.size = first.name, (sides[0], sides[1])
+        """Raises UserError as `PictureNetwork`, MissingExtra without onnxruntime."""
+        self.network = PictureNetwork(path, cuda=cuda)
+        if not self.network.outputs:
+            raise UserError("it has no output", path)
+        self.name, self.path, self.size = f"onnx:{path}", path, self.network.size
         self.scale, self.least_score, self.tracker, self.segment = scale, least_score, Tracker(), 0
 
     def boxes(self, frame: Frame) -> list[Box]:
         """People in the frame, under the numbers of their tracks. Raises UserError for an output of another layout."""
         fitted = Letterbox.fit(frame.image.shape[:2], self.size)
         whole = torch.from_numpy(frame.image).permute(2, 0, 1)[None].float() / 255
-        output = self.session.run(None, {self.input: fitted.apply(whole, self.size).numpy()})[0]
+        output = self.network.run(fitted.apply(whole, self.size).numpy(), [self.network.outputs[0].name])[0]
         try:
             corners, scores = decode_yolo(output, self.least_score)
         except UserError as error:
