@@ -262,5 +262,5 @@ def test_files_that_are_no_segmenters(tmp_path: Path) -> None:
             data.batches(masks=mask_source(f"onnx:{tmp_path / name}"))
         assert "\n" not in str(caught.value)
     path = segmenters.yolo(tmp_path / "c.onnx", rows[:3])
-    with pytest.raises(UserError, match=r"gave \(1, 3, 30\) rows for 2 prototypes"):
+    with pytest.raises(UserError, match=r"gave \(3, 30\) rows for 2 prototypes"):
         list(data.batches(masks=mask_source(f"onnx:{path}")))

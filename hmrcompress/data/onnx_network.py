@@ -30,13 +30,17 @@ class PictureNetwork:
         self._process = OnnxProcess(self.path, threads=torch.get_num_threads(), cuda=cuda)
         self.outputs: Sequence[Port] = self._process.outputs
         self.names = self._process.names
-        self.size, self.one_by_one, self._type = self._input()
+        try:
+            self.size, self.one_by_one, self._type = self._input()
+        except UserError:
+            self._process.close()
+            raise
 
     def run(self, pictures: np.ndarray, wanted: Sequence[str]) -> list[np.ndarray]:
         """The outputs `wanted` for pictures (n,3,*size): arrays of numbers, each (n,…). UserError as `OnnxProcess`, and
         for results of another number of pictures."""
         step = 1 if self.one_by_one else MOST_AT_A_TIME
-        ready = np.ascontiguousarray(pictures, self._type)
+        ready: np.ndarray = np.ascontiguousarray(pictures, self._type)
         parts = [self._part(ready[at : at + step], wanted) for at in range(0, len(ready), step)]
         try:
             return [np.concatenate(one) for one in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
@@ -60,7 +64,9 @@ class PictureNetwork:
             raise UserError(f"its input is {kind} {list(shape)}, expected pictures (1, 3, H, W)", self.path)
         count, channels, *sides = (side if isinstance(side, int) and side != -1 else None for side in shape)
         if channels not in (3, None):
-            raise UserError(f"it takes pictures of {channels} channels, expected 3", self.path, "RGB is what it is given")
+            raise UserError(
+                f"it takes pictures of {channels} channels, expected 3", self.path, "RGB is what it is given"
+            )
         if count not in (1, None):
             remedy = "Export it with a batch of one, or of any size"
             raise UserError(f"it takes {count} pictures at a time, expected one or any number", self.path, remedy)

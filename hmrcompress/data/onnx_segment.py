@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hmrcompress.data import rf_detr, yolo
 from hmrcompress.data.onnx_network import PictureNetwork

@@ -1,4 +1,4 @@
-"""What an ONNX file names beside itself, found without any library: weights of large networks lie in files of their own.
+"""The files that an ONNX file names beside itself: weights of large networks lie in files of their own.
 
 An ONNX file is a protobuf message; only the parts that lead to tensors are walked. Fields by number as in
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.

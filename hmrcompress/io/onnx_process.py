@@ -39,6 +39,7 @@ MOST_OUTPUT = 64 << 20
 """Bytes for a picture: ten times what the largest networks for people give."""
 BYTES_A_SECOND = 10_000_000
 WATCH_SECONDS = 0.2
+LONGEST_TEXT = 250
 SHORT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation", "MemoryError", "Unable to allocate")
 
 
@@ -89,6 +90,13 @@ class OnnxProcess:
             except _Fault as error:
                 raise self._refused(error, "the network failed") from error
 
+    def close(self) -> None:
+        """Ends the helper; the next call of `run` starts another."""
+        with self._lock:
+            if self._helper is not None:
+                self._helper.stop()
+                self._helper = None
+
     def _started(self) -> dict[str, Any]:
         self._helper = helper = _Helper(self.path, self._threads, self._cuda, self._memory)
         weakref.finalize(self, helper.stop)
@@ -105,7 +113,7 @@ class OnnxProcess:
         if any(word in text for word in SHORT_OF_MEMORY):
             text, error.ended = f"it takes more than {self._memory / 1e9:.1f} GB of memory", True
         if not error.ended:
-            return UserError(f"{what} ({text})", self.path)
+            return UserError(f"{what} ({text[:LONGEST_TEXT]})", self.path)
         remedy = f"{SECONDS_ENV} gives it longer" if "seconds" in text else ""
         return UserError(f"{text} and was stopped", self.path, remedy)
 

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-LONGEST_TEXT = 300
+LONGEST_TEXT = 4000
 MOST_PORTS = 200
 LONGEST_NAMES = 65_536
 
@@ -83,7 +83,9 @@ class Worker:
         found = self.session.run(asked["wanted"], {asked["input"]: image})
         for name, array in zip(asked["wanted"], found, strict=True):
             if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-                raise ValueError(f"its output {name[:60]} is {getattr(array, 'dtype', type(array).__name__)}, no numbers")
+                raise ValueError(
+                    f"its output {name[:60]} is {getattr(array, 'dtype', type(array).__name__)}, no numbers"
+                )
         total = sum(array.nbytes for array in found)
         if total > asked["most"]:
             raise ValueError(f"it gave {total / 1e6:.0f} MB of numbers")

@@ -19,8 +19,9 @@ from hmrcompress.pipeline.tracking import Tracker
 PERSON = 0
 """Class of people in COCO's order, which detectors for it share."""
 LEAST_SCORE, MOST_OVERLAP = 0.5, 0.6
-MOST_CANDIDATES = 3000
-"""The best, before those that overlap are left out: many times the people that a picture can show."""
+MOST_CANDIDATES, MOST_FOUND = 1000, 300
+"""The best boxes of a frame, before and after those that overlap are left out: detectors themselves give no more. How
+many people are read, and that there were more, is `checked_boxes`' to say."""
 Array = NDArray[np.float64]
 
 
@@ -76,7 +77,7 @@ class Detector:
             corners, scores = decode_yolo(output, self.least_score)
         except UserError as error:
             raise UserError(error.what, self.path, "Is it a YOLO detector?") from error
-        corners = fitted.boxes_back(corners[suppress(corners, scores, MOST_OVERLAP)])
+        corners = fitted.boxes_back(corners[suppress(corners, scores, MOST_OVERLAP)[:MOST_FOUND]])
         corners = corners[(corners[:, 2:] - corners[:, :2] > 1).all(1)]
         centres, sides = squares(corners, self.scale)
         if frame.segment != self.segment:
