@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from hmrcompress.data.formats import open_format
 from hmrcompress.data.picture_folders import list_pictures
-from hmrcompress.data.pictures import MOST_PIXELS, decode, decode_file, kind, size, size_of_file, turn
+from hmrcompress.data.pictures import MOST_PIXELS, decode, decode_file, kind_of, size, size_of_file, turn
 from hmrcompress.errors import UserError
 from hmrcompress.pipeline.frames import open_source
 from hmrcompress_cli.main import app
@@ -321,11 +321,13 @@ def test_the_size_is_checked_before_a_pixel_is_decoded(folder: Path, monkeypatch
 
 
 def test_kinds_are_told_by_content() -> None:
-    assert kind(io.BytesIO(b"BM, a text about cars")) is None
-    assert kind(io.BytesIO(b"\0\0\0\x1cftypisom\0\0\2\0isomiso2avc1mp41")) is None
-    assert kind(io.BytesIO(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic")) == "HEIC"
-    assert kind(io.BytesIO(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif")) == "AVIF"
-    assert kind(io.BytesIO(b"\0\0\0\x18ftypmsf1\0\0\0\0heichevc")) == "HEIC"
+    assert kind_of(io.BytesIO(b"BM, a text about cars")) is None
+    assert kind_of(io.BytesIO(b"\0\0\0\x1cftypisom\0\0\2\0isomiso2avc1mp41")) is None
+    assert kind_of(io.BytesIO(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic")) == "HEIC"
+    assert kind_of(io.BytesIO(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif")) == "AVIF"
+    assert kind_of(io.BytesIO(b"\0\0\0\x18ftypmsf1\0\0\0\0heichevc")) == "HEIC"
+    assert kind_of(io.BytesIO(b"\0\0\0\x18ftypmif1\0\0\0\0miafMiHB")) == "HEIC"
+    assert kind_of(io.BytesIO(b"\0\0\0\x18ftypmiaf\0\0\0\0mif1avif")) == "AVIF"
 
 
 # Folders, and the commands

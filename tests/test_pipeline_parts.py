@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,28 @@ def test_closing_the_last_stage_stops_all_of_them() -> None:
     assert next(chain) == 1
     chain.close()  # type: ignore[attr-defined]
     assert closed.wait(5) and threading.active_count() == before
+
+
+def test_heavy_items_wait_alone_and_light_ones_together() -> None:
+    """With room for 10: at most one of 8 waits beside the one that is being handed over, or three of 3."""
+    for weight, waiting in ((8, 1), (3, 3), (20, 1), (0, 4)):
+        made: list[int] = []
+
+        def numbers(made: list[int] = made) -> Iterator[int]:
+            for number in range(12):
+                made.append(number)
+                yield number
+
+        chain = background(numbers(), 4, lambda item, weight=weight: weight, 10)
+        seen = []
+        for number in chain:
+            time.sleep(0.02)
+            seen.append(number)
+            assert len(made) <= len(seen) + waiting + 1
+        assert seen == list(range(12)) and len(made) == 12
+    stopped = background(iter(range(99)), 4, lambda item: 9, 10)
+    assert next(stopped) == 0
+    stopped.close()  # type: ignore[attr-defined]
 
 
 def test_the_clock_adds_up_by_stage_and_ends_with_its_items() -> None:

@@ -20,7 +20,7 @@ from hmrcompress.data.mask_files import FileMasks
 from hmrcompress.data.masks import DataMasks, NoMasks
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
-from hmrcompress.errors import UserError
+from hmrcompress.errors import Notice, UserError
 from hmrcompress.evaluation.decoded import decode
 from hmrcompress.evaluation.sequences import observe
 from hmrcompress.merging.apply import with_token_merging
@@ -140,7 +140,8 @@ def test_unrelated_pictures_are_read_one_by_one(tmp_path: Path, reader: Reader, 
         Image.fromarray(tiny_crops.arrays["images"][number][:: 1 + number]).save(folder / f"p{number}.png")
     (tmp_path / "b.json").write_text(json.dumps([{"frame": i, "box": [0, 0, 90, 80]} for i in (0, 2)]))
     boxes = read_boxes(tmp_path / "b.json")
-    summary = predict(open_source(folder), boxes, reader, tmp_path / "out", PredictSettings())
+    with pytest.warns(Notice, match="b.json: no box on 1 of 3 frames: 1"):
+        summary = predict(open_source(folder), boxes, reader, tmp_path / "out", PredictSettings())
     with np.load(tmp_path / "out" / "params.npz") as made:
         assert made["frame"].tolist() == [0, 2] and made["image_size"].tolist() == [[192, 256], [192, 86]]
     assert summary.frames == 3 and "track.glb" not in summary.files

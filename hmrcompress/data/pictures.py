@@ -32,10 +32,12 @@ MAGIC = {
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
-HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-AVIF_BRANDS = {b"avif", b"avis"}
-OLDER_BRANDS = {b"mif1", b"mif2", b"msf1"}
-"""Of containers that hold pictures of any codec; the brands that are compatible say which."""
+BRANDS = {
+    "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"},
+    "AVIF": {b"avif", b"avis"},
+}
+PICTURE_BRANDS = {b"mif1", b"mif2", b"msf1", b"miaf"}
+"""Of files that hold pictures, whatever their codec: HEVC where no other brand says which."""
 HEAD = 512
 ORIENTATION, SUBFILE, DNG_VERSION, TILE_WIDTH, TILE_LENGTH = 0x0112, 254, 50706, 322, 323
 MOST_PAGES = 256
@@ -78,7 +80,7 @@ def size(file: IO[bytes], where: object, *, turned: bool = True) -> tuple[int, i
     return (height, width) if lies else (width, height)
 
 
-def kind(file: IO[bytes]) -> str | None:
+def kind_of(file: IO[bytes]) -> str | None:
     """The format that the first bytes of an open file are of, None for none of ours. The file is left at its start."""
     file.seek(0)
     head = file.read(HEAD)
@@ -90,17 +92,23 @@ def kind(file: IO[bytes]) -> str | None:
         return "WEBP"
     if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in BMP_HEADERS:
         return "BMP"
-    if head[4:8] == b"ftyp":
-        length = min(int.from_bytes(head[:4], "big"), HEAD)
-        brands = {head[place : place + 4] for place in range(8, max(length - 3, 12), 4) if place != 12}
-        if head[8:12] in HEIC_BRANDS | AVIF_BRANDS | OLDER_BRANDS:
-            return "AVIF" if brands & AVIF_BRANDS and head[8:12] not in HEIC_BRANDS else "HEIC"
-    return None
+    return _kind_of_brands(head) if head[4:8] == b"ftyp" else None
+
+
+def _kind_of_brands(head: bytes) -> str | None:
+    """Of a file that says what other programs may take it for: the first that is one of ours."""
+    length = min(int.from_bytes(head[:4], "big"), HEAD)
+    brands = [head[8:12], *(head[place : place + 4] for place in range(16, length - 3, 4))]
+    for brand in brands:
+        for name, known in BRANDS.items():
+            if brand in known:
+                return name
+    return "HEIC" if PICTURE_BRANDS & set(brands) else None
 
 
 def require_kind(file: IO[bytes], where: object) -> str:
     """The format of an open file. UserError where it is none of ours, or the file is larger than pictures are."""
-    found = kind(file)
+    found = kind_of(file)
     length = file.seek(0, 2)
     file.seek(0)
     if not length:
@@ -234,9 +242,9 @@ def size_of_file(path: Path, *, turned: bool = True) -> tuple[int, int]:
 
 
 def kind_of_file(path: Path) -> str | None:
-    """`kind` of a file. UserError where it cannot be opened."""
+    """`kind_of` a file. UserError where it cannot be opened."""
     with _file(path) as file:
-        return kind(file)
+        return kind_of(file)
 
 
 def is_animated(path: Path) -> bool:

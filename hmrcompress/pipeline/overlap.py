@@ -6,7 +6,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -53,14 +53,33 @@ class _Raised:
 _END = object()
 
 
-def background(items: Iterator[Item], depth: int) -> Iterator[Item]:
-    """The same items in the same order, made ahead by a thread, at most `depth` waiting.
+def no_weight(item: object) -> int:
+    """What items weigh of which only the number counts."""
+    return 0
+
+
+def background(
+    items: Iterator[Item], depth: int, weigh: Callable[[Item], int] = no_weight, most: int = 0
+) -> Iterator[Item]:
+    """The same items in the same order, made ahead by a thread, at most `depth` waiting, which together `weigh` at most
+    `most` (but one may wait, whatever it weighs).
 
     What the iterator raises is raised here, in its place. When this one is closed or ends early the thread stops at its
     next item and closes the iterator, so that chains of these come down together; the thread is joined.
     """
     waiting: queue.Queue[object] = queue.Queue(depth)
-    stop = threading.Event()
+    stop, taken, weights = threading.Event(), threading.Condition(), deque[int]()
+
+    def weighed(item: Item) -> bool:
+        """Waits until the item may wait with the others; whether anybody still wants it."""
+        weight = weigh(item)
+        with taken:
+            while weights and sum(weights) + weight > most and weight:
+                taken.wait(POLL_SECONDS)
+                if stop.is_set():
+                    return False
+            weights.append(weight)
+        return True
 
     def put(item: object) -> bool:
         while not stop.is_set():
@@ -74,7 +93,7 @@ def background(items: Iterator[Item], depth: int) -> Iterator[Item]:
     def work() -> None:
         try:
             for item in items:
-                if not put(item):
+                if not (weighed(item) and put(item)):
                     return
             put(_END)
         except BaseException as error:  # noqa: BLE001 - handed over to the consumer, which raises it
@@ -90,6 +109,9 @@ def background(items: Iterator[Item], depth: int) -> Iterator[Item]:
         while (item := waiting.get()) is not _END:
             if isinstance(item, _Raised):
                 raise item.error
+            with taken:
+                weights.popleft()
+                taken.notify()
             yield item  # type: ignore[misc]
     finally:
         stop.set()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from hmrcompress.pipeline.camera import default_focal
 from hmrcompress.pipeline.checked_boxes import CheckedBoxes
 from hmrcompress.pipeline.columns import columns_of, motions_of
 from hmrcompress.pipeline.drawing import Shown, overlay, picture_name, video_writer, write_png
-from hmrcompress.pipeline.frames import Frame, Source
+from hmrcompress.pipeline.frames import Frame, Picture, Source
 from hmrcompress.pipeline.glb import write_glb
 from hmrcompress.pipeline.overlap import StageClock, background
 from hmrcompress.pipeline.store import RowStore
@@ -178,10 +178,11 @@ def _ahead(items: Iterator[Item], depth: int, settings: PredictSettings) -> Iter
     return background(items, depth) if settings.overlapped else items
 
 
-def _frames_ahead(source: Source) -> int:
-    """How many frames may wait in a queue."""
-    width, height = (0, 0) if source.header is None else source.header.size
-    return max(1, min(FRAMES_AHEAD, BYTES_AHEAD // max(1, 3 * width * height)))
+def _frames_ahead(items: Iterator[Item], settings: PredictSettings, image: Callable[[Item], Picture]) -> Iterator[Item]:
+    """`_ahead` for items with a picture each, of which fewer wait where they are large."""
+    if not settings.overlapped:
+        return items
+    return background(items, FRAMES_AHEAD, lambda item: image(item).nbytes, BYTES_AHEAD)
 
 
 def _located(
@@ -229,10 +230,11 @@ def _read_all(
     progress: Progress,
 ) -> _Read:
     """The first pass."""
-    sequence, depth = source.fps is not None, _frames_ahead(source)
+    sequence = source.fps is not None
     times, rate = array("d"), _steps_a_second(source, reader)
-    frames = _ahead(clock.timed("decode", source.frames(settings.limit)), depth, settings)
-    located = _ahead(_located(frames, boxes, times, clock), depth, settings)
+    decoded = clock.timed("decode", source.frames(settings.limit))
+    frames = _frames_ahead(decoded, settings, lambda frame: frame.image)
+    located = _frames_ahead(_located(frames, boxes, times, clock), settings, lambda item: item[0].image)
     works = _ahead(
         work_batches(
             located,
@@ -318,25 +320,25 @@ def _draw_all(
     progress: Progress,
 ) -> None:
     """The second pass: everybody's mesh over each frame."""
-    depth, first, largest = _frames_ahead(source), source.log.first or 0.0, source.log.largest
+    first, largest = source.log.first or 0.0, source.log.largest
     start = first if source.header is None or source.header.start is None else source.header.start
     start = start if 0 <= first - start <= LATEST_START else first
 
     def posed() -> Iterator[tuple[Frame, np.ndarray, np.ndarray]]:
-        again = _ahead(clock.timed("decode again", source.frames(settings.limit)), depth, settings)
-        for frame in again:
+        again = clock.timed("decode again", source.frames(settings.limit))
+        for frame in _frames_ahead(again, settings, lambda frame: frame.image):
             with clock("body model"):
                 rows = shown.on(frame.number)
                 vertices = shown.vertices(rows) if len(rows) else np.zeros((0, 0, 3), np.float32)
             yield frame, rows, vertices
 
     def drawn() -> Iterator[tuple[Frame, np.ndarray]]:
-        for frame, rows, vertices in _ahead(posed(), depth, settings):
+        for frame, rows, vertices in _frames_ahead(posed(), settings, lambda item: item[0].image):
             with clock("render"):
                 picture = overlay(frame, shown, vertices, rows)
             yield frame, picture
 
-    pictures = _ahead(drawn(), depth, settings)
+    pictures = _frames_ahead(drawn(), settings, lambda item: item[1])
     if not source.is_video:
         for frame, picture in pictures:
             with clock("write"):
