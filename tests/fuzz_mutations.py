@@ -10,6 +10,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def damaged(draw: Draw, name: str, data: bytes, path: Path) -> bytes:
     """Another content for the file `path`, whose valid content is `data`."""
     by_suffix = {
         ".npz": npz, ".npy": npy, ".pkl": pickled, ".ckpt": checkpoint, ".pt": checkpoint, ".safetensors": tensors,
-        ".json": text, ".jsonl": text, ".yaml": text,
+        ".json": text, ".jsonl": text, ".yaml": text, ".png": png, ".mp4": atoms, ".heic": atoms, ".onnx": graph,
     }  # fmt: skip
     special = by_suffix.get(path.suffix)
     if special is not None and draw(st.booleans()):
@@ -269,6 +270,98 @@ def tensors(draw: Draw, data: bytes, path: Path) -> bytes:
     if way == "text":
         written = text(draw, written, path)
     return struct.pack("<Q", len(written)) + written + rest
+
+
+def png(draw: Draw, data: bytes, path: Path) -> bytes:
+    """A picture whose header says something else, with the right checksum."""
+    if data[12:16] != b"IHDR":
+        return raw(draw, data)
+    fields = list(struct.unpack(">IIBBBBB", data[16:29]))
+    place = draw(st.integers(0, 6))
+    odd = (0, 1, 3, 9_000, 30_000, 1 << 20, 1 << 31, (1 << 32) - 1) if place < 2 else (0, 1, 2, 3, 4, 6, 7, 16, 255)
+    fields[place] = draw(st.sampled_from(odd))
+    header = b"IHDR" + struct.pack(">IIBBBBB", *fields)
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+ATOM = re.compile(
+    rb"moov|trak|mdia|stsd|stts|stsc|stsz|stco|ctts|stss|elst|tkhd|mvhd|mdhd|avc1|avcC|hvcC|hvc1|ispe|iloc|ipma|iinf|"
+    rb"infe|iref|dimg|grid|irot|idat|mdat|ftyp|pitm|pixi"
+)
+
+
+def atoms(draw: Draw, data: bytes, path: Path) -> bytes:
+    """A video or HEIC picture with an atom of another length, name or content."""
+    found = [match.start() for match in ATOM.finditer(data)]
+    if not found:
+        return raw(draw, data)
+    changed = bytearray(data)
+    for _ in range(draw(st.integers(1, 2))):
+        at = draw(st.sampled_from(found)) + draw(st.sampled_from((-4, 0, 4, 8, 12, 16, 20, 24, 28, 32)))
+        odd = (0, 1, 2, 8, 255, 65_535, 1 << 20, 1 << 30, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
+        changed[at : at + 4] = struct.pack(">I", draw(st.sampled_from(odd)))
+    return bytes(changed)
+
+
+def graph(draw: Draw, data: bytes, path: Path) -> bytes:
+    """A network with another input, output, operator, constant or table of names."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.ModelProto.FromString(data)
+    inside = model.graph
+    way = draw(
+        st.sampled_from(("input", "output", "node", "constant", "constant", "names", "external", "type", "more"))
+    )
+    odd = draw(st.sampled_from((-1, 0, 1, 2, 3, 5, 7, 1000, 100_000, 1 << 40)))
+    if way in ("input", "output"):
+        dims = (inside.input if way == "input" else inside.output)[0].type.tensor_type.shape.dim
+        dims[draw(st.integers(0, len(dims) - 1))].dim_value = odd
+    elif way == "node":
+        kinds = (
+            "Abs",
+            "Not",
+            "Shape",
+            "Size",
+            "Loop",
+            "If",
+            "Gather",
+            "Expand",
+            "Tile",
+            "NonZero",
+            "Cast",
+            "Nope",
+            "Exp",
+        )
+        inside.node[draw(st.integers(0, len(inside.node) - 1))].op_type = draw(st.sampled_from(kinds))
+    elif way == "constant":
+        place = draw(st.integers(0, len(inside.initializer) - 1))
+        other = changed_array(draw, numpy_helper.to_array(inside.initializer[place]))
+        name = inside.initializer[place].name
+        if other is not None and other.dtype.kind in "biuf":
+            inside.initializer[place].CopyFrom(numpy_helper.from_array(np.asarray(other), name))
+        else:
+            inside.initializer[place].dims[:] = [abs(odd)]
+    elif way == "names":
+        text = draw(st.sampled_from(("{0: 'person'}", "{", "[" * 5000, "{99: 'person'}", "{-1: 'person'}", "9" * 9000)))
+        helper.set_model_props(model, {"names": text})
+    elif way == "external":
+        tensor = inside.initializer[draw(st.integers(0, len(inside.initializer) - 1))]
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = (
+            "location",
+            draw(st.sampled_from(("../../x", "/etc/passwd", "x", path.name, "*/_ORT_MEM_ADDR_/*"))),
+        )
+    elif way == "type":
+        inside.input[0].type.tensor_type.elem_type = draw(st.sampled_from((0, 2, 7, 8, 10, 11, 99)))
+    else:
+        size = helper.make_tensor("fuzz_size", onnx.TensorProto.INT64, [2], [1, abs(odd) << draw(st.integers(0, 12))])
+        inside.initializer.append(size)
+        inside.node.append(helper.make_node("ConstantOfShape", ["fuzz_size"], ["fuzz_out"]))
+        inside.output.insert(0, helper.make_tensor_value_info("fuzz_out", onnx.TensorProto.FLOAT, None))
+    return model.SerializeToString()
 
 
 ODD = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,12 @@ import scipy.sparse
 import their_data
 import tiny
 import torch
+from cases import hostile
+from cases.isobmff import grid_picture
+from cases.scenes import person
+from cases.videos import encode
 from foreign_pickles import foreign, python_2, sequence_3dpw, sequence_emdb
+from PIL import Image
 from test_amass import content as amass_arrays
 from test_masks import write_archive, write_masks
 
@@ -28,12 +34,21 @@ from hmrcompress.body.pickled import convert_body
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import mask_source
+from hmrcompress.data.pictures import decode_file
+from hmrcompress.io.atomic import write_json
 from hmrcompress.io.convert import convert_values
 from hmrcompress.models.convert import convert_checkpoint
 from hmrcompress.models.folder import write_model_folder
 from hmrcompress.models.load import load_checkpoint
 from hmrcompress.motion.amass import load_amass_segments
+from hmrcompress.pipeline.boxes import read_boxes
+from hmrcompress.pipeline.checked_boxes import CheckedBoxes
+from hmrcompress.pipeline.detect import Detector
+from hmrcompress.pipeline.frames import Frame, open_source
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
+from hmrcompress.recipe.ablations import read_ablations
+from hmrcompress.recipe.schema import read_recipe
+from hmrcompress.report.results import read_tables
 from hmrcompress.searching.journal import Journal
 from hmrcompress.searching.probe import Measured
 
@@ -47,6 +62,8 @@ class Target:
     name: str
     make: Callable[[Path], Path]
     read: Callable[[Path], Any]
+    only: str = "*"
+    """Which of the files are damaged, by their names."""
 
 
 def crops() -> CropSet:
@@ -186,6 +203,83 @@ def read_journal(path: Path) -> Any:
     return Journal(path, SETTINGS).get(((0, 1),))
 
 
+def make_picture(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        Image.fromarray(person(48, 64)).save(folder / name)
+        return folder / name
+
+    return make
+
+
+def make_heic(folder: Path) -> Path:
+    grid_picture(folder / "a.heic", person(192, 256))
+    return folder / "a.heic"
+
+
+def make_pictures(folder: Path) -> Path:
+    (folder / "pictures").mkdir()
+    for name in ("1.png", "2.jpg", "3.tif"):
+        Image.fromarray(person(48, 64)).save(folder / "pictures" / name)
+    return folder / "pictures"
+
+
+def make_video(name: str, **options: Any) -> Callable[[Path], Path]:
+    return lambda folder: encode(folder / name, 4, size=(48, 64), **options)
+
+
+def read_source(path: Path) -> Any:
+    source = open_source(path)
+    found = [(frame.size, frame.seconds, int(frame.image.sum())) for frame in source.frames(20)]
+    return found, source.notes(), source.time()
+
+
+def make_boxes(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        rows = [{"frame": n, "track": 0, "box": [2.0 + n, 3.0, 40.0, 60.0], "image_size": [48, 64]} for n in range(3)]
+        columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+        np.savez(folder / name, **columns) if name.endswith("npz") else write_json(folder / name, {"boxes": rows})
+        return folder / name
+
+    return make
+
+
+def read_box_file(path: Path) -> Any:
+    checked = CheckedBoxes(read_boxes(path), same_size=True)
+    found = [checked.boxes(Frame(number, np.zeros((64, 48, 3), np.uint8), "a")) for number in range(3)]
+    checked.finish(whole=True, length=3)
+    return found
+
+
+def copied(name: str) -> Callable[[Path], Path]:
+    """One of our own recipes."""
+    return lambda folder: Path(shutil.copy(Path(__file__).parents[1] / "recipes" / name, folder / name))
+
+
+def make_results(folder: Path) -> Path:
+    """The shipped tables of one of our own ablations."""
+    (folder / "results").mkdir()
+    shutil.copy(
+        sorted((Path(__file__).parents[1] / "docs" / "results").glob("*.json"))[0], folder / "results" / "a.json"
+    )
+    return folder / "results"
+
+
+def make_detector(folder: Path) -> Path:
+    return hostile.detector(folder / "a.onnx")
+
+
+def make_segmenter(folder: Path) -> Path:
+    return hostile.segmenter(folder / "a.onnx")
+
+
+def read_detector(path: Path) -> Any:
+    return Detector(path).boxes(Frame(0, np.zeros((64, 48, 3), np.uint8), "a"))
+
+
+def read_segmenter(path: Path) -> Any:
+    return list(crops().batches(masks=mask_source(f"onnx:{path}")))
+
+
 TARGETS = (
     Target("checkpoint .ckpt", make_lightning, read_checkpoint),
     Target("checkpoint before torch 1.6", make_legacy, read_checkpoint),
@@ -210,4 +304,20 @@ TARGETS = (
     Target("3DPW folder", their_data.write_3dpw, read_format("3dpw")),
     Target("4D-Humans tar", their_data.write_wds, read_format("wds")),
     Target("pictures with boxes", their_data.write_images, read_format("images")),
+    Target("config.json", make_model, read_model, "config.json"),
+    Target("picture png", make_picture("a.png"), decode_file),
+    Target("picture jpg", make_picture("a.jpg"), decode_file),
+    Target("picture tif", make_picture("a.tif"), decode_file),
+    Target("picture webp", make_picture("a.webp"), decode_file),
+    Target("picture heic", make_heic, decode_file),
+    Target("folder of pictures", make_pictures, read_source),
+    Target("video mp4", make_video("a.mp4"), read_source),
+    Target("video mkv", make_video("a.mkv"), read_source),
+    Target("boxes json", make_boxes("a.json"), read_box_file),
+    Target("boxes npz", make_boxes("a.npz"), read_box_file),
+    Target("recipe", copied("starter.yaml"), read_recipe),
+    Target("ablations", copied("ablations.yaml"), read_ablations),
+    Target("results", make_results, read_tables),
+    Target("detector", make_detector, read_detector),
+    Target("segmenter", make_segmenter, read_segmenter),
 )

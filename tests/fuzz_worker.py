@@ -9,6 +9,7 @@ import resource
 import sys
 import tempfile
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ def status(field: str) -> int:
 def main() -> None:
     """Reads every target's valid file first, so that all modules are there, then what comes."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     readers = {target.name: target.read for target in TARGETS}
     for target in TARGETS:
         with tempfile.TemporaryDirectory() as folder:
