@@ -1,7 +1,7 @@
 """Whether the end of a video file is missing, told from the sizes that its container names; nothing is decoded.
 
 Sources: ISO 14496-12 section 4.2 (boxes), RFC 8794 and 9559 (EBML and Matroska), Microsoft's RIFF and ASF
-specifications, Adobe's FLV specification version 10.1 annex E, ISO 13818-1 section 2.4.3 (transport packets).
+specifications, Adobe's FLV specification version 10.1 annex E, GIF89a section 27, ISO 13818-1 section 2.4.3.
 """
 
 from __future__ import annotations
@@ -113,6 +113,12 @@ def _last_tag(file: BinaryIO, total: int) -> bool:
     return size - 11 != high << 16 | low
 
 
+def _trailer(file: BinaryIO, total: int) -> bool:
+    """GIF: a semicolon ends it."""
+    file.seek(max(0, total - 64))
+    return not file.read().rstrip(b"\0\r\n").endswith(b";")
+
+
 def _packets(file: BinaryIO, total: int) -> bool:
     """Transport streams: 188 bytes a packet, with a time code before it 192, with parity after it 204."""
     file.seek(0)
@@ -129,5 +135,6 @@ _WALKS: dict[str, Callable[[BinaryIO, int], bool]] = {
     "asf": _beyond(_objects),
     "matroska": _beyond(_elements),
     "flv": _last_tag,
+    "gif": _trailer,
     "mpegts": _packets,
 }

@@ -119,4 +119,4 @@ def evenly(stamps: Iterable[tuple[float | None, Item]], fps: float) -> Iterator[
 
 def _strays(last: float, now: float, ahead: float) -> bool:
     """Whether a stamp between two that rise is before both, or far ahead of both."""
-    return last < ahead and (now <= last or (now > ahead and now - last > SPIKE_SECONDS))
+    return last < ahead <= last + LONGEST_GAP and (now <= last or (now > ahead and now - last > SPIKE_SECONDS))

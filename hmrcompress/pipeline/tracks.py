@@ -44,7 +44,8 @@ class Seen(NamedTuple):
 
 def apart(before: tuple[int, float, int], now: tuple[int, float, int]) -> bool:
     """Whether a track begins anew between two of its frames, given as (number, seconds, segment)."""
-    away = now[0] - before[0] > LONGEST_HOLE + 1 or now[1] - before[1] > LONGEST_PAUSE
+    pause = round(now[1] - before[1], 3)  # videos of a frame every two seconds are to be treated alike throughout
+    away = now[0] - before[0] > LONGEST_HOLE + 1 or pause > LONGEST_PAUSE
     return away or now[2] != before[2]
 
 

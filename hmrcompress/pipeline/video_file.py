@@ -137,7 +137,14 @@ class _Nameless:
     """An open file without its name, which libavformat would otherwise be given."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell, self.seekable = file.read, file.seek, file.tell, file.seekable
+        self.file, self.read, self.tell, self.seekable = file, file.read, file.tell, file.seekable
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """The new place; -1, an error to libavformat, for one that damaged files ask for and no file has."""
+        try:
+            return self.file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
 
 
 def _opened(path: Path) -> BinaryIO:

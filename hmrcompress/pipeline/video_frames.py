@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, first_line
 from hmrcompress.pipeline.stamps import StampLog, counted, evenly, risen
 from hmrcompress.pipeline.video_file import MOST_PIXELS, Header, check_size, opened_video
 
@@ -56,7 +56,7 @@ class VideoLog:
         """How many frames the header promises, where it does, by their number or by its duration."""
         if header.frames is not None:
             return header.frames
-        if header.seconds is None or header.form not in ("matroska", "flv", "asf", "mov"):
+        if header.seconds is None or header.form not in ("matroska", "flv", "mov"):
             return None  # elsewhere the duration is a guess from what is there
         span = (self.last or 0) - (self.first or 0)
         rate = (self.frames - 1) / span if self.frames > 1 and span > 0 else 1 / header.step
@@ -164,6 +164,7 @@ def _stamp(frame: Any, header: Header) -> float | None:
 
 def _shown(frame: Any, ratio: Fraction | None, header: Header, log: VideoLog) -> Picture:
     """(H,W,3) uint8 RGB as a player shows it. UserError for too many pixels."""
+    import av
     from av.video.reformatter import Interpolation
 
     width, height = stored = frame.width, frame.height
@@ -176,9 +177,14 @@ def _shown(frame: Any, ratio: Fraction | None, header: Header, log: VideoLog) ->
         else:
             log.odd_pixels = ratio
     matrix = _display_matrix(frame)
-    if (width, height) != stored:
-        frame = frame.reformat(width, height, "rgb24", interpolation=Interpolation.BICUBIC)
-    image: Picture = frame.to_ndarray(format="rgb24")
+    way = (
+        {} if (width, height) == stored else {"width": width, "height": height, "interpolation": Interpolation.BICUBIC}
+    )
+    try:
+        image: Picture = frame.to_ndarray(format="rgb24", threads=1, **way)
+    except (av.FFmpegError, ValueError) as error:
+        fault = f"frame {log.frames} cannot be made an RGB picture ({first_line(error)})"
+        raise UserError(fault, header.path, "--limit stops before it") from error
     return image if matrix is None else turned(image, matrix, log)
 
 
