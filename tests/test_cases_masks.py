@@ -160,6 +160,7 @@ def test_files_that_are_no_mask_are_refused_by_name(tmp_path: Path, folder: Path
         (moving.getvalue(), "holds several pictures"),
         (picture.getvalue(), "not a PNG"),
         (torn, "not a picture that can be read"),
+        (torn[:20], "its header is cut off"),
         (b"", "the file is empty"),
         (png_bytes(20000, 20000, 8, 0), "more pixels than"),
     ):

@@ -87,7 +87,11 @@ def open_png(path: Path) -> Iterator[tuple[Any, int, int]]:
     with open(path, "rb") as file:
         if require_kind(file, path) != "PNG":
             raise UserError("not a PNG, expected one", path)
-        depth, kind = file.read(26)[24:]
+        head = file.read(26)
+        file.seek(0)
+        if len(head) < 26:
+            raise UserError("not a picture that can be read (its header is cut off)", path)
+        depth, kind = head[24:]
         with opened(file, path, "PNG") as image:
             if image.size != (CROP_WIDTH, CROP_HEIGHT):
                 got = "x".join(map(str, image.size))
