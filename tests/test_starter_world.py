@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -170,6 +172,25 @@ def test_a_rendered_split_is_cached_whole(body, tmp_path, monkeypatch):
     posed = body.joints(batch.params).numpy()
     expected = np.concatenate([joints_of(body, make_clip(SPLITS["val"], i, body, 4), slice(None)) for i in range(2)])
     assert np.abs(posed - posed[:, :1] - (expected - expected[:, :1])).max() < 1e-5
+
+
+def test_two_that_ask_for_a_split_render_it_once(body, tmp_path, monkeypatch):
+    asked, made = threading.Barrier(2), []
+
+    def clip(split, index, body):
+        made.append(index)
+        return make_clip(split, index, body, 4)
+
+    def ask(_):
+        asked.wait()
+        return open_split("val", body, home=tmp_path, clips=2)
+
+    monkeypatch.setattr(dataset, "make_clip", clip)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(ask, range(2))
+    assert sorted(made) == [0, 1] and (first.arrays["images"] == second.arrays["images"]).all()
+    (folder,) = (tmp_path / "starter").iterdir()
+    assert [each.name for each in folder.iterdir()] == [Path(first.where).name], "no file of a lock is left"
 
 
 def test_only_the_frames_that_are_scored_are_rendered(body, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import HMRCompressError, MissingExtra, UserError
 from hmrcompress.exporting.onnx import DTYPES, check_export, in_half_precision, needs_two_files, quietly, traced_graph
 from hmrcompress.exporting.parity import OUTPUTS, OnnxNetwork, Parity, measure
-from hmrcompress.exporting.session import nodes_and_products, open_session
+from hmrcompress.exporting.session import has_exact_int8, nodes_and_products, open_session
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import dtype_name
@@ -204,7 +204,7 @@ class _Maker:
             op_types_to_quantize=["MatMul", "Gemm"],
             nodes_to_quantize=layers,
             per_channel=True,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8 if has_exact_int8() else QuantType.QUInt8,
             use_external_data_format=needs_two_files(self.network),
         )
         found = self._run(path, dtype="int8", graph=plain.graph, fused=plain.fused, refused=plain.refused)

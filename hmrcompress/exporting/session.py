@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hmrcompress.errors import MissingExtra, UserError
@@ -57,6 +59,35 @@ def open_session(
             "session.optimized_model_external_initializers_file_name", f"{optimised.name}.data"
         )
     return onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+
+@lru_cache(maxsize=1)
+def has_exact_int8() -> bool:
+    """Whether onnxruntime's products of unsigned with signed 8-bit numbers are right on this processor, tried out once.
+
+    Without VNNI or AMX it adds pairs of them in 16 bits, which saturate without a word ("Quantize ONNX models" in its
+    documentation); products of unsigned with unsigned ones do not. Raises MissingExtra.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "export") from error
+    helper, kinds = onnx.helper, onnx.TensorProto
+    weight = onnx.numpy_helper.from_array(np.full((64, 16), 127, np.int8), "weight")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "weight"], ["y"])],
+        "largest",
+        [helper.make_tensor_value_info("x", kinds.UINT8, ["rows", 64])],
+        [helper.make_tensor_value_info("y", kinds.INT32, ["rows", 16])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = [session.run(None, {"x": np.full((rows, 64), 255, np.uint8)})[0] for rows in (1, 192)]
+    return all(bool((each == 64 * 255 * 127).all()) for each in found)
 
 
 def nodes_and_products(path: Path) -> tuple[dict[str, int], dict[str, int]]:

@@ -6,6 +6,7 @@ where the time goes: the weights of a ViT-H are read from memory once a pass, wh
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ PACK_ROWS = 192
 """Rows that oneDNN lays weights out for; its layout is the same for all but a few rows."""
 FEW_ROWS = 16
 """Below so many rows oneDNN has a layout of its own, which is slower for more."""
+INT8_LARGEST = 127
 
 
 class PlainLinear(nn.Module):
@@ -91,11 +93,35 @@ class OneDnnLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, name, [], algorithm)
 
 
+@lru_cache(maxsize=1)
+def has_exact_int8() -> bool:
+    """Whether oneDNN's 8-bit products are right on this processor, tried out once.
+
+    Without VNNI or AMX (or where ONEDNN_MAX_CPU_ISA hides them) it adds pairs of products in 16 bits, which saturate
+    without a word: "Nuances of int8 Computations" in its developer guide.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    weight = torch.full((FEW_ROWS, 64), INT8_LARGEST, dtype=torch.int8)
+    scale, zero = torch.ones(FEW_ROWS), torch.zeros(FEW_ROWS, dtype=torch.int64)
+    for rows in (1, PACK_ROWS):
+        packed = torch.ops.onednn.qlinear_prepack(weight, [rows, 64])
+        x = torch.full((rows, 64), INT8_LARGEST, dtype=torch.int8)
+        found = torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        if not bool((found == 64 * INT8_LARGEST**2).all()):
+            return False
+    return True
+
+
 class Int8Linear(nn.Module):
     """8-bit weights, one scale an output channel, and 8-bit activations, one scale a call, on a CPU through oneDNN.
 
     Both are symmetric and rounded to nearest; a product is summed in int32 and comes out in the dtype of x. The scale
     of x is its largest magnitude / 127, found anew in every call (dynamic quantization), so nothing is calibrated.
+    Where oneDNN's 8-bit products saturate (`has_exact_int8`), the same rounded numbers are multiplied in float32, which
+    is exact up to sums of 2^24: no faster than float32, but the same result.
     """
 
     scale: Tensor
@@ -104,9 +130,12 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int = PACK_ROWS) -> None:
         super().__init__()
         low, high = (each.float() for each in weight.aminmax(dim=1))
-        scale = torch.maximum(-low, high).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        scale = torch.maximum(-low, high).clamp(min=torch.finfo(torch.float32).tiny) / INT8_LARGEST
         rounded = weight.to(torch.float32, copy=True).div_(scale[:, None]).round_().to(torch.int8)
-        self._packed: Tensor = torch.ops.onednn.qlinear_prepack(rounded, [rows, weight.shape[1]])
+        self.exact = has_exact_int8()
+        self._packed: Tensor = (
+            torch.ops.onednn.qlinear_prepack(rounded, [rows, weight.shape[1]]) if self.exact else rounded
+        )
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("zero", torch.zeros(len(scale), dtype=torch.int64), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.float(), persistent=False)
@@ -114,8 +143,14 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
         """As `PlainLinear.forward`, and x is overwritten: in a block nothing else reads it."""
         low, high = x.aminmax()
-        step = max(-float(low), float(high)) / 127 or 1.0
-        quantized = x.mul_(1 / step).round_().to(torch.int8)
+        step = max(-float(low), float(high)) / INT8_LARGEST or 1.0
+        quantized = x.mul_(1 / step).round_()
+        if not self.exact:
+            out = F.linear(quantized.float(), self._packed.float()).mul_(step * self.scale)
+            out = out if self.bias is None else out.add_(self.bias)
+            out = (F.gelu(out) if gelu else out).to(x.dtype)
+            return out if residual is None else out.add_(residual)
+        quantized = quantized.to(torch.int8)
         name, algorithm = ("gelu", "none") if gelu else ("none", "")
         out = torch.ops.onednn.qlinear_pointwise(
             quantized, step, 0, self._packed, self.scale, self.zero, self.bias, 1.0, 0, x.dtype, name, [], algorithm

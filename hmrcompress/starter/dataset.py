@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.errors import UserError
+from hmrcompress.io.locks import alone_in
 from hmrcompress.motion import procedural
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
 from hmrcompress.render.scene import Crop, Surface, View, render_crop
@@ -90,7 +91,8 @@ def open_split(
     """A split of the starter world as crops (see `CropSet`), rendered at the first call and then read from the cache.
 
     clips limits the number of clips (the first ones). motions: folder of motion capture, needed when `test-mocap` is
-    rendered. Raises UserError for an unknown split, and where motion capture is missing.
+    rendered. A second process that asks for the same waits for the first. Raises UserError for an unknown split, and
+    where motion capture is missing.
     """
     split = None if name == MOCAP_SPLIT else split_named(name)
     if split is not None:
@@ -99,7 +101,11 @@ def open_split(
     label = f"{name}.{split.number}" if split else name
     label = label if count is None else f"{label}-{count}"
     folder = (home or cache_home()) / "starter" / f"v{VERSION}-{body.faces_sha256[:8]}" / label
-    if not (folder / "meta.json").is_file():
+    if (folder / "meta.json").is_file():
+        return CropSet.open(folder)
+    with alone_in(folder.parent):
+        if (folder / "meta.json").is_file():  # another process has rendered it meanwhile
+            return CropSet.open(folder)
         if split is not None:
             made = [make_clip(split, index, body) for index in range(count or split.clips)]
         elif motions is not None:

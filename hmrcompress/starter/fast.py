@@ -13,6 +13,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_file, sha256_json
 from hmrcompress.io.jsons import read_json
+from hmrcompress.io.locks import alone_in
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.models.decoder_part import DecoderPart
@@ -47,8 +48,11 @@ def fast_folder(starter: Path, parts: Path, home: Path | None = None) -> Path:
     made_of = [starter / "model.safetensors", *(parts / name for name in (PLAN, WEIGHTS, SETTINGS))]
     key = sha256_json([sha256_file(path) for path in made_of])
     folder = (home or cache_home()) / "starter" / f"fast-{key[:16]}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():
+        return folder
+    with alone_in(folder.parent):
+        if folder.is_dir():  # another process has made it meanwhile
+            return folder
         checkpoint = load_checkpoint(starter)
         settings = read_json(parts / SETTINGS)
         part = DecoderPart(settings["config"], read_safetensors(parts / WEIGHTS)[0])
