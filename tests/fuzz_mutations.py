@@ -339,7 +339,9 @@ def graph(draw: Draw, data: bytes, path: Path) -> bytes:
         other = changed_array(draw, numpy_helper.to_array(inside.initializer[place]))
         name = inside.initializer[place].name
         if other is not None and other.dtype.kind in "biuf":
-            inside.initializer[place].CopyFrom(numpy_helper.from_array(np.asarray(other), name))
+            inside.initializer[place].CopyFrom(
+                numpy_helper.from_array(np.asarray(other, other.dtype.newbyteorder("=")), name)
+            )
         else:
             inside.initializer[place].dims[:] = [abs(odd)]
     elif way == "names":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import segmenters
 import tiny
 import torch
+from cases import hostile
 from test_masks import slow_coverage
 
 from hmrcompress.data.crops import CropSet
@@ -205,7 +207,8 @@ class Scripted:
 def scripted(table: dict[int, list[tuple[int, ...]]], frames: int, clips: int = 1) -> tuple[OnnxMasks, CropSet]:
     images = np.zeros((clips * frames, 256, 192, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(clips * frames)
-    source = OnnxMasks(Path("unused.onnx"))
+    with TemporaryDirectory() as folder:
+        source = OnnxMasks(hostile.detector(Path(folder) / "unused.onnx"))
     source.segmenter = Scripted(table)  # type: ignore[assignment]
     return source, crops(images, clips)
 

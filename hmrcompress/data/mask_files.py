@@ -43,7 +43,7 @@ class FileMasks:
         self.path, self.value = path, value
         said = "" if value is None else f"{SAID_VALUE}{value[0]}" + (f"-{value[1]}" if value[1] != value[0] else "")
         self.name = f"files:{path}{said}"
-        if not path.exists():
+        if not (path.is_dir() or path.is_file()):
             raise UserError("no such folder of masks", path)
 
     def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:

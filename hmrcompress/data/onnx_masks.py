@@ -15,6 +15,7 @@ from hmrcompress.data.masks import MaskedFrames, coverage_grid, person_tokens
 from hmrcompress.data.onnx_segment import Segmenter
 from hmrcompress.data.people import choose
 from hmrcompress.errors import UserError
+from hmrcompress.io.onnx_file import check_onnx
 from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH
 
 AT_A_TIME = 8
@@ -44,6 +45,8 @@ class OnnxMasks:
     """
 
     def __init__(self, path: Path) -> None:
+        """UserError where there is no such file, or it is no ONNX file; it is opened when masks are needed."""
+        check_onnx(path)
         self.path = path
         self.name = f"onnx:{path}"
         self._clips: WeakKeyDictionary[MaskedFrames, dict[int, _Clip]] = WeakKeyDictionary()
