@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -73,6 +74,51 @@ def test_one_euro_on_one_axis_is_the_scalar_filter() -> None:
     wanted = np.stack([scalar_one_euro(angles[:, j], FPS, 0.8, 0.4, 1.3) for j in range(JOINTS)], 1)
     expected = Rotation.from_rotvec((wanted[..., None] * axes).reshape(-1, 3)).as_matrix()
     np.testing.assert_allclose(found.numpy().reshape(-1, 3, 3), expected, atol=1e-10)
+
+
+UNEVEN = np.cumsum(np.random.default_rng(4).uniform(0.01, 0.2, 50))
+"""Seconds of 50 frames."""
+
+
+def test_one_euro_takes_seconds_in_place_of_a_rate() -> None:
+    """On one axis against the scalar loop with the rate of every step; even seconds are the rate."""
+    angles = 0.4 * np.sin(3 * UNEVEN) + 0.05 * np.random.default_rng(0).normal(size=50)
+    turned = Rotation.from_rotvec(np.repeat(angles, JOINTS)[:, None] * [0, 0, 1]).as_matrix()
+    found = one_euro(params_of(turned.reshape(50, JOINTS, 3, 3)), one_clip(50), torch.from_numpy(UNEVEN)).rotations
+    result, speed = [angles[0]], 0.0
+    for value, passed in zip(angles[1:], np.diff(UNEVEN), strict=True):
+        share = 1 / (1 + 1 / (2 * math.pi * passed))
+        speed = share * (value - result[-1]) / passed + (1 - share) * speed
+        share = 1 / (1 + 1 / (2 * math.pi * (1.0 + 0.3 * abs(speed)) * passed))
+        result.append(share * value + (1 - share) * result[-1])
+    made = Rotation.from_matrix(found[:, 5].numpy()).as_rotvec()[:, 2]
+    assert np.abs(made - result).max() < 1e-9
+
+
+@pytest.mark.parametrize("smooth", [one_euro, savgol])
+def test_even_seconds_are_a_rate(smooth: Callable[..., BodyParams]) -> None:
+    params, clip = params_of(motion(frames=40)), torch.arange(40) % 2
+    seconds = torch.arange(40).div(2, rounding_mode="floor").double() / FPS + 7
+    assert torch.allclose(smooth(params, clip, seconds).rotations, smooth(params, clip, FPS).rotations, atol=1e-9)
+    with pytest.raises(UserError, match="clip 0 do not rise"):
+        smooth(params, clip, seconds.flip(0))
+    with pytest.raises(ShapeError):
+        smooth(params, clip, seconds[:3])
+
+
+def test_savgol_fits_a_parabola_around_each_of_uneven_frames() -> None:
+    """Against numpy's least squares, frame by frame, and the nearest rotation by singular values."""
+    rotations = shaken(motion(2, 50), 0.1)
+    found = savgol(params_of(rotations), one_clip(50), torch.from_numpy(UNEVEN), seconds=0.6).rotations.numpy()
+    for row in range(50):
+        middle = np.clip(UNEVEN[row], UNEVEN[0] + 0.3, UNEVEN[-1] - 0.3)
+        near = np.abs(UNEVEN - middle) < 0.3 + 1e-9
+        if near.sum() < 3:
+            assert np.allclose(found[row], rotations[row])
+            continue
+        fit = np.polynomial.polynomial.polyfit(UNEVEN[near] - UNEVEN[row], rotations[near].reshape(near.sum(), -1), 2)
+        left, _, right = np.linalg.svd(fit[0].reshape(-1, 3, 3))
+        assert np.allclose(found[row], left @ right, atol=1e-6)
 
 
 def test_one_euro_looks_at_the_past_alone() -> None:
