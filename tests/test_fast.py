@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from bounds import GELU_SLOPE, int8_bound, network_bound, product_bound, rounding_bound, unit
+from test_families import CAMERA, HAND, TOKENS
 from test_reference import awake
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from hmrcompress.evaluation.reference import reference
 from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.merging.apply import forced_merges, with_token_merging
 from hmrcompress.models import fast_linear
+from hmrcompress.models.families import FAMILIES
 from hmrcompress.models.fast import make_fast
 from hmrcompress.models.fast_linear import Int8Linear, Kind, MklLinear, folded, kind_for, linear
 from hmrcompress.models.network import HMR2, from_state
@@ -83,6 +85,49 @@ def test_bfloat16_errs_no_more_than_the_plain_path(config: object, tokens: Token
     fast = make_fast(network, torch.bfloat16)
     found = fast(batch.images, batch.person_mask)
     assert network_bound(network, wanted) < deviation(found, wanted) < 1.5 * off
+    assert {tensor.dtype for tensor in numbers(found)} == {torch.float32}
+
+
+def of_family(name: str) -> HMR2:
+    """A small network of a family, whose read-outs, norms, biases and positions all matter."""
+    like = {"camerahmr": CAMERA, "tokenhmr": TOKENS, "hamer": HAND}.get(name, CONFIG)
+    return awake(like).float().requires_grad_(False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [None, WEIGHTED.changed(per_layer=60)], ids=["all tokens", "merged"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_its_network_in_float64(name: str, tokens: TokenSettings | None) -> None:
+    """All that comes out, keypoints too; the family's head is still its own."""
+    network = with_token_merging(of_family(name), tokens)
+    config, batch = network.config, made_up_batch(network.config, 3)
+    assert config.family == name
+    exact = from_state(config, {key: tensor.double() for key, tensor in network.state_dict().items()})
+    exact.backbone.reducer = network.backbone.reducer
+    condition = None if batch.condition is None else batch.condition.double()
+    wanted = exact(batch.images.double(), batch.person_mask, condition)
+    fast = make_fast(network)
+    found = fast(batch.images, batch.person_mask, batch.condition)
+    assert largest(found, wanted) < 1e-5 and len(numbers(found)) == len(numbers(wanted))
+    assert float(wanted.body_pose.std()) > 0.05
+    assert type(fast.head) is type(network.head) and "keys" not in fast.state_dict()
+    again = network(batch.images, batch.person_mask, batch.condition)
+    assert largest(again, wanted) < 1e-5, "the network that it was made from is as it was"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_reads_out_in_float32(name: str) -> None:
+    """In bfloat16 no further off than the plain path whose read-outs are kept in float32."""
+    network = of_family(name)
+    batch = made_up_batch(network.config, 3)
+    wanted = network(batch.images, batch.person_mask, batch.condition)
+    kept = network.full_precision
+    state = {key: value if key.startswith(kept) else value.bfloat16() for key, value in network.state_dict().items()}
+    plain = from_state(network.config, state)
+    off = largest(plain(batch.images.bfloat16(), batch.person_mask, batch.condition), wanted)
+    found = make_fast(network, torch.bfloat16)(batch.images, batch.person_mask, batch.condition)
+    assert 1e-4 < largest(found, wanted) < 1.5 * off + 0.01
     assert {tensor.dtype for tensor in numbers(found)} == {torch.float32}
 
 

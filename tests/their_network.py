@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from hmrcompress.models.network import HMR2
+from hmrcompress.models.network import HMR2, NetworkConfig
 
 DIM, HEADS, DEPTH, GRID = 32, 2, 4, (16, 12)
 
@@ -124,3 +124,130 @@ class TimmBlock(TheirBlock):
         mixed = ((a.q_norm(q) * a.scale) @ a.k_norm(k).transpose(-2, -1)).softmax(-1) @ v
         x = x + self.drop_path1(self.ls1(a.proj(mixed.transpose(1, 2).flatten(2))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class TheirPreNorm(nn.Module):
+    def __init__(self, width: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fn = nn.LayerNorm(width), fn
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return self.fn(self.norm(x, *args), **kwargs)
+
+
+class TheirFeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Dropout(0.0), nn.Linear(hidden, width), nn.Dropout(0.0)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def their_heads(x: Tensor, heads: int) -> Tensor:
+    B, N, C = x.shape
+    return x.reshape(B, N, heads, C // heads).permute(0, 2, 1, 3)
+
+
+class TheirSelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, dim_head**-0.5
+        self.to_qkv = nn.Linear(width, 3 * heads * dim_head, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, width), nn.Dropout(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (their_heads(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=-1))
+        out = ((q @ k.transpose(-1, -2)) * self.scale).softmax(-1) @ v
+        return self.to_out(out.permute(0, 2, 1, 3).flatten(2))
+
+
+class TheirCrossAttention(nn.Module):
+    def __init__(self, width: int, context_dim: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, dim_head**-0.5
+        self.to_kv = nn.Linear(context_dim, 2 * heads * dim_head, bias=False)
+        self.to_q = nn.Linear(width, heads * dim_head, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, width), nn.Dropout(0.0))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        k, v = (
+            their_heads(part, self.heads) for part in self.to_kv(x if context is None else context).chunk(2, dim=-1)
+        )
+        q = their_heads(self.to_q(x), self.heads)
+        out = ((q @ k.transpose(-1, -2)) * self.scale).softmax(-1) @ v
+        return self.to_out(out.permute(0, 2, 1, 3).flatten(2))
+
+
+class TheirLayers(nn.Module):
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        width, heads, size = config.head_width, config.head_heads, config.head_dim
+        self.layers = nn.ModuleList([])
+        for _ in range(config.head_depth):
+            self.layers.append(
+                nn.ModuleList(
+                    [
+                        TheirPreNorm(width, TheirSelfAttention(width, heads, size)),
+                        TheirPreNorm(width, TheirCrossAttention(width, config.dim, heads, size)),
+                        TheirPreNorm(width, TheirFeedForward(width, config.head_mlp_dim)),
+                    ]
+                )
+            )
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        contexts = [context] * len(self.layers)
+        for number, (attention, cross, feed) in enumerate(self.layers):
+            x = attention(x) + x
+            x = cross(x, context=contexts[number]) + x
+            x = feed(x) + x
+        return x
+
+
+class TheirDecoder(nn.Module):
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.to_token_embedding = nn.Linear(1, config.head_width)
+        self.pos_embedding = nn.Parameter(torch.zeros(1, 1, config.head_width))
+        self.transformer = TheirLayers(config)
+
+    def forward(self, inp: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.transformer(self.to_token_embedding(inp) + self.pos_embedding, context=context)
+
+
+class TheirSMPLHead(nn.Module):
+    """Reads the map of features and gives pose (six numbers a joint), shape, camera and the query."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.transformer = TheirDecoder(config)
+        self.decpose = nn.Linear(config.head_width, 6 * config.num_joints)
+        self.decshape = nn.Linear(config.head_width, config.num_betas)
+        self.deccam = nn.Linear(config.head_width, 3)
+        for name, size in (("body_pose", 6 * config.num_joints), ("betas", config.num_betas), ("cam", 3)):
+            self.register_buffer(f"init_{name}", torch.zeros(1, size))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = x.flatten(2).permute(0, 2, 1)
+        token = torch.zeros(len(x), 1, 1).to(x)
+        out = self.transformer(token, context=x).squeeze(1)
+        return (
+            self.decpose(out) + self.init_body_pose,
+            self.decshape(out) + self.init_betas,
+            self.deccam(out) + self.init_cam,
+            out,
+        )
+
+
+class TheirHMR(nn.Module):
+    """HMR2.0 as its own code has it, from names and description: it loads our state dict strictly."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.backbone, self.smpl_head = TheirBackbone(), TheirSMPLHead(config)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B,3,256,192) -> pose, betas, camera, features."""
+        return self.smpl_head(self.backbone(images))

@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import sixd_to_matrix
+from hmrcompress.models.families import family
 from hmrcompress.models.network import HMR2, NetworkConfig
 from hmrcompress.records import HMROutput
 
@@ -218,7 +220,13 @@ class Reference(nn.Module):
 
 def reference(network: HMR2) -> Reference:
     """The reference over the weights of `network`, no copy of any tensor, in evaluation mode. What `network` merges
-    among tokens it leaves out."""
+    among tokens it leaves out. UserError for a network of another family than HMR2.0."""
+    if type(network) is not HMR2:
+        raise UserError(
+            f"{family(network.config.family).title} is not written down here as its authors run it, HMR2.0 alone is",
+            "--baseline original",
+            "Use --baseline ours",
+        )
     with torch.device("meta"):
         made = Reference(network.config)
     made.load_state_dict(network.state_dict(), strict=True, assign=True)

@@ -9,7 +9,8 @@ Such code ends its backbone in `x.permute(0, 2, 1).reshape(B, -1, rows, columns)
 into nonsense. So the last block hands back one token for every patch of the crop: each patch gets the token that it was
 merged into, or, where background was dropped, the kept token that stands for it (`background.nearest_kept`). A
 cross-attention over these reads the merged tokens with the log of their sizes as a bias, a mean over them is weighted
-by sizes.
+by sizes. A plan whose head has that bias is therefore one function in every network; for any other plan the head's
+cross-attentions are told to read each token once (`live_heads`), and where they are not known the plan is refused.
 
 Nothing here is global: the mask and the tokens of a forward pass belong to the patched model and to the thread.
 """
@@ -28,13 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from hmrcompress.errors import ShapeError, UserError
-from hmrcompress.merging.apply import TokenMerger, check_depth
+from hmrcompress.merging.apply import TokenMerger, check_depth, token_counts
 from hmrcompress.merging.background import nearest_kept
 from hmrcompress.merging.layers import merge_layers
+from hmrcompress.merging.live_heads import Reading, cross_attentions, read_once, unknown_head
 from hmrcompress.merging.lstsq import Patch
 from hmrcompress.merging.timm_blocks import attend, check_block, check_same, feed
 from hmrcompress.merging.tokens import destinations, merge
-from hmrcompress.models.vit import TokenState
+from hmrcompress.models.fast import FastBlock
+from hmrcompress.models.vit import TokenState, ViT
 from hmrcompress.plan import Plan
 from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH
 
@@ -53,11 +56,13 @@ class _Run:
 
 
 class _Local(threading.local):
-    """What belongs to one thread: masks (the innermost last) and the pass that is on its way. Copies start empty."""
+    """What belongs to one thread: masks (the innermost last), the pass that is on its way, and what heads know of those
+    that have ended. Copies start empty."""
 
     def __init__(self) -> None:
         self.masks: list[Tensor | None] = []
         self.run: _Run | None = None
+        self.reading = Reading()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_Local, ())
@@ -65,14 +70,20 @@ class _Local(threading.local):
 
 @dataclass(eq=False)
 class _Patch:
-    """What was done to a model and how to undo it. `replaced` holds the `forward` attributes that blocks had before."""
+    """What was done to a model and how to undo it. `replaced`: modules, their attributes that were set, and what these
+    were before."""
+
+    def replace(self, module: nn.Module, name: str, function: Callable) -> None:
+        """Sets an attribute of one module to a function, until `unapply`."""
+        self.replaced.append((module, name, module.__dict__.get(name)))
+        module.__dict__[name] = function
 
     originals: tuple[nn.Module, ...]
     reducer: TokenMerger | None
     grid: tuple[int, int]
     depth: int
     before: tuple[Any, ...]
-    replaced: list[tuple[nn.Module, Callable | None]] = field(default_factory=list)
+    replaced: list[tuple[nn.Module, str, Callable | None]] = field(default_factory=list)
     local: _Local = field(default_factory=_Local)
 
 
@@ -98,24 +109,33 @@ def apply(
     first layer of each group. The layers as they were are kept for `unapply`. Token merging takes everything for
     background unless the call runs inside `person_mask`. Copies of the model are independent of it.
 
-    UserError where the model does not fit or is compressed already, or the plan is for another number of layers or has
-    `lstsq` without patches; the model is untouched then.
+    UserError where the model does not fit or is compressed already, or the plan is for another number of layers, has
+    `lstsq` without patches, or merges tokens that the model's head would read otherwise than the native network does
+    (`live_heads`); the model is untouched then.
     """
     owner, blocks = _parts(model)
     if RECORD in owner.__dict__:
         raise UserError("the model is compressed already", type(model).__name__, "hc.unapply(model) undoes it")
+    if getattr(owner, "reducer", None) is not None:
+        raise UserError("the network merges tokens already", type(model).__name__, "Load it without, or without `fast`")
+    if any(isinstance(block, FastBlock) for block in blocks):
+        raise UserError("the network is on the fast path", type(model).__name__, "Load it without `fast`")
     if plan.checkpoint.layers != len(blocks):
         raise UserError(
             f"the plan is for {plan.checkpoint.layers} layers, the model has {len(blocks)}", "checkpoint.layers"
         )
     grid = grid or _grid_of(owner)
-    originals = tuple(blocks)
+    originals, heads = tuple(blocks), dict[str, nn.Module]()
     if plan.tokens is not None:
         check_depth(plan.tokens, grid[0] * grid[1], len(plan.groups))
         for number, block in enumerate(originals):
             check_block(block, number)
         for number in {0, len(originals) - 1}:
             check_same(originals[number], number, grid[0] * grid[1])
+        if not plan.tokens.biases_head and token_counts(plan.tokens, grid[0] * grid[1])[-1] < grid[0] * grid[1]:
+            heads = cross_attentions(model, blocks)
+            if not heads:
+                raise unknown_head(model)
     made = _merged(blocks, plan, patches)
     reducer = None if plan.tokens is None else TokenMerger(plan.tokens)
     patch = _Patch(originals, reducer, grid, len(plan.groups), _placement(blocks))
@@ -124,8 +144,11 @@ def apply(
         for number in group[1:]:
             blocks[number] = _Removed()
         if reducer is not None:
-            patch.replaced.append((block, block.__dict__.get("forward")))
-            block.__dict__["forward"] = partial(_forward, patch, layer, block)
+            patch.replace(block, "forward", partial(_forward, patch, layer, block))
+    for name, module in heads.items():
+        patch.replace(module, "forward", partial(_read, patch, module, module.__dict__.get("forward"), name))
+    if isinstance(owner, ViT) and reducer is not None:
+        patch.replace(owner, "encode", partial(_encode, patch, owner))
     setattr(owner, RECORD, patch)
     return model
 
@@ -138,10 +161,10 @@ def unapply(model: Module) -> Module:
     """
     owner, blocks = _parts(model)
     patch = _patch_of(model)
-    for block, forward in patch.replaced:
-        del block.__dict__["forward"]
-        if forward is not None:
-            block.__dict__["forward"] = forward
+    for module, name, before in patch.replaced:
+        del module.__dict__[name]
+        if before is not None:
+            module.__dict__[name] = before
     now = _placement(blocks)
     for number, original in enumerate(patch.originals):
         if blocks[number] is not original:
@@ -197,7 +220,24 @@ def _forward(patch: _Patch, layer: int, block: nn.Module, tokens: Tensor) -> Ten
     if run.layer < patch.depth:
         return tokens
     local.run = None
+    local.reading.remember(run.owner, tokens.shape[1])
     return tokens.gather(1, run.owner[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _read(patch: _Patch, module: nn.Module, before: Callable | None, name: str, *args: Any, **kwargs: Any) -> Any:
+    """What a cross-attention of a head does: it reads each merged token once."""
+    return read_once(patch.local.reading, module, before, name, args, kwargs)
+
+
+def _encode(patch: _Patch, backbone: ViT, images: Tensor, person_mask: Tensor | None = None) -> Any:
+    """What a backbone of ours does with the mask that it is called with: it counts as one of `person_mask`."""
+    if person_mask is None:
+        return ViT.encode(backbone, images)
+    patch.local.masks.append(person_mask)
+    try:
+        return ViT.encode(backbone, images, person_mask)
+    finally:
+        patch.local.masks.pop()
 
 
 def _begin(patch: _Patch, tokens: Tensor) -> tuple[Tensor, _Run]:

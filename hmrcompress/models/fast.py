@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmrcompress.models.fast_head import FastHead
+from hmrcompress.models.fast_head import make_fast_head
 from hmrcompress.models.fast_linear import Kind, Norm, converted, kind_for, linear, norm_and_linear
-from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.network import HMR2, share
 from hmrcompress.models.vit import PATCH_PADDING, Block, PatchEmbed
 
@@ -84,8 +83,7 @@ def make_fast(network: HMR2, dtype: torch.dtype = torch.float32, *, int8: bool =
     `network`, which is of no use afterwards, layer by layer, so that there are never two of each.
 
     The result has the modules and methods of an HMR2, but no state dict: it cannot be merged, trained or saved. It
-    takes images of any float dtype and gives bodies in float32. A head of another kind than HMR2.0's is converted and
-    else left as it is.
+    takes images of any float dtype and gives bodies in float32.
     """
     device = next(network.parameters()).device
     kind, head_kind = kind_for(device, dtype, int8=int8), kind_for(device, dtype)
@@ -96,8 +94,5 @@ def make_fast(network: HMR2, dtype: torch.dtype = torch.float32, *, int8: bool =
     backbone.patch_embed = FastPatchEmbed(backbone.patch_embed, head_kind, dtype)  # type: ignore[assignment]
     backbone.pos_embed = nn.Parameter(backbone.pos_embed.detach().to(dtype), requires_grad=False)
     backbone.last_norm = Norm(backbone.last_norm, dtype, folded=False)  # type: ignore[assignment]
-    if type(fast.smpl_head) is SMPLHead:
-        fast.smpl_head = FastHead(fast.smpl_head, head_kind, dtype)  # type: ignore[assignment]
-    else:
-        fast.smpl_head = fast.smpl_head.to(dtype)
+    make_fast_head(fast.head, head_kind, dtype)
     return fast.requires_grad_(False)

@@ -15,10 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmrcompress.geometry.rotations import sixd_to_matrix
 from hmrcompress.models.fast_linear import Kind, converted, folded, linear
 from hmrcompress.models.heads import SMPLHead
-from hmrcompress.records import HMROutput
 
 
 class _FastLayer(nn.Module):
@@ -65,47 +63,47 @@ class _FastLayer(nn.Module):
         return self.fc2(self.fc1(self._norm(query), gelu=True), residual=query)
 
 
-class FastHead(nn.Module):
-    """An `SMPLHead` for inference: the same call. Read-outs, mean parameters and all that comes out are float32 or
-    wider, whatever the rest computes in: they are small, and what follows needs them so."""
+class FastDecoder(nn.Module):
+    """The `transformer` of an `SMPLHead` of any family for inference: the same call, for one query."""
 
-    start: Tensor
-
-    def __init__(self, head: SMPLHead, kind: Kind, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: nn.Module, kind: Kind, dtype: torch.dtype) -> None:
         super().__init__()
-        self.token_input, self.iterations = head.token_input, head.iterations
-        decoder = head.transformer
+        found: Any = decoder
         self.embedding = linear(
             "plain",
-            decoder.to_token_embedding.weight.detach().to(dtype),
-            (decoder.to_token_embedding.bias + decoder.pos_embedding[0, 0]).detach().to(dtype),
+            found.to_token_embedding.weight.detach().to(dtype),
+            (found.to_token_embedding.bias + found.pos_embedding[0, 0]).detach().to(dtype),
         )
         self.layers = nn.ModuleList(
-            _FastLayer(list(layer.children()), kind, dtype) for layer in decoder.transformer.layers
+            _FastLayer(list(layer.children()), kind, dtype) for layer in found.transformer.layers
         )
-        self.width = head.decpose.in_features
-        readouts = (head.decpose, head.decshape, head.deccam)
-        self.sizes = [layer.out_features for layer in readouts]
-        weight, bias = (torch.cat([_exact(getattr(layer, name)) for layer in readouts]) for name in ("weight", "bias"))
-        self.readout = linear("plain", weight, bias)
-        start = torch.cat([_exact(each) for each in (head.init_body_pose, head.init_betas, head.init_cam)], dim=1)
-        self.register_buffer("start", start, persistent=False)
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> HMROutput:
-        """tokens (B,M,context_dim), bias (B,1,1,M) on the cross-attention logits or None -> HMROutput."""
-        estimate = self.start.expand(len(tokens), -1)
-        features = tokens.new_zeros(len(tokens), self.width)
+    def forward(self, token: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+        """token (B,1,inputs), context (B,M,context_dim), bias (B,1,1,M) on the cross-attention logits or None ->
+        (B,1,width)."""
         if bias is not None:
-            bias = bias[:, 0].to(tokens.dtype)
-        for _ in range(self.iterations):
-            token = estimate.to(tokens.dtype) if self.token_input == "mean_shape" else tokens.new_zeros(len(tokens), 1)
-            features = self.embedding(token)
-            for layer in self.layers:
-                features = layer(features, tokens, bias)
-            estimate = estimate + self.readout(features.to(estimate.dtype))
-        pose, betas, cam = estimate.split(self.sizes, dim=1)
-        rotations = sixd_to_matrix(pose.unflatten(-1, (-1, 6)), layout="columns")
-        return HMROutput(rotations[:, :1], rotations[:, 1:], betas, cam, features.to(estimate.dtype))
+            bias = bias[:, 0].to(context.dtype)
+        query = self.embedding(token[:, 0])
+        for layer in self.layers:
+            query = layer(query, context, bias)
+        return query[:, None]
+
+
+def make_fast_head(head: SMPLHead, kind: Kind, dtype: torch.dtype) -> SMPLHead:
+    """The same head, of whatever family, its transformer replaced by a `FastDecoder` that computes in `dtype`.
+    Read-outs, mean parameters and all that comes out are float32 or wider, whatever the rest computes in: they are
+    small, and what follows needs them so."""
+    head.transformer = FastDecoder(head.transformer, kind, dtype)  # type: ignore[assignment]
+    for name, module in head.named_children():
+        if name != "transformer":
+            module._apply(_widened)
+    for name, buffer in head.named_buffers(recurse=False):
+        setattr(head, name, _widened(buffer))
+    return head
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return _exact(tensor) if tensor.is_floating_point() else tensor
 
 
 def _exact(tensor: Tensor) -> Tensor:

@@ -184,11 +184,10 @@ class SMPLHead(nn.Module):
         pose = self.init_pose.expand(batch, -1)
         betas = self.init_betas.expand(batch, -1)
         cam = self.init_cam.expand(batch, -1)
-        features = read = tokens.new_zeros(batch, self.deccam.in_features)
+        read = self.deccam.weight.new_zeros(batch, self.deccam.in_features)
         for _ in range(self.iterations):
             token = self.query(torch.cat([pose, betas, cam], dim=-1), condition)[:, None].to(tokens.dtype)
-            features = self.transformer(token, tokens, bias)[:, 0]
-            read = features.to(self.deccam.weight.dtype)
+            read = self.transformer(token, tokens, bias)[:, 0].to(self.deccam.weight.dtype)
             pose = pose + self.read_pose(read)
             betas = betas + self.decshape(read)
             cam = cam + self.deccam(read)
@@ -198,7 +197,7 @@ class SMPLHead(nn.Module):
             body_pose=rotations[:, 1:],
             betas=betas,
             cam=cam,
-            features=features,
+            features=read,
             keypoints=self.read_keypoints(read),
         )
 
