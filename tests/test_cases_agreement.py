@@ -31,6 +31,8 @@ from hmrcompress.opening import STARTER_FAST
 from hmrcompress.plan import CheckpointRef, DropBackground, Plan, TokenSettings
 
 GROUPS = ((0,), (1, 2), (3,))
+SHARP = 10
+"""How much larger queries and keys are than at random, so that attention is far from uniform."""
 DROP = DropBackground()
 SETTINGS = {
     "default": TokenSettings(),
@@ -64,7 +66,7 @@ def ours() -> HMR2:
     network = awake(tiny.CONFIG)
     for name, parameter in network.named_parameters():
         if parameter.ndim == 2 and ("attn.qkv" in name or "to_kv" in name):
-            parameter.mul_(10)
+            parameter.mul_(SHARP)
     return network
 
 
@@ -106,7 +108,8 @@ def test_every_path_is_one_function(name: str, ours: HMR2) -> None:
     assert torch.equal(theirs(images)[3], plain)
 
     single = merge_network(copy.deepcopy(ours).float(), plan(settings))
-    assert largest(make_fast(single)(images.float(), mask), wanted) < network_bound(single, wanted)
+    amplified = SHARP * network_bound(single, wanted)  # roundings of keys, as those of logits
+    assert largest(make_fast(single)(images.float(), mask), wanted) < amplified
     if name != "nothing merged":
         assert float((plain - wanted.features).abs().max()) > 1e-3 * scale, "the setting matters"
 
