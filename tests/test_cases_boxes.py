@@ -323,6 +323,31 @@ def test_data_sets_refuse_the_same_boxes(tmp_path: Path, row: dict[str, Any], fa
         open_format(f"images:{tmp_path}")
 
 
+def test_pictures_without_boxes_are_told(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", SIZE, (n, n, n)) for n in (1, 2)]
+    for number in range(3):
+        pages[0].save(tmp_path / f"{number}.tif", save_all=True, append_images=pages[1:])
+    listed = [{"frame": number, "box": [40, 20, 150, 245]} for number in (0, 2)]
+    (tmp_path / "boxes.json").write_text(json.dumps(listed))
+    with hearing() as told:
+        crops = open_format(f"images:{tmp_path}")
+        assert told == [f"{tmp_path / 'boxes.json'}: no box on 1 of 3 pictures: 1.tif"]
+        np.asarray(crops.arrays["images"])
+    assert told[1:] == [f"{tmp_path / '0.tif'}: only picture 1 of 2 in it was read (perhaps others, too)"]
+
+
+@pytest.mark.parametrize("box", [Box(0, (np.nan, 9.0), 50.0), Box(0, (9.0, 9.0), np.inf), Box(0, (9.0, 9.0), 0.0)])
+def test_boxes_of_any_source_are_finite(box: Box) -> None:
+    class Odd:
+        name = "plug-in"
+
+        def boxes(self, frame: Frame) -> list[Box]:
+            return [Box(1, (9.0, 9.0), 9.0), box]
+
+    with pytest.raises(UserError, match=r"plug-in: frame 3: Box\(track=0, .*expected finite"):
+        CheckedBoxes(Odd(), same_size=False).boxes(frame(3))
+
+
 def test_full_frames_are_never_doubtful() -> None:
     with hearing() as told:
         boxes = CheckedBoxes(FullFrame(), same_size=False)

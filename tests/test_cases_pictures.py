@@ -187,6 +187,7 @@ def test_floats_a_little_beyond_are_clipped() -> None:
         (saved(Image.fromarray(PICTURE), "PNG")[:2000], "not a picture that can be read"),
         (saved(Image.fromarray(PICTURE), "PNG")[:20], "not a picture that can be read"),
         (b"\xff\xd8\xff" + bytes(500), "damaged, or of a kind"),
+        (b"GIF89a" + bytes(7) + b",\0\0\0\0\0\0\0\0\0\2\1\0\0;", "damaged, or of a kind"),
     ],
 )
 def test_what_means_no_picture_is_refused_in_a_sentence(data: bytes, fault: str) -> None:

@@ -57,7 +57,7 @@ class Annotations:
     focal: np.ndarray | None = None
     antialias: bool = False
     left_out: dict[str, int] | None = None
-    told: list[str] = field(default_factory=list, compare=False)
+    told: set[str] = field(default_factory=set, compare=False)
 
     def crops(self, where: object) -> CropSet:
         """The people as a set of crops. UserError for boxes and other numbers that make no sense."""
@@ -120,7 +120,10 @@ class Annotations:
         made = np.empty((len(rows), CROP_HEIGHT, CROP_WIDTH, 3), np.uint8)
         numbers = self.picture[rows]
         for number in np.unique(numbers):
-            whole = picture(self.pictures, int(number))
+            decoded = picture(self.pictures, int(number))
+            if decoded.note:
+                self._tell(int(number), decoded.note)
+            whole = decoded.image
             for place in np.flatnonzero(numbers == number):
                 row = rows[place]
                 self._tell_beside(row, whole.shape)
@@ -128,12 +131,17 @@ class Annotations:
         return made
 
     def _tell_beside(self, row: int, shape: tuple[int, ...]) -> None:
-        """Once a data set: evaluations are made of all boxes, but a crop without its picture is worth a word."""
+        """Evaluations are made of all boxes, but a crop without its picture is worth a word."""
         size = np.array(shape[1::-1])
-        if self.told or not beside(self.center[row, None], self.side[row, None], size)[0]:
-            return
-        self.told.append(self.pictures.names[self.picture[row]])
-        tell(f"the box of {self.told[0]} (perhaps of others) lies beside its picture, {size[0]}x{size[1]}", self.name)
+        if beside(self.center[row, None], self.side[row, None], size)[0]:
+            self._tell(int(self.picture[row]), f"its box lies beside the picture of {size[0]}x{size[1]}")
+
+    def _tell(self, number: int, what: str) -> None:
+        """Of one picture, the first of perhaps many."""
+        kind = what.rstrip("0123456789x ")
+        if kind not in self.told:
+            self.told.add(kind)
+            tell(f"{what} (perhaps others, too)", self.pictures.place(number))
 
     def _conditions(self, rows: np.ndarray) -> np.ndarray:
         """(n,3) float32, see `conditions.bbox_info`."""

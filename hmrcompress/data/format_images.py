@@ -22,7 +22,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import Options
 from hmrcompress.data.picture_folders import list_pictures
 from hmrcompress.data.picture_sets import FilePictures, picture_size
-from hmrcompress.errors import UserError, tell
+from hmrcompress.errors import UserError, some, tell
 from hmrcompress.io.jsons import read_json
 
 BOXES_FILE = "boxes.json"
@@ -52,6 +52,7 @@ def read(path: Path, options: Options) -> CropSet:
     unique, which = shared_pictures(names)
     pictures = FilePictures(path, unique, turned=True)
     _check_places(pictures, which, center, side, file)
+    _tell_unused(path, set(unique), file)
     return Annotations(
         name=path.absolute().name,
         split="",
@@ -65,6 +66,17 @@ def read(path: Path, options: Options) -> CropSet:
         frame=frame,
         antialias=options.antialias is not False,
     ).crops(file)
+
+
+def _tell_unused(folder: Path, used: set[str], file: Path) -> None:
+    """Pictures of the folder itself that have no box, where others of it have."""
+    try:
+        names = [each.name for each in list_pictures(folder).files]
+    except UserError:  # all pictures lie in folders of the folder, or are called in other ways
+        return
+    unused = [name for name in names if name not in used]
+    if 0 < len(unused) < len(names):
+        tell(f"no box on {len(unused)} of {len(names)} pictures: {some(unused)}", file)
 
 
 def _check_places(pictures: FilePictures, which: np.ndarray, center: np.ndarray, side: np.ndarray, file: Path) -> None:

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
-import numpy as np
-
-from hmrcompress.data.pictures import decode, size
-from hmrcompress.errors import UserError, tell
+from hmrcompress.data.pictures import Decoded, decode, size
+from hmrcompress.errors import UserError
 
 
 class Pictures(Protocol):
@@ -80,15 +78,11 @@ def read_member(member: Member) -> bytes:
         return file.read(member.size)
 
 
-def picture(pictures: Pictures, number: int) -> np.ndarray:
-    """(H,W,3) uint8 RGB, turned as Exif says only where the set wants that. UserError where it is missing, too large,
-    damaged or truncated."""
-    place = pictures.place(number)
+def picture(pictures: Pictures, number: int) -> Decoded:
+    """The picture, turned as Exif says only where the set wants that. UserError where it is missing, too large, damaged
+    or truncated."""
     with _open(pictures, number) as file:
-        decoded = decode(file, place, turned=pictures.turned)
-    if decoded.note:
-        tell(decoded.note, place)
-    return decoded.image
+        return decode(file, pictures.place(number), turned=pictures.turned)
 
 
 def picture_size(pictures: Pictures, number: int) -> tuple[int, int]:

@@ -57,6 +57,9 @@ class CheckedBoxes:
             self.empty.add(frame.number)
             return found
         centre, side = np.array([box.centre for box in found]), np.array([box.side for box in found])
+        if (bad := ~np.isfinite(centre).all(1) | ~(np.isfinite(side) & (side > 0))).any():
+            what = f"frame {frame.number}: {found[int(bad.argmax())]}, expected finite numbers and a side above 0"
+            raise UserError(what, self.name)
         if (large := too_large(side, size)).any():
             what = f"frame {frame.number}: {_box(found[int(large.argmax())])} on a picture of {_size(size)}"
             raise UserError(what, self.name, OTHER_PICTURE)
