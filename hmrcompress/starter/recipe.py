@@ -89,7 +89,9 @@ class Recipe:
 
     Stochastic depth, as the backbone of HMR2.0 was trained with (0.55 at the last of its 32 layers): each layer is
     skipped by a share of the samples that rises linearly from none to `layer_drop` at the last. No layer is treated
-    otherwise, so that whatever redundancy a search finds is what training left there.
+    otherwise, so that whatever redundancy a search finds is what training left there. After the first 10,464 crops at
+    full size, going on from the network of 1,739,744, a sample of `starter:dev` had 106.9 mm with an end of 0.1, 102.2
+    with 0.3 and 110.0 with 0.5.
     """
 
     stages: tuple[Stage, ...] = (
@@ -122,7 +124,7 @@ class Recipe:
     weight_decay: float = 0.05
     clip_norm: float = 10.0
     warmup_images: int = 3_200
-    layer_drop: float = 0.1
+    layer_drop: float = 0.3
     ema: float = 0.999
     shard_crops: int = 2048
     reuse: float = 6.0
