@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from hmrcompress.errors import UserError
-from hmrcompress.merging.apply import forced_merges, token_counts, with_token_merging
+from hmrcompress.merging.apply import delayed, forced_merges, token_counts, with_token_merging
 from hmrcompress.merging.tokens import destinations, highest_norms, layer_count, match, merge, schedule
 from hmrcompress.models.network import build
 from hmrcompress.plan import DropBackground, TokenSettings
@@ -243,3 +243,22 @@ def test_the_published_setting() -> None:
     assert not paper.biases_backbone and not paper.biases_head
     both = TokenSettings(attention_bias=True)
     assert both.biases_backbone and both.biases_head
+
+
+@pytest.mark.parametrize(
+    ("listed", "layer", "wanted"),
+    [
+        (None, 0, None),
+        (None, 1, (0, 40, 40, 22)),
+        (None, 3, (0, 0, 0, 40, 40, 22)),
+        ((0, 40, 40, 22), 0, (0, 40, 40, 22)),
+        ((0, 40, 40, 22), 1, (0, 40, 40, 22)),
+        ((0, 40, 40, 22), 2, (0, 0, 40, 40, 22)),
+        ((0, 0, 80, 22), 1, (0, 0, 80, 22)),
+    ],
+)
+def test_merging_waits_for_the_probe_and_no_longer(
+    listed: tuple[int, ...] | None, layer: int, wanted: tuple[int, ...] | None
+) -> None:
+    """Nothing below the layer that finds the person; zeros that a schedule begins with count."""
+    assert delayed(TokenSettings(keep=90, per_layer=40, schedule=listed), 192, layer).schedule == wanted

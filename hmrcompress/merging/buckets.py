@@ -72,8 +72,6 @@ def split_order(person: Tensor, removed: int) -> Tensor:
     # Half of it, rounded up, is never so little that the other half overflows the odd places.
     wanted = torch.clamp((background + 1) // 2, min=removed)
     given = torch.minimum(wanted, (background - 1).clamp(min=0)).clamp(max=sources)
-    # Without any free place among the targets (all persons there) the sources take what is left.
-    given = torch.maximum(given, background - count // 2)
     first = torch.where(person, _dealt(person, sources - given), _dealt(~person, given))
     place = torch.where(first, 2 * (first.cumsum(1) - 1), 2 * ((~first).cumsum(1) - 1) + 1)
     return place.argsort(1)
