@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.mask_pixels import parse_value, person_of_levels, person_of_png
 from hmrcompress.data.masks import mask_source
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, hearing
 from hmrcompress_cli.main import app
 
 PERSON = person_masks()[0]
@@ -211,6 +211,15 @@ def test_a_value_is_part_of_the_name_and_not_for_bits(tmp_path: Path, folder: Pa
     np.savez(tmp_path / "t.npz", clip=[0, 0], frame=[1, 1], masks=np.zeros((2, 256, 24), np.uint8))
     with pytest.raises(UserError, match="clip 0, frame 1 occurs twice"):
         tokens(crops, f"files:{tmp_path / 't.npz'}")
+
+
+@pytest.mark.filterwarnings("ignore::hmrcompress.errors.Notice")
+def test_masks_of_nobody_are_told(folder: Path, crops: CropSet) -> None:
+    with hearing() as told:
+        tokens(crops, f"files:{folder / 'white'}")
+        assert told == []
+        assert not tokens(crops, f"files:{folder / 'white'},value=7").any()
+    assert told == [f"files:{folder / 'white'},value=7: nobody on 8 masks one after the other, to clip 1, frame 3"]
 
 
 def test_the_commands_refuse_masks_that_are_not_there(

@@ -368,6 +368,7 @@ def test_predict_says_what_it_read(
         pytest.importorskip("pillow_heif")
     done, made = predicted(folder / name, tiny_model, tiny_body_file, tmp_path / "out")
     assert made == bodies and (told in done.stderr if told else not done.stderr), done.output
+    assert bodies or done.stderr.startswith(f"hmrcompress: {folder / told}"), "a single picture is named by its path"
     if bodies:
         notes = json.loads((tmp_path / "out" / "summary.json").read_text())["notes"]
         assert len(notes) == (1 if told else 0) and all(told in note for note in notes)

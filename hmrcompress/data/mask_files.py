@@ -18,7 +18,7 @@ from torch import Tensor
 from hmrcompress.data.mask_pixels import Value, open_png, parse_value, person_of_levels, person_of_png
 from hmrcompress.data.masks import MaskedFrames, coverage_grid, person_tokens
 from hmrcompress.data.rle import decode_rle
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.npz import read_npz
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
@@ -27,6 +27,8 @@ MASK_FILE = "{clip:04d}_{frame:06d}.png"
 ARCHIVE, RUNS = "masks.npz", "masks.json"
 SAID_VALUE = ",value="
 """What comes between the path and the value in the name of masks."""
+NOBODY_TOLD = 8
+"""Masks of nobody in a row that are worth a word: perhaps the value is a wrong one."""
 SIZE = (CROP_HEIGHT, CROP_WIDTH)
 PACKED = (CROP_HEIGHT, CROP_WIDTH // 8)
 Frame = tuple[int, int]
@@ -43,6 +45,7 @@ class FileMasks:
         self.path, self.value = path, value
         said = "" if value is None else f"{SAID_VALUE}{value[0]}" + (f"-{value[1]}" if value[1] != value[0] else "")
         self.name = f"files:{path}{said}"
+        self.nobody = 0
         if not (path.is_dir() or path.is_file()):
             raise UserError("no such folder of masks", path)
 
@@ -60,7 +63,15 @@ class FileMasks:
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
         """(n,16,12) bool."""
-        masks = np.stack([self._mask(frame) for frame in _frames(crops, indices)])
+        frames = _frames(crops, indices)
+        masks = np.stack([self._mask(frame) for frame in frames])
+        for frame, mask in zip(frames, masks, strict=True):
+            self.nobody = 0 if mask.any() else self.nobody + 1
+            if self.nobody == NOBODY_TOLD:
+                tell(
+                    f"nobody on {NOBODY_TOLD} masks one after the other, to clip {frame[0]}, frame {frame[1]}",
+                    self.name,
+                )
         return person_tokens(coverage_grid(torch.from_numpy(masks)))
 
     def _mask(self, frame: Frame) -> np.ndarray:
