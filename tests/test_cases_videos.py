@@ -227,6 +227,7 @@ def test_times_are_those_of_the_stream(videos: Path, run: Callable[..., dict[str
     assert (about["first"], about["last"]) == (made["time"][0], made["time"][-1])
     assert about["shortest_step"] == pytest.approx(1 / 30, abs=1e-3)
     assert about["longest_step"] == pytest.approx(1 / 5, abs=1e-3)
+    assert made["meta"]["fps"] == about["fps"] == pytest.approx(19 / SECONDS[-1], rel=1e-3)  # whatever the header says
 
 
 def test_a_stated_rate_overrides_stamps_and_makes_times_of_pictures(
@@ -496,6 +497,37 @@ def test_other_kinds_that_end_early(tmp_path: Path, name: str) -> None:
     told = f"ends before its header says: {len(frames)} of {'' if name in ('a.avi', 'a.mov') else 'about '}30 frames"
     assert ("its end is missing" if name in ("a.gif", "a.wmv") else told) in source.notes()[0]
     assert len(list(source.frames(5))) == 5 and not source.notes()  # nobody looked
+
+
+def test_a_movie_without_its_index_says_so(tmp_path: Path) -> None:
+    """As most cameras write them, with the index at the end."""
+    whole = encode(tmp_path / "a.mp4", 10, picture=noisy)
+    with pytest.raises(UserError, match=r"cut\.mp4: its end is missing, and with it the index"):
+        read(cut(whole, tmp_path / "cut.mp4", 0.9))
+
+
+def test_movies_in_fragments_are_read_as_far_as_they_go(tmp_path: Path) -> None:
+    """As browsers record: no header counts frames."""
+    how = {"options": {"bf": "0", "g": "5"}, "container": {"movflags": "frag_keyframe+empty_moov"}}
+    whole = encode(tmp_path / "a.mp4", 20, picture=noisy, **how)
+    source, frames = read(whole)
+    assert len(frames) == 20 and not source.notes()
+    source, frames = read(cut(whole, tmp_path / "cut.mp4", 0.6))
+    assert 10 <= len(frames) < 15 and f"its end is missing; {len(frames)} frames could be read" in source.notes()[0]
+
+
+@pytest.mark.parametrize(("hours", "told"), [(5, False), (20, True)])
+def test_hours_without_a_frame(tmp_path: Path, run: Callable[..., dict[str, Any]], hours: int, told: bool) -> None:
+    """A recorder that paused; and a clock that is not believed. Overlay and animation have the times."""
+    encode(tmp_path / "a.mp4", 6, options={"bf": "0"})
+    rewritten(tmp_path / "a.mp4", [512, 512, 15360 * 3600 * hours, 512, 512, 512])
+    made = run(tmp_path / "a.mp4", PredictSettings(batch_size=8, stride=4))
+    pause = 1 / 30 if told else 3600.0 * hours
+    wanted = np.array([0, 1, 2, 2, 3, 4]) / 30 + np.array([0, 0, 0, 1, 1, 1]) * pause
+    assert np.abs(made["time"] - wanted).max() < 1e-6 and ("clock jumps" in made["told"]) == told
+    assert made["run"].tolist() == [True, False, False] * 2  # nothing is made up across the pause
+    _, frames = read(tmp_path / "out" / "overlay.mp4")
+    assert np.abs(np.array(times(frames)) - wanted).max() < 1e-6
 
 
 def test_trimmed_videos_do_not_end_early(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ LONGEST_NAME = 180
 """Bytes of a picture's own name in that of its overlay; 255 are allowed, and more is put before and behind."""
 QUALITY = "18"
 """Constant rate factor of x264: 0 is lossless, 18 is hard to tell from the original."""
-FINE, FINEST, COARSEST = Fraction(1, 90_000), Fraction(1, 10_000_000), Fraction(1, 500)
-"""Seconds that a video's times are counted in, and the units of others that are taken over."""
+FINE, COARSEST = Fraction(1, 90_000), Fraction(1, 500)
+"""Seconds that a video's times are counted in, and the coarsest of the units that are taken over."""
 
 
 class Shown:
@@ -95,7 +95,7 @@ def video_writer(
         stream.pix_fmt = pixels
         stream.options = options if options is not None else {"crf": QUALITY, "preset": "veryfast"}
         stream.thread_type = "AUTO"
-        unit = tick if tick is not None and FINEST <= tick <= COARSEST else FINE
+        unit = tick if tick is not None and FINE <= tick <= COARSEST else FINE
         begun, newest = False, -1
 
         def write(picture: Picture, seconds: float | None = None) -> None:

@@ -19,6 +19,8 @@ from hmrcompress.pipeline.video_file import Header, read_header
 from hmrcompress.pipeline.video_frames import VideoLog, shots
 
 Picture = NDArray[np.uint8]
+AVERAGE_SLACK = 0.02
+"""Share by which a header's rate may be off and still be called the average."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,17 @@ class Source:
         """What there is to tell of the last pass, a sentence each."""
         return self.log.video.notes(self.header) if self.log.video and self.header else []
 
+    def average(self) -> float | None:
+        """Frames a second of the last pass: as the header or the user says, or by the stamps where they are far from
+        that. None where pictures are no sequence."""
+        log = self.log
+        if not self.stamped or self.fps is None or log.frames < 2 or log.first is None or log.last is None:
+            return self.fps
+        found = (log.frames - 1) / (log.last - log.first)
+        # Two whole milliseconds are what the stamps of the first and last frame may be off by.
+        slack = AVERAGE_SLACK + 2e-3 / (log.last - log.first)
+        return self.fps if abs(found / self.fps - 1) <= slack else found
+
     def time(self) -> dict[str, Any]:
         """What the times of the last pass rest on, as plain values: {base: stamps, fps or none, fps, first, last,
         shortest_step, longest_step}, seconds."""
@@ -114,7 +127,7 @@ class Source:
         stamps = self.log.video.stamps if self.log.video and self.stamped else StampLog()
         found = {
             "base": "stamps" if self.stamped and stamps.missing < self.log.frames else "fps",
-            "fps": self.fps,
+            "fps": self.average(),
             "first": self.log.first,
             "last": self.log.last,
             "shortest_step": stamps.shortest or 1 / self.fps,

@@ -131,7 +131,7 @@ def predict(
         checked.finish(whole=whole, length=len(source.files))
         with clock("write"):
             timing = source.time() | read_all.decoder
-            about = {"fps": source.fps, "source": source.path.name, "boxes": boxes.name, "body": reader.body.name}
+            about = {"fps": source.average(), "source": source.path.name, "boxes": boxes.name, "body": reader.body.name}
             about |= {"segments": source.log.segments}
             store.write_npz(folder / PARAMS, {"meta": np.array(json_text(about | {"time": timing}))})
             if settings.glb and (source.fps is not None or frames == 1):

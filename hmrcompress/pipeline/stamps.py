@@ -14,8 +14,9 @@ REPEAT_SECONDS = 1e-3
 """How long after the frame before it one with the same stamp is put, or half the usual step, if that is less."""
 MOST_REPEATS = 2
 """Frames in a row that may repeat a stamp; after more of them the clock is taken to stand still."""
-LONGEST_GAP = 30 * 3600.0
-"""Seconds without a frame beyond which a stamp is not believed (as ffmpeg's `-dts_error_threshold`)."""
+LONGEST_GAP = 6 * 3600.0
+"""Seconds without a frame beyond which a stamp is not believed; an MP4 file at 90,000 ticks a second holds no longer
+ones."""
 FARTHEST = 1e11
 """Seconds that the first stamp may be away from 0, or times start there: beyond, they would lose their milliseconds."""
 SPIKE_SECONDS = 1.0

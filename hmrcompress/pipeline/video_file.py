@@ -114,8 +114,7 @@ def opened_video(path: Path) -> Iterator[Any]:
         try:
             container = av.open(_Nameless(file), options=options, buffer_size=READ_AHEAD, metadata_errors="replace")
         except (av.FFmpegError, OSError, ValueError) as error:
-            file.seek(0)
-            raise _refusal(path, file.read(4096), error) from error
+            raise _refusal(path, file, error) from error
         with container:
             yield container
 
@@ -156,14 +155,19 @@ def _opened(path: Path) -> BinaryIO:
         raise UserError(f"cannot be opened ({first_line(error)})", path) from error
 
 
-def _refusal(path: Path, head: bytes, error: Exception) -> UserError:
-    """Why libavformat would not open a file that begins with `head`."""
+def _refusal(path: Path, file: BinaryIO, error: Exception) -> UserError:
+    """Why libavformat would not open a file."""
+    file.seek(0)
+    head = file.read(4096)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text.startswith(LISTS) or (text.startswith(b"<?xml") and b"<MPD" in text):
         fault = "is a list that names other files or addresses, which are never opened"
         return UserError(fault, path, "Give the video itself")
     if (found := RAW_SIZE.match(text)) and int(found[1]) * int(found[2]) > MOST_PIXELS:
         return UserError(_too_large(int(found[1]), int(found[2])), path, SMALLER)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip") and cut_off(file, "mov"):
+        fault = "its end is missing, and with it the index, without which none of its frames can be found"
+        return UserError(fault, path, "Download or copy it again")
     known = ", ".join(name.partition(",")[0] for name in FORMATS[:7])
     reason = getattr(error, "strerror", None) or first_line(error)
     return UserError(

@@ -56,7 +56,7 @@ class VideoLog:
         """How many frames the header promises, where it does, by their number or by its duration."""
         if header.frames is not None:
             return header.frames
-        if header.seconds is None or header.form not in ("matroska", "flv", "mov"):
+        if header.seconds is None or header.form not in ("matroska", "flv"):
             return None  # elsewhere the duration is a guess from what is there
         span = (self.last or 0) - (self.first or 0)
         rate = (self.frames - 1) / span if self.frames > 1 and span > 0 else 1 / header.step
