@@ -176,7 +176,7 @@ def test_what_is_refused(recipe: Path, tmp_path: Path) -> None:
         (("ablate", "ablations", "-o", tmp_path / "out", "--only", "taus"), "expected one of tau, rules"),
         (("report", tmp_path / "out", "-o", tmp_path / "r.md"), "no such folder of results"),
         (("report", tmp_path, "-o", tmp_path / "r.md"), "holds no tables"),
-        (("report", tmp_path, "-o", tmp_path / "r.html"), "expected .md"),
+        (("report", tmp_path, "-o", tmp_path / "r.html"), "expected a name ending in .md"),
     ):
         done = hmr(*arguments)
         assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.output

@@ -272,7 +272,7 @@ def test_detectors_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a readable ONNX file"):
         Detector(tmp_path / "torn.onnx")
     write_detector(tmp_path / "odd.onnx", np.zeros((2, 3, 4), np.float32))
-    with pytest.raises(UserError, match=r"odd\.onnx: its output has shape \(2, 3, 4\)"):
+    with pytest.raises(UserError, match=r"odd\.onnx: its output 'output' has the shape \(2, 3, 4\) for 1 pictures"):
         Detector(tmp_path / "odd.onnx").boxes(frame())
 
 
