@@ -16,6 +16,7 @@ from hmrcompress.data.conditions import bbox_info
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.on_demand import OnDemand
 from hmrcompress.data.picture_sets import Pictures, picture, picture_size
+from hmrcompress.data.pictures import turn
 from hmrcompress.data.warp import crop, square_side
 from hmrcompress.errors import UserError, tell
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
@@ -24,6 +25,10 @@ GENDERS = {"neutral": 0, "male": 1, "female": 2}
 """Numbers of the genders in the column `gender`."""
 BOX_SCALE = 1.2
 """How much larger than a box around somebody (or around keypoints) the crop is, each way."""
+CLOCKWISE = 6
+"""Exif's number of pictures that are turned so to be shown."""
+NEAR_MIDDLE = 0.1
+"""How far from the middle a principal point may be, as a share of half the picture."""
 LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 
@@ -35,9 +40,12 @@ class Annotations:
     picture. sequence: N names of clips; frame (N,): numbers in the clip that follow each other at `fps`.
 
     Where known: poses (N,24,3) axis-angle in the camera frame, root first, and betas (N,10), SMPL's; gender (N,)
-    numbers of `GENDERS`; keypoints (N,19,3) metres, 4D-Humans' extra ones; focal (N,) pixels of the picture.
-    protocol: how such data are scored by default. antialias: whether small crops of large boxes are cut from blurred
-    pictures. left_out: how many people were passed over, by reason.
+    numbers of `GENDERS`; keypoints (N,19,3) metres, 4D-Humans' extra ones; focal (N,) and principal (N,2) pixels of the
+    picture. protocol: how such data are scored by default. antialias: whether small crops of large boxes are cut from
+    blurred pictures. left_out: how many people were passed over, by reason.
+
+    Everything is told of upright pictures. One that lies on its side in its file, which the principal point tells
+    (`lies`), is turned clockwise where `turns` says that the data set stores some so, and refused where not.
     """
 
     name: str
@@ -55,6 +63,8 @@ class Annotations:
     gender: np.ndarray | None = None
     keypoints: np.ndarray | None = None
     focal: np.ndarray | None = None
+    principal: np.ndarray | None = None
+    turns: bool = False
     antialias: bool = False
     left_out: dict[str, int] | None = None
     told: set[str] = field(default_factory=set, compare=False)
@@ -95,14 +105,14 @@ class Annotations:
         """Hash of the names of the pictures and of all annotations, not of pixels."""
         names = [self.pictures.names[number] for number in self.picture]
         digest = hashlib.sha256(json.dumps([names, list(self.sequence), self.fps, self.antialias]).encode())
-        for name in ("center", "side", "frame", "poses", "betas", "gender", "keypoints", "focal"):
+        for name in ("center", "side", "frame", "poses", "betas", "gender", "keypoints", "focal", "principal"):
             values = getattr(self, name)
             if values is not None:
                 digest.update(name.encode() + np.ascontiguousarray(values, "<f8").tobytes())
         return digest.hexdigest()
 
     def _check(self, where: object) -> None:
-        for name in ("center", "side", "poses", "betas", "keypoints", "focal"):
+        for name in ("center", "side", "poses", "betas", "keypoints", "focal", "principal"):
             values = getattr(self, name)
             if values is None:
                 continue
@@ -124,11 +134,29 @@ class Annotations:
             if decoded.note:
                 self._tell(int(number), decoded.note)
             whole = decoded.image
+            if self._lies(int(number), (whole.shape[1], whole.shape[0])):
+                whole = turn(whole, CLOCKWISE)
             for place in np.flatnonzero(numbers == number):
                 row = rows[place]
                 self._tell_beside(row, whole.shape)
                 made[place] = crop(whole, self.center[row], float(self.side[row]), antialias=self.antialias)
         return made
+
+    def _size(self, number: int) -> tuple[int, int]:
+        """(width, height) of a picture, upright."""
+        width, height = picture_size(self.pictures, number)
+        return (height, width) if self._lies(number, (width, height)) else (width, height)
+
+    def _lies(self, number: int, size: tuple[int, int]) -> bool:
+        """Whether a picture lies on its side. UserError where such a one is not to be turned; once a data set that
+        some are turned is told."""
+        if self.principal is None or not lies(self.principal[int((self.picture == number).argmax())], size):
+            return False
+        if not self.turns:
+            what = f"a picture of {size[0]}x{size[1]}, whose camera's principal point is that of an upright one"
+            raise UserError(what, self.pictures.place(number), "Turn it as the camera was held")
+        self._tell(number, "lies on its side and is turned clockwise")
+        return True
 
     def _tell_beside(self, row: int, shape: tuple[int, ...]) -> None:
         """Evaluations are made of all boxes, but a crop without its picture is worth a word."""
@@ -146,9 +174,18 @@ class Annotations:
     def _conditions(self, rows: np.ndarray) -> np.ndarray:
         """(n,3) float32, see `conditions.bbox_info`."""
         assert self.focal is not None
-        sizes = {int(number): picture_size(self.pictures, int(number)) for number in np.unique(self.picture[rows])}
+        sizes = {int(number): self._size(int(number)) for number in np.unique(self.picture[rows])}
         image_size = np.array([sizes[int(number)] for number in self.picture[rows]], np.float64)
         return bbox_info(self.center[rows], self.side[rows], image_size, self.focal[rows]).numpy()
+
+
+def lies(principal: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether a picture of this (width, height) lies on its side: its camera's principal point (2,) = (x, y) is near
+    the middle of a picture as high as this one is wide, and nearer than to its own middle. Pixels."""
+    width, height = size
+    upright = max(abs(2 * principal[0] / width - 1), abs(2 * principal[1] / height - 1))
+    lying = max(abs(2 * principal[0] / height - 1), abs(2 * principal[1] / width - 1))
+    return bool(lying < NEAR_MIDDLE and upright > 2 * lying)
 
 
 def frame_number(name: str) -> int:

@@ -97,6 +97,7 @@ def _person(
         betas=np.repeat(betas, len(rows), axis=0),
         gender=np.full(len(rows), gender, np.int8),
         focal=np.repeat(intrinsics[:, 0, 0], len(rows)),
+        principal=np.repeat(intrinsics[:, :2, 2], len(rows), axis=0),
     )
 
 

@@ -2,7 +2,8 @@
 
 `scale` is the square box's side divided by 200 (a second number, where there is one, its height); `pose_cam` are 24 (or
 22, hands at rest) rotations in the camera frame, `shape` betas, of which the first ten are used; `cam_int` gives the
-focal length that CameraHMR is told. Their evaluation does not blur pictures before they are made smaller.
+focal length that CameraHMR is told. BEDLAM stores the pictures of its close-up scenes lying on their side, while its
+files are of upright ones: these are turned. Their evaluation does not blur pictures before they are made smaller.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from hmrcompress.data.foreign import Columns, read_columns
 from hmrcompress.data.formats import Options
 from hmrcompress.data.picture_sets import FilePictures
 from hmrcompress.data.warp import square_side
+from hmrcompress.errors import UserError, tell
 
 KEYS = ("imgname", "center", "scale", "pose_cam", "shape", "cam_int", "gender", "sub", "personid")
 UNIT = 200.0
 """Pixels that boxes are counted in."""
 POSE, SHORT_POSE, BETAS = 72, 66, 10
+OTHER_BODIES = {156: "SMPL-H", 165: "SMPL-X"}
+"""Numbers a pose of other bodies has. Their first 22 joints are SMPL's."""
 
 
 def read(path: Path, options: Options) -> CropSet:
@@ -34,6 +38,7 @@ def read(path: Path, options: Options) -> CropSet:
     center = table.numbers("center", 2)
     single = table.width("scale") <= 1
     size = UNIT * table.numbers("scale", 1 if single else 2)
+    camera = table.numbers("cam_int", 3, 3) if "cam_int" in table else None
     sequence, frame = numbered(names, _persons(table))
     unique, which = shared_pictures(names)
     return Annotations(
@@ -50,7 +55,9 @@ def read(path: Path, options: Options) -> CropSet:
         poses=_poses(table),
         betas=table.numbers("shape", BETAS) if "pose_cam" in table else None,
         gender=table.genders("gender") if "gender" in table else None,
-        focal=table.numbers("cam_int", 3, 3)[:, 0, 0] if "cam_int" in table else None,
+        focal=None if camera is None else camera[:, 0, 0],
+        principal=None if camera is None else camera[:, :2, 2],
+        turns=True,
         antialias=bool(options.antialias),
     ).crops(path)
 
@@ -63,8 +70,19 @@ def _persons(table: Columns) -> list[int | str] | None:
 
 
 def _poses(table: Columns) -> np.ndarray | None:
-    """(N,24,3) axis-angle, or None where the file has none."""
+    """(N,24,3) axis-angle, or None where the file has none. Of other bodies than SMPL, which is told, only the joints
+    that SMPL has too: behind them come fingers or the face. UserError for rows of another length."""
     if "pose_cam" not in table:
         return None
-    rows = table.numbers("pose_cam", POSE if table.width("pose_cam") >= POSE else SHORT_POSE)
+    width = table.width("pose_cam")
+    if width not in (POSE, SHORT_POSE, *OTHER_BODIES):
+        others = " or ".join(f"{numbers} ({name})" for numbers, name in OTHER_BODIES.items())
+        expected = f"expected {SHORT_POSE} or {POSE} (SMPL), {others}"
+        raise UserError(f"got {width} numbers a person, {expected}", f"{table.where}: pose_cam")
+    if width in OTHER_BODIES:
+        name = OTHER_BODIES[width]
+        tell(
+            f"its poses are {name}'s, of which SMPL's joints are read; {name}'s shapes are others on SMPL", table.where
+        )
+    rows = table.numbers("pose_cam", POSE if width == POSE else SHORT_POSE)
     return np.pad(rows, ((0, 0), (0, POSE - rows.shape[1]))).reshape(-1, 24, 3)

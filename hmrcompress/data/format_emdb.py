@@ -89,6 +89,7 @@ def _sequence(values: Mapping[str, Any], file: Path, root: Path, names: list[str
         betas=np.repeat(betas, len(rows), axis=0),
         gender=np.repeat(gender, len(rows)),
         focal=np.repeat(intrinsics[:, 0, 0], len(rows)),
+        principal=np.repeat(intrinsics[:, :2, 2], len(rows), axis=0),
     )
 
 

@@ -25,6 +25,7 @@ class Sequence:
     betas: np.ndarray
     gender: np.ndarray
     focal: np.ndarray
+    principal: np.ndarray
 
 
 def joined(sequences: Several[Sequence]) -> dict[str, Any]:
