@@ -18,11 +18,12 @@ from hmrcompress.api import (
     Data,
     Masks,
     Model,
+    body_for,
     load,
     on_device,
-    open_body,
     open_masks,
 )
+from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.data.seen import KEY
 from hmrcompress.decoder.config import PRESETS, DecoderConfig
 from hmrcompress.decoder.model import TemporalDecoder
@@ -81,7 +82,7 @@ def extract_features(
     UserError.
     """
     checkpoint, source = load(model), open_masks(masks)
-    found = clips_of(data, source, open_body(body), clip_frames or CLIP_FRAMES, workers, progress)
+    found = clips_of(data, source, body_for(checkpoint, body), clip_frames or CLIP_FRAMES, workers, progress)
     return extract_for(
         checkpoint,
         source,
@@ -143,7 +144,9 @@ def fit_decoder(
     if vae is not None and VAE in STAGES[stage]:
         raise UserError(f"the stage {stage} trains one of its own", "--vae", "Give --stage decoder, or leave --vae out")
     check_out(out)
-    where, surface = pick_device(own_device(device)), open_body(body)
+    if checkpoint.config.num_joints != len(SMPL_JOINTS):
+        raise UserError("predicts no whole bodies, which the temporal decoder is for", checkpoint.name)
+    where, surface = pick_device(own_device(device)), body_for(checkpoint, body)
     codec = PoseCodec(on_device(surface, where)).to(where)
     changes: dict[str, Any] = {"objective": objective, "zero_snr": objective != "noise"}
     changes["feature_dim"] = checkpoint.config.head_width
@@ -160,9 +163,8 @@ def fit_decoder(
     if VAE in STAGES[stage]:
         true_motions = held_motions(data, validation, surface, progress)
         wanted, makers = MotionSettings(frames=round(1.5 * decoder.config.frames)), workers * (process_of()[0] == 0)
-        with MotionBank(
-            home / "motions", wanted, motion_files(motions, leave_out=HELD_OUT), seed=seed, workers=makers
-        ) as bank:
+        files = motion_files(motions, wanted, held_out=HELD_OUT)
+        with MotionBank(home / "motions", wanted, files, seed=seed, workers=makers) as bank:
             run = fit_vae(
                 decoder,
                 codec,

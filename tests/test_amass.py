@@ -49,8 +49,10 @@ def test_z_up_becomes_y_up(tmp_path: Path) -> None:
     assert clip.trans[-1, 2] > 0.9 and clip.kind == "a"
 
 
-@pytest.mark.parametrize(("width", "key"), [(156, "mocap_framerate"), (165, "mocap_frame_rate")])
-def test_both_layouts_are_resampled_to_30(tmp_path: Path, width: int, key: str) -> None:
+@pytest.mark.parametrize(
+    ("width", "key"), [(72, "mocap_framerate"), (156, "mocap_framerate"), (165, "mocap_frame_rate")]
+)
+def test_all_layouts_are_resampled_to_30(tmp_path: Path, width: int, key: str) -> None:
     arrays = content(121, width)
     arrays[key] = arrays.pop("mocap_framerate")
     clip = load_amass(write(tmp_path / "a.npz", arrays))
@@ -98,7 +100,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "no poses": (drop("poses"), "no array 'poses'"),
     "no trans": (drop("trans"), "no array 'trans'"),
     "no rate": (drop("mocap_framerate"), "no frame rate"),
-    "width": (lambda a: a.update(poses=a["poses"][:, :72]), r"\(121, 72\), expected \(T,156\)"),
+    "width": (lambda a: a.update(poses=a["poses"][:, :75]), r"\(121, 75\), expected \(T,72\) for SMPL or \(T,156\)"),
     "rank": (lambda a: a.update(poses=a["poses"][0]), r"\(156,\), expected"),
     "empty": (lambda a: a.update(poses=a["poses"][:0], trans=a["trans"][:0]), r"\(0, 156\)"),
     "trans shape": (lambda a: a.update(trans=a["trans"][:, :2]), r"trans has shape \(121, 2\)"),

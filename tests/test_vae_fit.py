@@ -16,7 +16,7 @@ from torch import Tensor
 from hmrcompress.body.model import BodyModel
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
-from hmrcompress.errors import UserError
+from hmrcompress.errors import Notice, UserError
 from hmrcompress.motion import procedural
 from hmrcompress.motion.clip import Motion
 from hmrcompress.records import BodyParams
@@ -113,23 +113,27 @@ def test_captured_motion_is_cut_and_its_speed_changed(monkeypatch: pytest.Monkey
 
 
 def test_nobody_makes_motions(bank: MotionBank) -> None:
-    with pytest.raises(UserError, match="the process that makes motions has died"):
+    with pytest.raises(UserError, match="no process makes motions, and this one is missing"):
         bank.draw(np.random.default_rng(0), 64, 12, newest=1)
 
 
 def test_files(tmp_path: Path) -> None:
-    assert motion_files("starter") == []
+    short, long = MotionSettings(frames=20), MotionSettings(frames=60)
+    assert motion_files("starter", short) == []
     with pytest.raises(UserError, match="expected starter or amass:DIR"):
-        motion_files("cmu")
+        motion_files("cmu", short)
     with pytest.raises(UserError, match="no .npz file"):
-        motion_files(f"amass:{tmp_path}")
+        motion_files(f"amass:{tmp_path}", short)
     for name in ("a", "b"):
         poses, trans = np.zeros((40, 156)), np.zeros((40, 3))
         np.savez(tmp_path / f"{name}.npz", poses=poses, trans=trans, mocap_framerate=30.0)
-    files = motion_files(f"amass:{tmp_path}", leave_out=("b",))
-    assert [file.stem for file in files] == ["a"] and len(read_captured(files, 30.0, 20)) == 1
+    with pytest.warns(Notice, match=r"left out 1 of 2 files: 1 held out \(b.npz\)"):
+        files = motion_files(f"amass:{tmp_path}", short, held_out=("b",))
+    assert [file.stem for file in files] == ["a"] and len(read_captured(files, short)) == 1
+    with pytest.raises(UserError, match=r"no file .* can be used: 2 shorter than 2.53 s \(a.npz, b.npz\)"):
+        motion_files(f"amass:{tmp_path}", long)
     with pytest.raises(UserError, match="no motion is"):
-        read_captured(files, 30.0, 60)
+        read_captured(files, long)
 
 
 def test_the_loss_is_the_one_written_down(tiny_body: BodyModel, bank: MotionBank) -> None:

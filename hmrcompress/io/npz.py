@@ -33,6 +33,7 @@ UNREADABLE = (
 )
 """Everything that numpy and zipfile raise on torn or hostile archives. RuntimeError is zipfile's word for what is
 encrypted or compressed in a way that it does not know; a flipped bit is enough to ask for that."""
+Header = tuple[tuple[int, ...], np.dtype]
 NPY_MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
 LONGEST_EMPTY = 1 << 20
@@ -66,6 +67,20 @@ def read_npz(
     except UNREADABLE as error:
         if isinstance(error, UserError):
             raise
+        raise UserError(f"not a readable npz, perhaps truncated ({type(error).__name__})", path, remedy) from error
+
+
+def read_headers(path: Path | str, wanted: Collection[str], *, remedy: str = "") -> dict[str, Header]:
+    """Shape and dtype that those of the `wanted` arrays claim which are there; no number is read. Raises UserError as
+    `read_npz`, but for claims."""
+    try:
+        members = {entry.filename.removesuffix(".npy"): entry for entry in check_zip(Path(path))}
+        with zipfile.ZipFile(path) as archive:
+            return {name: _header(archive, members[name]) for name in members if name in wanted}
+    except UserError as error:
+        fault = "not a readable npz, perhaps truncated" if "truncated" in error.what else error.what
+        raise UserError(fault, path, remedy) from error
+    except UNREADABLE as error:
         raise UserError(f"not a readable npz, perhaps truncated ({type(error).__name__})", path, remedy) from error
 
 

@@ -1,27 +1,107 @@
-"""AMASS motion files (npz): SMPL-H (156 numbers a frame) or SMPL-X (165), z up, any frame rate.
+"""AMASS motion files (npz): SMPL-H (156 numbers a frame), SMPL-X (165) or SMPL (72), z up, any frame rate.
 
-Of each frame the first 66 numbers are used (root and 21 body joints, the same in both layouts); SMPL's two hand
-joints stay at rest. Format: https://github.com/nghorbani/amass.
+Of each frame the first 66 numbers are used (root and 21 body joints, the same in all layouts); SMPL's two hand joints
+stay at rest. Format: https://github.com/nghorbani/amass. Folders are read as the archives unpack (`amass_files`): there
+are files of a subject's shape beside the motions, motions too short for anything, and what file systems leave behind.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from hmrcompress.errors import UserError
-from hmrcompress.io.npz import read_npz
+from hmrcompress.errors import UserError, some, tell
+from hmrcompress.io.npz import read_headers, read_npz
 from hmrcompress.motion import rotvec
 from hmrcompress.motion.arrays import Array
 from hmrcompress.motion.clip import NUM_JOINTS, Motion
 from hmrcompress.motion.resample import at_frames
 
-WIDTHS = {156: "SMPL-H", 165: "SMPL-X"}
+WIDTHS = {72: "SMPL", 156: "SMPL-H", 165: "SMPL-X"}
 BODY_NUMBERS = 66
 RATE_KEYS = ("mocap_framerate", "mocap_frame_rate")
 _Z_UP_TO_Y_UP = np.array([-np.pi / 2, 0.0, 0.0])
 REMEDY = "Use a motion file of AMASS (npz with poses, trans and mocap_framerate)."
+SHORTEST = 0.5
+"""Seconds below which a stretch of valid frames is left out."""
+APPLE_DOUBLE = "._"
+"""How the names begin of what macOS writes beside files on foreign file systems: no npz, whatever it is called."""
+SUFFIXES = ("_poses", "_stageii")
+"""What SMPL-H's and SMPL-X's files have behind the name of the motion."""
+ARCHIVES = (".tar.bz2", ".tar.xz", ".tar", ".zip")
+
+
+@dataclass(frozen=True)
+class MotionFiles:
+    """The files of a folder that hold a motion of the length that was asked for, and the names of the others, by why
+    they were left out."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    left_out: dict[str, list[str]]
+
+    def tell(self) -> None:
+        """Says how many were left out, and why, if any were."""
+        if count := sum(map(len, self.left_out.values())):
+            reasons = [f"{len(names)} {reason} ({some(names)})" for reason, names in self.left_out.items()]
+            tell(f"left out {count} of {count + len(self.files)} files: {'; '.join(reasons)}", self.folder)
+
+
+def amass_files(folder: Path | str, shortest: float = SHORTEST, *, held_out: Collection[str] = ()) -> MotionFiles:
+    """The motions of at least `shortest` seconds below a folder, sorted, told from what files say of themselves.
+
+    held_out: names of motions (`motion_name`) that are not to be used. UserError where there is no .npz file, none that
+    can be used, and for one that claims a motion of another kind or is damaged.
+    """
+    folder = Path(folder)
+    found = sorted(folder.rglob("*.npz"))
+    files: list[Path] = []
+    left_out: dict[str, list[str]] = {}
+    for file in found:
+        reason = "held out" if motion_name(file) in held_out else _unusable(file, shortest)
+        if reason is None:
+            files.append(file)
+        else:
+            left_out.setdefault(reason, []).append(file.name)
+    if not found:
+        raise UserError("there is no .npz file below this folder", folder, _remedy_of_none(folder))
+    if not files:
+        reasons = "; ".join(f"{len(names)} {reason} ({some(names)})" for reason, names in left_out.items())
+        raise UserError(f"no file below this folder can be used: {reasons}", folder, "Add longer motions of AMASS")
+    return MotionFiles(folder, tuple(files), left_out)
+
+
+def motion_name(file: Path) -> str:
+    """What a motion is called, whichever body its file is of: `01_06` of `01_06_poses.npz`."""
+    return next((file.stem.removesuffix(end) for end in SUFFIXES if file.stem.endswith(end)), file.stem)
+
+
+def _unusable(file: Path, shortest: float) -> str | None:
+    """Why a file cannot be used, from its headers and frame rate; None where it can. UserError for a damaged one."""
+    if file.name.startswith(APPLE_DOUBLE):
+        return "left behind by macOS"
+    headers = read_headers(file, ("poses", "trans"), remedy=REMEDY)
+    if "poses" not in headers:
+        return "without a motion"
+    shape, dtype = headers["poses"]
+    if len(shape) == 2 and shape[0] == 0:
+        return "without frames"
+    _check_poses(shape, dtype, file)
+    if "trans" not in headers:
+        raise UserError("no array 'trans'", file, REMEDY)
+    _check_trans(*headers["trans"], shape[0], file)
+    arrays = read_npz(file, ("valid", *RATE_KEYS), remedy=REMEDY)
+    valid = _valid(arrays, shape[0], file)
+    longest = max((stop - start for start, stop in _runs(valid)), default=0) / _rate(arrays, file)
+    return None if longest >= shortest else f"shorter than {shortest:.3g} s"
+
+
+def _remedy_of_none(folder: Path) -> str:
+    packed = sorted(file.name for file in folder.rglob("*") if file.name.endswith(ARCHIVES)) if folder.is_dir() else []
+    return f"Unpack {packed[0]} there" if packed else "Give --motions amass:DIR an AMASS folder"
 
 
 def load_amass(path: str | Path, fps: float = 30.0) -> Motion:
@@ -29,7 +109,7 @@ def load_amass(path: str | Path, fps: float = 30.0) -> Motion:
     return max(load_amass_segments(path, fps), key=len)
 
 
-def load_amass_segments(path: str | Path, fps: float = 30.0, shortest: float = 0.5) -> list[Motion]:
+def load_amass_segments(path: str | Path, fps: float = 30.0, shortest: float = SHORTEST) -> list[Motion]:
     """All stretches of valid frames of at least `shortest` seconds, resampled to `fps`, y up, kind = the file's stem.
 
     `trans` is taken for the root joint's position; the constant from there to the joint (in SMPL's files the rest
@@ -39,12 +119,9 @@ def load_amass_segments(path: str | Path, fps: float = 30.0, shortest: float = 0
     """
     path = Path(path)
     arrays = _read(path)
-    poses, trans, rate = _poses(arrays, path), _trans(arrays, path), _rate(arrays, path)
-    if len(trans) != len(poses):
-        raise UserError(f"trans has {len(trans)} frames, poses {len(poses)}", path, REMEDY)
-    valid = np.asarray(arrays.get("valid", np.ones(len(poses), dtype=bool)))
-    if valid.shape != (len(poses),) or valid.dtype != np.bool_:
-        raise UserError(f"valid is {valid.dtype} {valid.shape}, expected bool ({len(poses)},)", path, REMEDY)
+    poses, trans, rate = _poses(arrays, path), _array(arrays, "trans", path), _rate(arrays, path)
+    _check_trans(trans.shape, trans.dtype, len(poses), path)
+    valid = _valid(arrays, len(poses), path)
     for name, array in (("poses", poses), ("trans", trans)):
         if not np.isfinite(array[valid]).all():
             bad = int(np.flatnonzero(valid & ~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
@@ -65,30 +142,47 @@ def _read(path: Path) -> dict[str, Array]:
     return read_npz(path, ("poses", "trans", "valid", *RATE_KEYS), remedy=REMEDY)
 
 
+def _valid(arrays: dict[str, Array], frames: int, path: Path) -> Array:
+    valid = np.asarray(arrays.get("valid", np.ones(frames, dtype=bool)))
+    if valid.shape != (frames,) or valid.dtype != np.bool_:
+        raise UserError(f"valid is {valid.dtype} {valid.shape}, expected bool ({frames},)", path, REMEDY)
+    return valid
+
+
 def _array(arrays: dict[str, Array], name: str, path: Path) -> Array:
     if name not in arrays:
         raise UserError(f"no array {name!r}", path, REMEDY)
-    if not np.issubdtype(arrays[name].dtype, np.floating):
-        raise UserError(f"{name} is {arrays[name].dtype}, expected floating point", path, REMEDY)
+    _check_floats(name, arrays[name].dtype, path)
     return arrays[name].astype(np.float64)
+
+
+def _check_floats(name: str, dtype: np.dtype, path: Path) -> None:
+    if not np.issubdtype(dtype, np.floating):
+        raise UserError(f"{name} is {dtype}, expected floating point", path, REMEDY)
+
+
+def _check_poses(shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
+    _check_floats("poses", dtype, path)
+    if len(shape) != 2 or shape[1] not in WIDTHS or not shape[0]:
+        known = " or ".join(f"(T,{width}) for {name}" for width, name in WIDTHS.items())
+        raise UserError(f"poses has shape {shape}, expected {known}", path, REMEDY)
 
 
 def _poses(arrays: dict[str, Array], path: Path) -> Array:
     """(T,24,3) radians, hands at rest, still z up."""
     rows = _array(arrays, "poses", path)
-    if rows.ndim != 2 or rows.shape[1] not in WIDTHS or not len(rows):
-        known = " or ".join(f"(T,{width}) for {name}" for width, name in WIDTHS.items())
-        raise UserError(f"poses has shape {rows.shape}, expected {known}", path, REMEDY)
+    _check_poses(rows.shape, rows.dtype, path)
     poses = np.zeros((len(rows), NUM_JOINTS, 3))
     poses[:, : BODY_NUMBERS // 3] = rows[:, :BODY_NUMBERS].reshape(len(rows), -1, 3)
     return poses
 
 
-def _trans(arrays: dict[str, Array], path: Path) -> Array:
-    trans = _array(arrays, "trans", path)
-    if trans.ndim != 2 or trans.shape[1] != 3:
-        raise UserError(f"trans has shape {trans.shape}, expected (T,3)", path, REMEDY)
-    return trans
+def _check_trans(shape: tuple[int, ...], dtype: np.dtype, frames: int, path: Path) -> None:
+    _check_floats("trans", dtype, path)
+    if len(shape) != 2 or shape[1] != 3:
+        raise UserError(f"trans has shape {shape}, expected (T,3)", path, REMEDY)
+    if shape[0] != frames:
+        raise UserError(f"trans has {shape[0]} frames, poses {frames}", path, REMEDY)
 
 
 def _rate(arrays: dict[str, Array], path: Path) -> float:

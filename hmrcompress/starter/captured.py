@@ -9,34 +9,36 @@ import numpy as np
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import UserError
-from hmrcompress.motion.amass import load_amass_segments
+from hmrcompress.motion.amass import MotionFiles, amass_files, load_amass_segments, motion_name
 from hmrcompress.motion.clip import Motion
 from hmrcompress.starter.world import CLIP_FRAMES, Clip, Split, film
 
 HELD_OUT = ("02_06", "02_10", "01_06", "01_11", "03_04", "11_01", "amp_humanoid_dance")
-"""Motion-capture files that training never sees; they are the split `test-mocap`."""
+"""Motions (`amass.motion_name`) that training never sees; they are the split `test-mocap`."""
 MOCAP_SPLIT = "test-mocap"
 MOCAP_NUMBER = 4
 SHORTEST = 60
 """Frames that a stretch of `test-mocap` has at least."""
 
 
-def load_captured(folder: Path | None) -> list[Motion]:
-    """Motion capture for training: every AMASS-layout .npz below a folder except the held-out clips.
+def training_files(folder: Path) -> MotionFiles:
+    """The motion capture below a folder that training uses: none of the held-out motions. Raises UserError when the
+    folder holds none, or damaged files."""
+    return amass_files(folder, held_out=HELD_OUT)
 
-    Raises UserError when the folder holds none.
-    """
+
+def load_captured(folder: Path | None) -> list[Motion]:
+    """The motions of `training_files`, none without a folder."""
     if folder is None:
         return []
-    files = [file for file in sorted(folder.rglob("*.npz")) if file.stem not in HELD_OUT]
-    if not files:
-        raise UserError("there is no .npz file below this folder", folder, "Give --motions amass:DIR an AMASS folder")
-    return [motion for file in files for motion in load_amass_segments(file)]
+    return [motion for file in training_files(folder).files for motion in load_amass_segments(file)]
 
 
 def held_out(folder: Path) -> list[Motion]:
     """The held-out files' motions, cut into stretches no longer than a clip. Raises UserError for a missing file."""
-    found = {file.stem: file for file in sorted(folder.rglob("*.npz"))}
+    found: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*.npz")):
+        found.setdefault(motion_name(file), file)
     missing = [name for name in HELD_OUT if name not in found]
     if missing:
         raise UserError(f"{missing[0]}.npz is not below this folder", folder, f"{MOCAP_SPLIT} is {', '.join(HELD_OUT)}")

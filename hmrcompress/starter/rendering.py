@@ -5,18 +5,16 @@ from __future__ import annotations
 import multiprocessing as mp
 import time
 from collections.abc import Sequence
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 from hmrcompress.body.files import starter_body
-from hmrcompress.errors import UserError
 from hmrcompress.motion.clip import Motion
-from hmrcompress.runtime import become_helper
-from hmrcompress.starter.captured import load_captured
+from hmrcompress.starter.captured import load_captured, training_files
 from hmrcompress.starter.dataset import surface_of
 from hmrcompress.starter.recipe import Recipe
 from hmrcompress.starter.shards import ShardSettings, make_shard, read_shard, shard_path, write_shard
+from hmrcompress.training.background import Background
 
 STAGE_STRIDE = 10_000
 """Shards of stage s are numbered from s * STAGE_STRIDE, so that stages never share crops."""
@@ -56,7 +54,6 @@ def _render(
     used: Any,
     ahead: int,
 ) -> None:
-    become_helper()
     body = starter_body()
     surface = surface_of(body)
     captured: Sequence[Motion] = load_captured(None if motions is None else Path(motions))
@@ -78,20 +75,19 @@ class ShardSource:
     def __init__(
         self, folder: Path, seed: int, recipe: Recipe, motions: Path | None, *, seen: int, workers: int, ahead: int = 4
     ) -> None:
+        if motions is not None and workers:
+            training_files(motions).tell()
         self.folder, self.recipe, self.captured = folder, recipe, motions is not None
         folder.mkdir(parents=True, exist_ok=True)
         self.wanted = schedule(recipe, seen)
         self.place = {shard: place for place, shard in enumerate(self.wanted)}
-        context = mp.get_context("spawn")
-        self.used = context.Value("q", 0)
-        self.processes: list[SpawnProcess] = []
+        self.used = mp.get_context("spawn").Value("q", 0)
+        self.renderers = Background("training crops")
         numbered = list(enumerate(self.wanted))
         for worker in range(workers):
             part = numbered[worker::workers]
-            arguments = (str(folder), seed, recipe, None if motions is None else str(motions), part, self.used, ahead)
-            process = context.Process(target=_render, args=arguments, daemon=True)
-            process.start()
-            self.processes.append(process)
+            named = None if motions is None else str(motions)
+            self.renderers.start(_render, str(folder), seed, recipe, named, part, self.used, ahead)
 
     def path(self, stage: int, index: int) -> Path:
         """The file of a shard."""
@@ -107,18 +103,9 @@ class ShardSource:
 
     def close(self) -> None:
         """Stop the renderers."""
-        for process in self.processes:
-            process.terminate()
-            process.join()
+        self.renderers.close()
 
-
-def wait_for_shard(path: Path, alive: Any = None) -> dict[str, Any]:
-    """Read a shard, waiting for a renderer to finish it. Raises UserError when no renderer is alive any more.
-
-    alive() says whether one is (default: assume so).
-    """
-    while not path.exists():
-        if alive is not None and not alive():
-            raise UserError("the renderer of training crops has died", path, "Run again with --debug")
-        time.sleep(POLL_SECONDS)
-    return read_shard(path)
+    def wait(self, path: Path) -> dict[str, Any]:
+        """The shard of a file, once it is rendered. UserError where that failed."""
+        self.renderers.wait(path, others=not self.renderers.started)
+        return read_shard(path)

@@ -11,7 +11,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 from hmrcompress.starter.batches import Pool, to_tensors
 from hmrcompress.starter.recipe import Recipe, Stage
-from hmrcompress.starter.rendering import ShardSource, shard_range, wait_for_shard
+from hmrcompress.starter.rendering import ShardSource, shard_range
 from hmrcompress.starter.world import VERSION
 from hmrcompress.training.streams import Crops
 
@@ -87,6 +87,4 @@ class ShardStream:
         return shard_range(self.recipe, 0, min(seen, self.stage.images - 1))[1]
 
     def _load(self, index: int) -> dict[str, Any]:
-        path = self.source.path(0, index)
-        # Renderers end when they have made everything: asked in this order, the last shard is never missed.
-        return wait_for_shard(path, lambda: any(p.is_alive() for p in self.source.processes) or path.exists())
+        return self.source.wait(self.source.path(0, index))

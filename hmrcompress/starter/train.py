@@ -26,14 +26,8 @@ from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, Log, crossed
 from hmrcompress.starter.losses import DenseReadout
 from hmrcompress.starter.optimisers import make_optimisers
 from hmrcompress.starter.recipe import Recipe
-from hmrcompress.starter.rendering import (
-    STAGE_STRIDE,
-    ShardSource,
-    settings_of,
-    shard_path,
-    shard_range,
-    wait_for_shard,
-)
+from hmrcompress.starter.rendering import POLL_SECONDS, STAGE_STRIDE, ShardSource, settings_of, shard_range
+from hmrcompress.starter.shards import read_shard, shard_path
 from hmrcompress.starter.step import follow, losses_of, share_gradients, survivors, wake
 from hmrcompress.starter.validate import Validator, mean_state
 
@@ -229,6 +223,15 @@ def _moved(target: Any, device: torch.device) -> Any:
     return type(target)(**{name: value.to(device, non_blocking=True) for name, value in vars(target).items()})
 
 
+def _shard(path: Path, source: ShardSource | None) -> dict[str, Any]:
+    """A shard, once it is rendered. Of several processes the first has the renderers; the others wait as long as it."""
+    if source is not None:
+        return source.wait(path)
+    while not path.exists():
+        time.sleep(POLL_SECONDS)
+    return read_shard(path)
+
+
 def _run(
     recipe: Recipe,
     options: TrainOptions,
@@ -260,8 +263,8 @@ def _run(
             stage_now, before = number, trainer.seen - within
             settings = settings_of(recipe, number, captured)
             pool = Pool(
-                lambda index, settings=settings, number=number: wait_for_shard(  # type: ignore[misc]
-                    shard_path(options.out / "shards", number * STAGE_STRIDE + index, settings)
+                lambda index, settings=settings, number=number: _shard(  # type: ignore[misc]
+                    shard_path(options.out / "shards", number * STAGE_STRIDE + index, settings), source
                 ),
                 lambda seen, number=number, before=before: shard_range(recipe, number, seen - before)[1],  # type: ignore[misc]
                 recipe.window,

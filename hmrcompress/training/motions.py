@@ -6,8 +6,6 @@ may be deleted at any time. Mirroring, time reversal, body shape and camera are 
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +22,10 @@ from hmrcompress.geometry.rotations import axis_angle_to_matrix
 from hmrcompress.io.atomic import atomic_file
 from hmrcompress.io.hashes import sha256_file, sha256_json
 from hmrcompress.motion import augment, procedural
-from hmrcompress.motion.amass import load_amass_segments
+from hmrcompress.motion.amass import amass_files, load_amass_segments
 from hmrcompress.motion.clip import Motion
 from hmrcompress.records import BodyParams
-from hmrcompress.runtime import become_helper
+from hmrcompress.training.background import Background
 from hmrcompress.training.distributed import process_of
 
 SCHEMA = 1
@@ -38,7 +36,6 @@ SWAPPED, JITTERED = 0.15, 0.3
 JITTER_DEGREES = 4.0
 LIMIT = 2.5
 """Shape coefficients are standard normal, cut off there, as those of the starter world."""
-POLL_SECONDS = 0.2
 _MIRROR_AXIS = torch.tensor([1.0, -1.0, -1.0])
 _CAMERA = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
 """From y up to the camera frame: x right, y down, z forward."""
@@ -54,32 +51,36 @@ class MotionSettings:
     captured: float = 0.3
     shards: int = 64
 
+    @property
+    def longest(self) -> int:
+        """Frames that a stored motion is made of at the highest speed."""
+        return int(np.ceil(self.frames * SPEEDS[1])) + 1
 
-def motion_files(motions: str, *, leave_out: Sequence[str] = ()) -> list[Path]:
-    """The AMASS files that `starter` (none) or `amass:DIR` names, but for those whose stem is in `leave_out`.
 
-    Raises UserError for another name, and for a folder without any.
+def motion_files(motions: str, settings: MotionSettings, *, held_out: Sequence[str] = ()) -> list[Path]:
+    """The AMASS files that `starter` (none) or `amass:DIR` names, without motions of the names `held_out`, those that
+    are too short for a window, and files without a motion, which are told.
+
+    Raises UserError for another name, for a folder without any, and for damaged files.
     """
     kind, _, rest = motions.partition(":")
     if motions == "starter":
         return []
     if kind != "amass" or not rest:
         raise UserError(f"got {motions!r}, expected starter or amass:DIR", "--motions")
-    files = [file for file in sorted(Path(rest).rglob("*.npz")) if file.stem not in leave_out]
-    if not files:
-        raise UserError("there is no .npz file below this folder", rest, "Give --motions amass:DIR an AMASS folder")
-    return files
+    found = amass_files(rest, settings.longest / settings.fps, held_out=held_out)
+    found.tell()
+    return list(found.files)
 
 
-def read_captured(files: Sequence[Path], fps: float, frames: int) -> list[Motion]:
-    """The motions of AMASS files that are long enough for a window of `frames` at the highest speed. UserError for a
-    damaged file, and where none is long enough."""
-    longest = int(np.ceil(frames * SPEEDS[1])) + 1
-    found = [motion for file in files for motion in load_amass_segments(file, fps) if len(motion) >= longest]
+def read_captured(files: Sequence[Path], settings: MotionSettings) -> list[Motion]:
+    """The motions of AMASS files that are long enough for a window at the highest speed. UserError for a damaged file,
+    and where none is long enough."""
+    segments = (motion for file in files for motion in load_amass_segments(file, settings.fps))
+    found = [motion for motion in segments if len(motion) >= settings.longest]
     if files and not found:
-        raise UserError(
-            f"no motion is {longest / fps:.1f} s long, as a window needs", files[0].parent, "Add longer ones"
-        )
+        needed = settings.longest / settings.fps
+        raise UserError(f"no motion is {needed:.1f} s long, as a window needs", files[0].parent, "Add longer ones")
     return found
 
 
@@ -132,25 +133,17 @@ class MotionBank:
         self.folder = folder / sha256_json({**self.identity, "shards": None})[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._shards: dict[int, np.ndarray] = {}
-        self._workers: list[Any] = []
+        self._workers = Background("motions")
         missing = [number for number in range(settings.shards) if not self._path(number).exists()]
-        context = mp.get_context("spawn")
         for worker in range(min(workers, len(missing))):
             part = missing[worker::workers]
-            arguments = (str(self.folder), seed, settings, [str(file) for file in files], part)
-            process = context.Process(target=_make_shards, args=arguments, daemon=True)
-            process.start()
-            self._workers.append(process)
+            self._workers.start(_make_shards, str(self.folder), seed, settings, [str(file) for file in files], part)
 
     def shard(self, number: int) -> np.ndarray:
-        """Motions (N,frames,24,3) of shard `number`; waits for it. UserError where nobody makes it any more."""
+        """Motions (N,frames,24,3) of shard `number`; waits for it. UserError where it cannot be made."""
         if number not in self._shards:
             path = self._path(number)
-            while not path.exists():
-                others = process_of()[1] > 1 and not self._workers
-                if not others and not any(worker.is_alive() for worker in self._workers) and not path.exists():
-                    raise UserError("the process that makes motions has died", path, "Run again with --debug")
-                time.sleep(POLL_SECONDS)
+            self._workers.wait(path, others=process_of()[1] > 1 and not self._workers.started)
             with np.load(path, allow_pickle=False) as file:
                 self._shards[number] = file["poses"]
         return self._shards[number]
@@ -167,9 +160,7 @@ class MotionBank:
 
     def close(self) -> None:
         """Stops making motions."""
-        for worker in self._workers:
-            worker.terminate()
-            worker.join()
+        self._workers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -182,9 +173,8 @@ class MotionBank:
 
 
 def _make_shards(folder: str, seed: int, settings: MotionSettings, files: list[str], numbers: list[int]) -> None:
-    """A background process: makes these shards, and ends with the process that started it."""
-    become_helper()
-    captured = read_captured([Path(file) for file in files], settings.fps, settings.frames)
+    """A background process: makes these shards."""
+    captured = read_captured([Path(file) for file in files], settings)
     for number in numbers:
         path = Path(folder) / f"{number:04d}.npz"
         if not path.exists():
