@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hmrcompress.benching import bench, bench_adaptive
+from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.seen import KEY, record, records_in
 from hmrcompress.errors import UserError
@@ -135,7 +136,7 @@ def merge(
     donor = None if decoder is None else load(decoder, seed=seed)
     if wanted.merge_rule != FITTED:
         return merge_checkpoint(checkpoint, wanted, out, force=force, plan_name=name, decoder_of=donor)
-    found, crops = wanted.search, _crops_to_fit(wanted, data, body, progress)
+    found, crops = wanted.search, _crops_to_fit(wanted, data, body_for(checkpoint, body), progress)
     source = open_masks(masks or (found.masks if found else None) or "data")
     patches = fit_plan(
         on_device(checkpoint.network, pick_device(device)),
@@ -157,12 +158,12 @@ def merge(
     )
 
 
-def _crops_to_fit(plan: Plan, data: Data | None, body: Body, progress: Progress) -> CropSet:
+def _crops_to_fit(plan: Plan, data: Data | None, body: BodyModel, progress: Progress) -> CropSet:
     """The data given, or those of the plan's search. UserError where they are not known or have changed since."""
     found = plan.search.data if plan.search else None
     if data is None and (found is None or found.source is None):
         raise UserError(f"{FITTED} is fitted on data, and the plan does not say which", "merge", "Give --data")
-    crops = open_data(data or str(found and found.source), body=open_body(body), split="calib", progress=progress)
+    crops = open_data(data or str(found and found.source), body=body, split="calib", progress=progress)
     if data is None and found is not None and crops.sha256 != found.sha256:
         raise UserError("the data have changed since the search", str(found.source), "Give --data to fit on them")
     return crops
@@ -252,5 +253,5 @@ def layer_similarity(
     """CKA between the layers of a model, (L+1,L+1). See `evaluation.similarity`. Raises UserError."""
     checkpoint = load(model, seed=seed)
     network = on_device(checkpoint.network, pick_device(device))
-    crops = open_data(data, body=open_body(body), split="calib", progress=progress)
+    crops = open_data(data, body=body_for(checkpoint, body), split="calib", progress=progress)
     return similarity_of_layers(network, crops, frames=frames, batch_size=batch_size, dtype=dtype, progress=progress)

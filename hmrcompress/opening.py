@@ -16,9 +16,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from hmrcompress.body.files import body_in_folder, load_body, require_topology, starter_body
+from hmrcompress.body.files import body_in_folder, load_body, require_joints, require_topology, starter_body
 from hmrcompress.body.hand import HAND_PARENTS, stick_hand
 from hmrcompress.body.model import BodyModel
+from hmrcompress.body.pickled import refuse_other_pickles
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import MaskSource, mask_source
@@ -175,7 +176,10 @@ def open_body(body: Body = "starter") -> BodyModel:
         return body
     if str(body) == "starter":
         return starter_body()
-    return load_body(body_in_folder(Path(body), "neutral") if Path(body).is_dir() else Path(body))
+    path = body_in_folder(Path(body), "neutral") if Path(body).is_dir() else Path(body)
+    if path.suffix == ".pkl" and path.is_file():
+        refuse_other_pickles(path)
+    return load_body(path)
 
 
 def open_measure(
@@ -215,8 +219,7 @@ def body_for(checkpoint: Checkpoint, body: Body = "starter") -> BodyModel:
     if joints == len(HAND_PARENTS) and not isinstance(body, BodyModel) and str(body) == "starter":
         return stick_hand()
     found = open_body(body)
-    if found.num_joints != joints:
-        raise UserError(f"has {found.num_joints} joints, {checkpoint.name} predicts {joints}", found.name, "Try --body")
+    require_joints(found.num_joints, [joints], found.name if isinstance(body, BodyModel) else body)
     return found
 
 

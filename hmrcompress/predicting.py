@@ -22,9 +22,9 @@ from hmrcompress.opening import (
     Masks,
     Model,
     adaptive_network,
+    body_for,
     load,
     on_device,
-    open_body,
     open_masks,
     probe_for,
     require_people,
@@ -75,7 +75,8 @@ def predict(
     people = open_boxes(boxes, scale=box_scale, cuda=where.type == "cuda") if isinstance(boxes, str) else boxes
     checkpoint = load(model, seed=settings.seed)
     path = replace(path or RunPath(), batch_sizes=(settings.batch_size,))
-    reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets, path=path)
+    surface = body_for(checkpoint, body)
+    reader = pipeline_reader(checkpoint, masks, surface, device, dtype=dtype, buckets=buckets, path=path)
     return predict_pipeline(found, people, reader, Path(out), settings, progress=progress)
 
 
@@ -108,7 +109,8 @@ def profile(
     opened = [people()]  # so that a wrong file is told before the model is opened
     checkpoint = load(model, seed=settings.seed)
     path = replace(path or RunPath(), batch_sizes=(settings.batch_size,))
-    reader = pipeline_reader(checkpoint, masks, open_body(body), device, dtype=dtype, buckets=buckets, path=path)
+    surface = body_for(checkpoint, body)
+    reader = pipeline_reader(checkpoint, masks, surface, device, dtype=dtype, buckets=buckets, path=path)
     return profile_pipeline(found, lambda: opened.pop() if opened else people(), reader, settings, progress=progress)
 
 

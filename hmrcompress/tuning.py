@@ -20,9 +20,9 @@ from hmrcompress.api import (
     Data,
     Masks,
     Model,
+    body_for,
     load,
     on_device,
-    open_body,
     open_data,
     open_masks,
     probe_for,
@@ -88,7 +88,7 @@ def heal(
     taught = find_teacher(checkpoint, seed=settings.seed) if teacher is None else load(teacher, seed=settings.seed)
     check_healable(checkpoint, taught)
     check_out(out)
-    probe, surface, where = probe_for(checkpoint, source), open_body(body), pick_device(device)
+    probe, surface, where = probe_for(checkpoint, source), body_for(checkpoint, body), pick_device(device)
     steps = None if images is None else -(-images // batch_size)
     with _crops(
         data,
@@ -213,7 +213,7 @@ def fit_probe(
         data,
         validation,
         source,
-        open_body(body),
+        body_for(checkpoint, body),
         work_folder(out),
         batch_size=batch_size,
         steps=-(-images // batch_size),

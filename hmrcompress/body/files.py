@@ -7,6 +7,7 @@ dense, J_regressor (J,V), or as triplets J_regressor_row, J_regressor_col, J_reg
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,12 @@ SMPL_VERTICES = 6890
 SMPL_LEAF_VERTICES = (411, 2445, 5905, 3216, 6617)
 """Head top, middle fingertips, big toes on SMPL's surface, as HybrIK takes them."""
 BETAS = 10
+KINDS = {24: "SMPL", 52: "SMPL-H", 55: "SMPL-X", 16: "MANO", 5: "FLAME"}
+"""What a body is, by its number of joints."""
+SPELT_WITH_A_VOWEL = "S"
+"""SMPL is spelt, MANO and FLAME are words."""
+EXAMPLES = {24: "SMPL_NEUTRAL.npz", 16: "MANO_RIGHT.npz"}
+"""Files of the bodies that networks predict."""
 OPTIONAL = ("name", "faces_sha256", "leaf_vertices", "posedirs")
 TRIPLETS = ("J_regressor_row", "J_regressor_col", "J_regressor_value")
 REMEDY = "Use an npz in SMPL's layout, or leave --body out to use the starter body."
@@ -85,6 +92,23 @@ def body_in_folder(folder: Path, gender: str) -> Path:
     if not fitting:
         raise UserError(f"there is no SMPL_{gender.upper()}.npz in it", folder, "Name the folder of the three bodies")
     return min(fitting, key=lambda path: path.suffix != ".npz")
+
+
+def kind_of_body(joints: int) -> str:
+    """What a body of so many joints is, in a few words: `an SMPL-H body (52 joints)`."""
+    if joints not in KINDS:
+        return f"a body of {joints} joints"
+    name = KINDS[joints]
+    return f"{'an' if name[0] in SPELT_WITH_A_VOWEL else 'a'} {name} body ({joints} joints)"
+
+
+def require_joints(joints: int, wanted: Collection[int], where: object) -> None:
+    """Raise UserError, saying what it is and which file is wanted, where a body has none of the `wanted` numbers of
+    joints, which are those of `EXAMPLES`."""
+    if joints not in wanted:
+        expected = " or ".join(kind_of_body(joints) for joints in wanted)
+        files = " or ".join(f"{KINDS[joints]}'s own file, such as {EXAMPLES[joints]}" for joints in wanted)
+        raise UserError(f"is {kind_of_body(joints)}, expected {expected}", where, f"Give {files}")
 
 
 def require_topology(body: BodyModel, faces_sha256: str, what: str) -> None:

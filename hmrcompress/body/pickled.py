@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hmrcompress.body.files import load_body
+from hmrcompress.body.files import EXAMPLES, load_body, require_joints
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_arrays
 from hmrcompress.io.atomic import atomic_file, write_json
@@ -28,11 +28,14 @@ def convert_body(path: Path | str, out: Path | str) -> Converted:
     """Writes OUT.npz, which holds what a body model needs of `path` (.pkl or .npz), and OUT.json.
 
     The result is loaded once, so that what is written is known to be a body. Raises UserError where `path` is
-    missing, damaged, asks for code, or is no body, and for an `out` that does not end in .npz.
+    missing, damaged, asks for code, or is no body of SMPL's or MANO's joints, and for
+    an `out` that does not end in .npz.
     """
     path = Path(path)
     target = target_of(path, out, ".npz")
     arrays = _of_npz(path) if path.suffix == ".npz" else _of_pickle(path)
+    if (tree := arrays.get("kintree_table")) is not None and tree.ndim == 2:  # else `load_body` says what is wrong
+        require_joints(tree.shape[1], EXAMPLES, path)
     with atomic_file(target) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
         try:
@@ -50,6 +53,14 @@ def convert_body(path: Path | str, out: Path | str) -> Converted:
     record_path = target.with_suffix(".json")
     write_json(record_path, record)
     return Converted(target, record_path, record)
+
+
+def refuse_other_pickles(path: Path | str) -> None:
+    """UserError for a pickle of a body that no network predicts, such as SMPL-H, which to convert would be of no use.
+    Raises UserError as `read_arrays`."""
+    arrays = read_arrays(path)
+    if BODY_KEYS <= set(arrays) and "kintree_table" in arrays:
+        require_joints(np.asarray(arrays["kintree_table"]).shape[-1], EXAMPLES, path)
 
 
 def _of_pickle(path: Path) -> dict[str, np.ndarray]:

@@ -125,7 +125,7 @@ def run_suite(
         clips = PipelineSettings(suite.strides)
         pipeline = None
         if suite.decoder is not None:
-            body = opening.open_body(suite.body)
+            body = opening.body_for(checkpoint, suite.body)
             pipeline = opening_decoder.pipeline_of(
                 checkpoint, body, device, decoder=suite.decoder, clips=clips, seed=suite.seed
             )

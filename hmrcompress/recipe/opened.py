@@ -27,7 +27,7 @@ class Opened:
     @cached_property
     def body(self) -> BodyModel:
         """The body that errors are measured on."""
-        return api.open_body(self._recipe.body)
+        return api.body_for(self.checkpoint, self._recipe.body)
 
     @cached_property
     def calib(self) -> CropSet:
