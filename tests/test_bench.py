@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from hmrcompress.evaluation.bench import BenchSettings, bench, parse_sizes
 from hmrcompress.evaluation.contenders import Contender, cut, cut_from_the_top
 from hmrcompress.evaluation.made_up import PERSON_TOKENS, constant_network, ellipse_mask, made_up_batch
 from hmrcompress.evaluation.memory import Memory, measure, peak_memory
-from hmrcompress.models.network import HMR2
+from hmrcompress.models.network import HMR2, NetworkConfig
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.records import FrameBatch
 from hmrcompress_cli.main import app
@@ -66,7 +68,6 @@ def test_mac_ratio_of_the_backbone_by_hand(tiny_network: HMR2) -> None:
 
 def test_the_ratio_of_the_issue_at_full_size() -> None:
     from hmrcompress.merging.describe import network_cost
-    from hmrcompress.models.network import NetworkConfig
 
     before, after = network_cost(NetworkConfig()), network_cost(NetworkConfig(depth=26), TOKENS)
     assert round(before.macs_with_attention / after.macs_with_attention, 2) == 2.52
@@ -186,8 +187,16 @@ def test_the_child_does_what_it_is_told() -> None:
     assert isinstance(found, Memory) and found.peak >= found.program > 0
     network = constant_network(tiny.CONFIG, torch.device("cpu"), torch.float32)
     assert {p.min().item() for p in network.parameters()} == {p.max().item() for p in network.parameters()}
-    with pytest.raises(HMRCompressError, match="could not be measured: .*tokens.keep"):
-        peak_memory(replace(tiny.CONFIG, depth=1), TOKENS, batch_size=1)
+
+
+def test_what_ended_a_child_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(command: list[str], **options: object) -> None:
+        assert command[0] == sys.executable and options["check"] and options["timeout"]
+        raise subprocess.CalledProcessError(1, command, stderr="Traceback\nMemoryError: none is left\n")
+
+    monkeypatch.setattr("hmrcompress.evaluation.memory.subprocess.run", fails)
+    with pytest.raises(HMRCompressError, match="^the memory could not be measured: MemoryError: none is left$"):
+        peak_memory(tiny.CONFIG, TOKENS, batch_size=1)
 
 
 def test_cuts() -> None:
@@ -201,13 +210,21 @@ def test_cuts() -> None:
             parse_sizes(text)
 
 
-def test_the_command(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_command(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def remembered(config: NetworkConfig, tokens: TokenSettings | None, **options: Any) -> Memory:
+        asked.append((config.depth, None if tokens is None else tokens.keep, options["batch_size"], options["threads"]))
+        return Memory(peak=100 * config.depth, program=50)
+
+    monkeypatch.setattr(room, "peak_memory", remembered)
     base = ("--batch-sizes", "1", "--rounds", 1, "--json", tmp_path / "b.json")
     done = hmr("bench", "--against", tiny_model, "--layers", 3, "--keep-tokens", 100, *base, "--threads", 1)
     assert done.exit_code == 0, done.output
     figures = json.loads((tmp_path / "b.json").read_text())
     assert figures["command"] == "bench" and figures["tokens"]["counts"] == [192, 152, 112, 100]
-    assert set(figures["peak_memory_bytes"]) == {"before", "after"} and figures["bench"]["threads"] == 1
+    assert figures["peak_memory_bytes"] == {"before": 400, "after": 300} and figures["bench"]["threads"] == 1
+    assert asked == [(4, None, 1, 1), (3, 100, 1, 1)]
     assert figures["speedup"] == figures["bench"]["batch_sizes"]["1"]["network"]["speedup"]
     assert "4 -> 3 layers, 192 -> 100 tokens" in done.stdout and "of what its MACs promise" in done.stdout
     assert "tiny, cut against tiny: float32 on cpu, 1 thread\n" in done.stdout
