@@ -34,6 +34,7 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.geometry.rotations import axis_angle_to_matrix
+from hmrcompress.pipeline import video_frames
 from hmrcompress.pipeline.boxes import Box, FullFrame
 from hmrcompress.pipeline.frames import Frame, Source, open_source
 from hmrcompress.pipeline.predict import PredictSettings, Reader, predict
@@ -557,6 +558,34 @@ def test_damage_in_the_middle_is_counted_and_the_rest_read(tmp_path: Path, run: 
     second = data.find(b"PNG", data.find(b"PNG") + 1)
     data[second : second + 40] = bytes(40)
     path.write_bytes(data)
+    made = run(path)
+    assert len(made["frame"]) == 3 and np.allclose(made["time"], np.array([0, 2, 3]) / 30)
+    assert "1 piece could not be decoded" in made["told"]
+
+
+class Unshowable:
+    """A decoded frame that no picture can be made of."""
+
+    def __init__(self, frame: Any) -> None:
+        self.frame = frame
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.frame, name)
+
+    def to_ndarray(self, **_: Any) -> np.ndarray:
+        raise ValueError("Conversion of this format is not supported")
+
+
+def test_a_frame_that_cannot_be_shown_is_counted_and_the_rest_read(
+    tmp_path: Path, run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = encode(tmp_path / "a.mov", 4, **LOSSLESS, picture=lambda n: person(shift=n))
+    frames = video_frames._frames
+    monkeypatch.setattr(
+        video_frames,
+        "_frames",
+        lambda *of: (Unshowable(each) if n == 1 else each for n, each in enumerate(frames(*of))),
+    )
     made = run(path)
     assert len(made["frame"]) == 3 and np.allclose(made["time"], np.array([0, 2, 3]) / 30)
     assert "1 piece could not be decoded" in made["told"]

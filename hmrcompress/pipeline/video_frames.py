@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hmrcompress.errors import UserError, first_line
+from hmrcompress.errors import UserError
 from hmrcompress.pipeline.stamps import StampLog, counted, evenly, risen
 from hmrcompress.pipeline.video_file import MOST_PIXELS, Header, check_size, opened_video
 
@@ -106,6 +106,9 @@ def shots(header: Header, log: VideoLog, fps: float | None = None) -> Iterator[S
     for timed in risen(decoded, header.step, log.stamps) if fps is None else evenly(decoded, fps):
         frame, ratio = timed.item
         image = _shown(frame, ratio, header, log)
+        if image is None:
+            log.damaged += 1
+            continue
         before, size = size, (image.shape[1], image.shape[0])
         resized = before is not None and size != before
         log.resized += resized
@@ -162,8 +165,8 @@ def _stamp(frame: Any, header: Header) -> float | None:
     return None if ticks is None or not unit else float(ticks * unit)
 
 
-def _shown(frame: Any, ratio: Fraction | None, header: Header, log: VideoLog) -> Picture:
-    """(H,W,3) uint8 RGB as a player shows it. UserError for too many pixels."""
+def _shown(frame: Any, ratio: Fraction | None, header: Header, log: VideoLog) -> Picture | None:
+    """(H,W,3) uint8 RGB as a player shows it, None where it cannot be made. UserError for too many pixels."""
     import av
     from av.video.reformatter import Interpolation
 
@@ -182,9 +185,8 @@ def _shown(frame: Any, ratio: Fraction | None, header: Header, log: VideoLog) ->
     )
     try:
         image: Picture = frame.to_ndarray(format="rgb24", threads=1, **way)
-    except (av.FFmpegError, ValueError) as error:
-        fault = f"frame {log.frames} cannot be made an RGB picture ({first_line(error)})"
-        raise UserError(fault, header.path, "--limit stops before it") from error
+    except (av.FFmpegError, ValueError):
+        return None
     return image if matrix is None else turned(image, matrix, log)
 
 
