@@ -187,8 +187,6 @@ def search(
     figures = result.to_json()
     write_record(json, "search", figures, device=pick_device(device), seed=seed)
     printer = Printer(quiet)
-    if result.set_aside:
-        printer.say(f"The journal was of other settings; it is now {result.set_aside}.")
     _tell(printer, result, figures)
     printer.say(f"{out}")
 
@@ -197,13 +195,14 @@ def _tell(printer: Printer, result: SearchResult, figures: dict[str, Any]) -> No
     """The steps of ECLM, what the method made of its plan, and what it all took."""
     record, counts, trace = figures["search"], result.counts, result.trace
     what = "MPJPE" if record["target"] == "truth" else "distance"
-    rows = []
+    rows: list[tuple[str | None, ...]] = []
     for step in trace.steps:
         at_least = "from " if step.at_least else ""
-        increase = f"{at_least}{step.error_mm - trace.base_mm:+.2f}"
-        rows.append(
-            (f"{step.low}-{step.high}", f"{at_least}{step.error_mm:.2f}", increase, "merge" if step.accepted else "no")
-        )
+        layers, increase = f"{step.low}-{step.high}", f"{at_least}{step.error_mm - trace.base_mm:+.2f}"
+        if step.error_mm == float("inf"):
+            rows.append((layers, None, None, "too few layers for the tokens"))
+            continue
+        rows.append((layers, f"{at_least}{step.error_mm:.2f}", increase, "merge" if step.accepted else "no"))
     printer.table(f"untouched: {trace.base_mm:.2f} mm", ("layers", f"{what} mm", "increase", ""), rows)
     if trace.open_window:
         low, high = trace.open_window

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from hmrcompress.evaluation.evaluate import Evaluation, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
 from hmrcompress.exports import export_decoder, export_onnx
+from hmrcompress.io.keys import Key
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.merging.live import apply as apply_to_live
@@ -30,6 +32,8 @@ from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.metrics.points import STARTER24, Protocol
 from hmrcompress.models.folder import Folder
 from hmrcompress.models.fov import focal_lengths, load_fov
+from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.network import HMR2
 from hmrcompress.models.running import RunPath
 from hmrcompress.opening import (
     STARTER_MODEL,
@@ -59,13 +63,14 @@ from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
+from hmrcompress.searching.search import search_key as key_of_search
 
 __all__ = [
     "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "adaptive_network", "apply", "bench",
     "bench_adaptive", "body_for", "compressed_network", "decoder_for", "evaluate", "export_decoder", "export_onnx",
     "focal_lengths", "layer_similarity", "load", "load_fov", "merge", "of_starter", "on_device", "open_body",
     "open_data", "open_masks", "open_plan", "open_protocol", "person_mask", "pipeline_of", "probe_for", "search",
-    "temporal_decoder", "unapply",
+    "search_key", "temporal_decoder", "unapply",
 ]  # fmt: skip
 
 
@@ -87,27 +92,70 @@ def search(
     `protocol`, by default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`.
     `journal` receives every evaluation and lets a search that was stopped go on. Raises UserError.
     """
-    checkpoint = load(model, seed=settings.seed if settings else 0)
-    labelled = settings is None or settings.target == "truth"
+    checkpoint, network, crops, opened = _opened_for_search(
+        model, data, settings, masks, protocol, regressor, body, device, progress
+    )
+    return search_plan(
+        network,
+        checkpoint.reference,
+        crops,
+        body=opened["measure"].body,
+        journal=Path(journal),
+        source=None if isinstance(data, CropSet) else str(data),
+        progress=progress,
+        **opened,
+    )
+
+
+def search_key(
+    model: Model,
+    data: Data = "starter:calib",
+    *,
+    settings: SearchSettings | None = None,
+    masks: Masks = "data",
+    protocol: str | Protocol | None = None,
+    regressor: Path | str | None = None,
+    body: Body = "starter",
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Key:
+    """What the evaluations of this search depend on. Raises UserError as `search` does before it begins."""
+    _, network, crops, opened = _opened_for_search(
+        model, data, settings, masks, protocol, regressor, body, device, progress
+    )
+    return key_of_search(network, crops, **opened)
+
+
+def _opened_for_search(
+    model: Model,
+    data: Data,
+    settings: SearchSettings | None,
+    masks: Masks,
+    protocol: str | Protocol | None,
+    regressor: Path | str | None,
+    body: Body,
+    device: str,
+    progress: Progress,
+) -> tuple[Checkpoint, HMR2, CropSet, dict[str, Any]]:
+    """The model, its network on the device, the crops, and what else a search and its key take."""
+    settings = settings or SearchSettings()
+    checkpoint, labelled = load(model, seed=settings.seed), settings.target == "truth"
     if labelled:
         require_truth(checkpoint)
     surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
     crops = open_data(data, body=surface, split="calib", progress=progress)
     # Without labels only the protocol's pelvis counts.
     chosen = protocol_for(checkpoint, protocol or (crops.protocol if labelled else STARTER24))
-    measure = open_measure(chosen, crops, body, surface, regressor=regressor, device=where)
-    return search_plan(
+    return (
+        checkpoint,
         on_device(checkpoint.network, where),
-        checkpoint.reference,
         crops,
-        body=on_device(surface, where),
-        journal=Path(journal),
-        measure=measure,
-        masks=source,
-        settings=settings,
-        mask_probe=probe_for(checkpoint, source) if settings and settings.with_tokens else None,
-        source=None if isinstance(data, CropSet) else str(data),
-        progress=progress,
+        {
+            "measure": open_measure(chosen, crops, body, surface, regressor=regressor, device=where),
+            "masks": source,
+            "settings": settings,
+            "mask_probe": probe_for(checkpoint, source) if settings.with_tokens else None,
+        },
     )
 
 

@@ -11,13 +11,13 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.models.load import Checkpoint
-from hmrcompress.opening import Data, compressed_network, of_starter, on_device, open_data, probe_for
+from hmrcompress.opening import Data, compressed_network, of_starter, on_device, open_data
 from hmrcompress.records import BodyParams
 from hmrcompress.runtime import Progress
 from hmrcompress.starter.clip_stream import StarterClips
 from hmrcompress.starter.world import SPLITS, make_clip, split_named
 from hmrcompress.training.distributed import Team, process_of
-from hmrcompress.training.features import ClipFeatures, ClipSource, CropClips, FeatureSet, model_identity
+from hmrcompress.training.features import ClipFeatures, ClipSource, CropClips, FeatureSet
 from hmrcompress.training.features import extract_features as extract_from_clips
 
 TRAIN, VAL = "starter:train", "starter:dev"
@@ -75,12 +75,11 @@ def extract_for(
 ) -> FeatureSet:
     """Features of a model on the `wanted` clips, kept below `home`; all processes leave when all of them are there."""
     network = on_device(compressed_network(checkpoint, masks if checkpoint.tokens else None), device)
-    probe = probe_for(checkpoint, masks) if checkpoint.tokens else None
     found = extract_from_clips(
         network,
         source,
         home / "features",
-        model=model_identity(checkpoint.sha256, checkpoint.tokens, probe),
+        name=checkpoint.name,
         clips=wanted,
         batch_size=batch_size,
         process=process_of(),

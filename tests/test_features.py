@@ -15,16 +15,16 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, normalise
 from hmrcompress.data.mask_files import FileMasks
 from hmrcompress.data.masks import DataMasks, NoMasks, coverage_grid
-from hmrcompress.errors import UserError
+from hmrcompress.errors import Notice, UserError
+from hmrcompress.io.keys import Key
+from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
 from hmrcompress.runtime import no_progress
 from hmrcompress.starter import dataset
 from hmrcompress.starter.clip_stream import StarterClips, rendered
 from hmrcompress.starter.world import make_clip, split_named
-from hmrcompress.training.features import ClipCrops, CropClips, FeatureSet, extract_features, model_identity
-
-MODEL = model_identity("0" * 64, None)
+from hmrcompress.training.features import ClipCrops, CropClips, FeatureSet, extract_features
 
 
 class Counted(CropClips):
@@ -38,7 +38,7 @@ class Counted(CropClips):
 
 def test_features_are_those_of_single_crops(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
     source = CropClips(tiny_crops, DataMasks())
-    kept = extract_features(tiny_network, source, tmp_path, model=MODEL, batch_size=4)
+    kept = extract_features(tiny_network, source, tmp_path, batch_size=4)
     assert kept.clip_ids == tiny_crops.clip_ids and kept.fps == 30.0
     for found in kept.clips():
         rows = tiny_crops.frames_of(found.clip)
@@ -58,38 +58,56 @@ def test_features_are_those_of_single_crops(tiny_crops: CropSet, tiny_network: H
 
 def test_what_is_there_is_not_computed_again(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
     first = Counted(tiny_crops, NoMasks())
-    kept = extract_features(tiny_network, first, tmp_path, model=MODEL, clips=[0])
+    kept = extract_features(tiny_network, first, tmp_path, clips=[0])
     whole = (kept.folder / "00000.npz").read_bytes()
     again = Counted(tiny_crops, NoMasks())
-    kept = extract_features(tiny_network, again, tmp_path, model=MODEL)
+    kept = extract_features(tiny_network, again, tmp_path)
     assert first.read == [0] and again.read == [1] and kept.clip_ids == [0, 1]
     (kept.folder / "00000.npz").unlink()
-    extract_features(tiny_network, Counted(tiny_crops, NoMasks()), tmp_path, model=MODEL)
+    extract_features(tiny_network, Counted(tiny_crops, NoMasks()), tmp_path)
     assert (kept.folder / "00000.npz").read_bytes() == whole, "the same clip, the same bytes"
 
 
 def test_processes_share_the_clips(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
     for rank in (0, 1):
         source = Counted(tiny_crops, NoMasks())
-        extract_features(tiny_network, source, tmp_path, model=MODEL, process=(rank, 2))
+        extract_features(tiny_network, source, tmp_path, process=(rank, 2))
         assert source.read == [rank]
 
 
 def test_other_networks_and_masks_have_folders_of_their_own(
     tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path
 ) -> None:
-    tokens = model_identity("0" * 64, TokenSettings(keep=150, per_layer=40))
+    tokens = with_token_merging(tiny_network, TokenSettings(keep=150, per_layer=40)).eval()
     folders = {
-        extract_features(tiny_network, CropClips(tiny_crops, masks), tmp_path, model=model, clips=[]).folder
-        for masks, model in ((NoMasks(), MODEL), (DataMasks(), MODEL), (NoMasks(), tokens))
+        extract_features(network, CropClips(tiny_crops, masks), tmp_path, clips=[]).folder
+        for masks, network in ((NoMasks(), tiny_network), (DataMasks(), tiny_network), (NoMasks(), tokens))
     }
     assert len(folders) == 3
+    folder, key = folders.pop(), Key("features", {"network": "another"})
+    folder.rename(tmp_path / key.short)
     with pytest.raises(UserError, match="features of another network"):
-        FeatureSet.open(folders.pop(), {"model": 1}, name="tiny", fps=30.0)
+        FeatureSet.open(tmp_path, key, name="tiny", fps=30.0)
+
+
+def test_a_changed_network_or_clip_is_told_and_computed_anew(
+    tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    extract_features(tiny_network, CropClips(tiny_crops, NoMasks()), tmp_path, name="mine")
+    extract_features(tiny.network(1), CropClips(tiny_crops, NoMasks()), tmp_path, name="other")
+    assert not recwarn.list
+    with pytest.warns(Notice, match="^features of tiny:test: computed anew, as network changed since they were$"):
+        extract_features(tiny.network(2), CropClips(tiny_crops, NoMasks()), tmp_path, name="mine")
+    arrays = tiny.crop_arrays()
+    arrays["images"][7] //= 2  # of the second clip
+    changed = Counted(CropSet(arrays, tiny.crop_meta()), NoMasks())
+    with pytest.warns(Notice, match="^features of tiny:test: 1 clips are computed anew, as they changed"):
+        kept = extract_features(tiny_network, changed, tmp_path, name="mine")
+    assert changed.read == [1] and kept.clip_ids == [0, 1]
 
 
 def test_faults(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
-    kept = extract_features(tiny_network, CropClips(tiny_crops, NoMasks()), tmp_path, model=MODEL)
+    kept = extract_features(tiny_network, CropClips(tiny_crops, NoMasks()), tmp_path)
     path = kept.folder / "00001.npz"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match="no readable features"):
@@ -102,7 +120,7 @@ def test_faults(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None
 
 
 def test_gaps_end_a_run(tiny_crops: CropSet, tiny_network: HMR2, tmp_path: Path) -> None:
-    kept = extract_features(tiny_network, CropClips(tiny_crops, NoMasks()), tmp_path, model=MODEL, clips=[0])
+    kept = extract_features(tiny_network, CropClips(tiny_crops, NoMasks()), tmp_path, clips=[0])
     found = kept.read(0)
     assert found.runs() == [slice(0, 6)]
     found.frame[3:] += 2

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hmrcompress.body.topology import hash_faces
 from hmrcompress.errors import ShapeError
+from hmrcompress.io.hashes import sha256_arrays
 from hmrcompress.records import BodyOutput, BodyParams
 
 
@@ -86,6 +87,13 @@ class BodyModel(nn.Module):
         self.register_buffer("joint_order", torch.tensor([order.index(j) for j in range(len(order))]), persistent=False)
         parents = torch.tensor([max(parent, 0) for parent in self.parents])
         self.register_buffer("parent_index", parents, persistent=False)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that posing depends on; `faces_sha256` is that of the surface's topology alone."""
+        arrays: dict[str, np.ndarray | Tensor] = dict(self.named_buffers())
+        arrays |= {"faces": self.faces, "leaf_vertices": np.array(self.leaf_vertices, np.int64)}
+        return sha256_arrays(arrays | {"parents": np.array(self.parents, np.int64)})
 
     @property
     def num_joints(self) -> int:

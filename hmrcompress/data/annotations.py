@@ -15,7 +15,7 @@ from hmrcompress.data.box_limits import LARGEST, beside
 from hmrcompress.data.conditions import bbox_info
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.on_demand import OnDemand
-from hmrcompress.data.picture_sets import Pictures, picture, picture_size
+from hmrcompress.data.picture_sets import Pictures, picture, picture_sha256, picture_size
 from hmrcompress.data.pictures import turn
 from hmrcompress.data.warp import crop, square_side
 from hmrcompress.errors import UserError, tell
@@ -78,7 +78,7 @@ class Annotations:
         count = len(self.picture)
         known = {"poses": self.poses, "betas": self.betas, "keypoints": self.keypoints}
         arrays = {
-            "images": OnDemand((count, CROP_HEIGHT, CROP_WIDTH, 3), np.uint8, self._cut),
+            "images": OnDemand((count, CROP_HEIGHT, CROP_WIDTH, 3), np.uint8, self._cut, self._cut_from),
             "clip": clip.astype(np.int64),
             "frame": np.asarray(self.frame, np.int64),
             **{name: np.asarray(values, np.float32) for name, values in known.items() if values is not None},
@@ -170,6 +170,17 @@ class Annotations:
         if kind not in self.told:
             self.told.add(kind)
             tell(f"{what} (perhaps others, too)", self.pictures.place(number))
+
+    def _cut_from(self, rows: np.ndarray) -> str:
+        """Hash of what these crops are cut from and where: the files of their pictures, which need not be decoded."""
+        digest = hashlib.sha256(f"{self.antialias} {self.turns}".encode())
+        for number in np.unique(self.picture[rows]):
+            digest.update(picture_sha256(self.pictures, int(number)).encode())
+        where = np.unique(self.picture[rows], return_inverse=True)[1]
+        principal = np.empty(0) if self.principal is None else self.principal[rows]
+        for values in (where, self.center[rows], self.side[rows], principal):
+            digest.update(np.ascontiguousarray(values, "<f8").tobytes())
+        return digest.hexdigest()
 
     def _conditions(self, rows: np.ndarray) -> np.ndarray:
         """(n,3) float32, see `conditions.bbox_info`."""

@@ -13,6 +13,8 @@ protocol (how to score them by default) and clips (names by number).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -113,6 +115,21 @@ class CropSet:
     def sha256(self) -> str:
         """Hash of the data's definition as the meta data give it, else of its arrays."""
         return str(self.meta.get("sha256") or content_sha256(self.arrays))
+
+    def contents_sha256(self, indices: np.ndarray | None = None) -> str:
+        """Hash of all that these frames hold (without `indices` all, by clip and frame), and of what is said of them,
+        but for their name. Unlike `sha256`, which tells what the data are, it changes with every pixel."""
+        chosen = self._order if indices is None else np.asarray(indices, dtype=np.int64)
+        about = {name: self.meta.get(name) for name in ("fps", "body", "protocol")}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        for name, values in self.arrays.items():
+            digest.update(f"{name} {values.dtype} {len(chosen)}".encode())
+            if isinstance(values, OnDemand) and values.made_of is not None:
+                digest.update(values.made_of(chosen).encode())
+                continue
+            for start in range(0, len(chosen), CHECKED_AT_A_TIME):
+                digest.update(np.ascontiguousarray(values[chosen[start : start + CHECKED_AT_A_TIME]]).data)
+        return digest.hexdigest()
 
     @property
     def protocol(self) -> str:

@@ -19,6 +19,7 @@ from hmrcompress.data.mask_pixels import Value, open_png, parse_value, person_of
 from hmrcompress.data.masks import MaskedFrames, coverage_grid, person_tokens
 from hmrcompress.data.rle import decode_rle
 from hmrcompress.errors import UserError, tell
+from hmrcompress.io.hashes import sha256_file, sha256_files, sha256_json
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.npz import read_npz
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
@@ -46,8 +47,17 @@ class FileMasks:
         said = "" if value is None else f"{SAID_VALUE}{value[0]}" + (f"-{value[1]}" if value[1] != value[0] else "")
         self.name = f"files:{path}{said}"
         self.nobody = 0
+        self._table_sha256 = ""
         if not (path.is_dir() or path.is_file()):
             raise UserError("no such folder of masks", path)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all masks that are there, of the PNG files as they are now, of one file as it was when it was read,
+        and of what counts as the person. UserError where it cannot be read."""
+        if self._table is None:
+            return sha256_json([self.value, sha256_files(self.path, self.path.glob("*.png"))])
+        return sha256_json([self.value, self._table_sha256])
 
     def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
         """UserError for the first frame whose mask is missing, unreadable, or of another size; of the first frame's it
@@ -91,12 +101,17 @@ class FileMasks:
     @cached_property
     def _table(self) -> Table | None:
         """Where the mask of each frame is to be had; None for a folder of PNG files."""
+        file = self.path
         if self.path.is_dir():
             there = [self.path / name for name in (ARCHIVE, RUNS) if (self.path / name).is_file()]
             if len(there) > 1:
                 raise UserError(f"holds {ARCHIVE} and {RUNS}", self.path, "Name one of them")
-            return _table_of(there[0], self.value) if there else None
-        return _table_of(self.path, self.value)
+            if not there:
+                return None
+            file = there[0]
+        table = _table_of(file, self.value)
+        self._table_sha256 = sha256_file(file)
+        return table
 
 
 def _frames(crops: MaskedFrames, indices: np.ndarray) -> list[Frame]:

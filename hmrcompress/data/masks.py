@@ -6,6 +6,7 @@ after a padding of 2), so that is the window over which a mask is averaged.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -21,6 +22,7 @@ from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 PATCH, PATCH_PADDING = 16, 2
 PERSON_THRESHOLD = 0.1
+MASKS_AT_A_TIME = 64
 PLUG_IN_GROUP = "hmrcompress.masks"
 
 
@@ -54,7 +56,10 @@ class MaskedFrames(Protocol):
 
 
 class MaskSource(Protocol):
-    """Person masks for the frames of a data set. `name` is the source as the command line writes it."""
+    """Person masks for the frames of a data set. `name` is the source as the command line writes it.
+
+    A source may have a `sha256` too, of all that its masks depend on beside the data; see `masks_sha256`.
+    """
 
     name: str
 
@@ -65,10 +70,24 @@ class MaskSource(Protocol):
         """(n,16,12) bool on the token grid for these frames, or None for no masks at all."""
 
 
-class DataMasks:
-    """The masks that come with the data."""
+def masks_sha256(source: MaskSource, crops: MaskedFrames, indices: np.ndarray) -> str:
+    """Hash of all that a source's masks of these frames depend on beside the frames: its `sha256`, or where it has none
+    (a plug-in need not have one) that of the masks. UserError where it has no usable masks for them."""
+    source.check(crops, indices)
+    known = getattr(source, "sha256", None)
+    if known is not None:
+        return str(known)
+    digest = hashlib.sha256()
+    for start in range(0, len(indices), MASKS_AT_A_TIME):
+        person = source.person(crops, indices[start : start + MASKS_AT_A_TIME])
+        digest.update(b"none" if person is None else np.packbits(person.numpy()).tobytes())
+    return digest.hexdigest()
 
-    name = "data"
+
+class DataMasks:
+    """The masks that come with the data, whose hash tells of them."""
+
+    name = sha256 = "data"
 
     def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
         """UserError naming `--masks none` where the data set has no masks."""
@@ -129,7 +148,7 @@ def dilated(person: Tensor) -> Tensor:
 class NoMasks:
     """No masks: token merging treats every token alike."""
 
-    name = "none"
+    name = sha256 = "none"
 
     def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
         """Always content."""
@@ -140,9 +159,10 @@ class NoMasks:
 
 
 class SelfMasks:
-    """No masks are handed in: the saliency probe inside the network finds the person."""
+    """No masks are handed in: the saliency probe inside the network finds the person. The probe is the network's, so
+    that the hash does not tell of it."""
 
-    name = "self"
+    name = sha256 = "self"
 
     def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
         """Always content; whether the model holds a probe is for whoever opens the model to check."""

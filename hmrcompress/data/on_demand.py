@@ -11,11 +11,18 @@ import numpy as np
 class OnDemand:
     """Looks like an array (N, …) to whoever takes its shape, its dtype or some of its rows.
 
-    `make(rows)` gives the rows (n, …) of the numbers (n,) asked for, in that order.
+    `make(rows)` gives the rows (n, …) of the numbers (n,) asked for, in that order; `made_of(rows)` a hash of all that
+    they are made of, where that takes less than making them.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, make: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.shape, self.dtype, self._make = shape, np.dtype(dtype), make
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any,
+        make: Callable[[np.ndarray], np.ndarray],
+        made_of: Callable[[np.ndarray], str] | None = None,
+    ) -> None:
+        self.shape, self.dtype, self._make, self.made_of = shape, np.dtype(dtype), make, made_of
 
     @property
     def ndim(self) -> int:

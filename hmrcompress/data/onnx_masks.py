@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from hmrcompress.data.masks import MaskedFrames, coverage_grid, person_tokens
 from hmrcompress.data.onnx_segment import Segmenter
 from hmrcompress.data.people import choose
 from hmrcompress.errors import UserError
+from hmrcompress.io.hashes import sha256_json, sha256_onnx
 from hmrcompress.io.onnx_file import check_onnx
 from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH
 
@@ -52,9 +54,16 @@ class OnnxMasks:
         self._clips: WeakKeyDictionary[MaskedFrames, dict[int, _Clip]] = WeakKeyDictionary()
 
     @cached_property
+    def sha256(self) -> str:
+        """Hash of the network, with the files that it keeps weights in, and the version of what runs it."""
+        return sha256_json([sha256_onnx(self.path), version("onnxruntime")])
+
+    @cached_property
     def segmenter(self) -> Segmenter:
         """The network, opened when first needed. Raises UserError, MissingExtra."""
-        return Segmenter(self.path)
+        opened = Segmenter(self.path)
+        _ = self.sha256  # of the file that was opened, whatever takes its place
+        return opened
 
     def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
         """UserError where the file is not a network that finds people, or the data have no images."""

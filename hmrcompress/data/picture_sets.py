@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,12 @@ def picture_size(pictures: Pictures, number: int) -> tuple[int, int]:
     """(width, height) in pixels, from the picture's header. UserError as `picture`."""
     with _open(pictures, number) as file:
         return size(file, pictures.place(number), turned=pictures.turned)
+
+
+def picture_sha256(pictures: Pictures, number: int) -> str:
+    """Hash of a picture's file, and of whether it is turned. UserError where it is missing."""
+    with _open(pictures, number) as file:
+        return hashlib.sha256(f"{pictures.turned}".encode() + file.read()).hexdigest()
 
 
 def _open(pictures: Pictures, number: int) -> IO[bytes]:

@@ -1,14 +1,21 @@
-"""SHA-256 of files and of values."""
+"""SHA-256 of files, of folders, of arrays and of values."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 CHUNK = 1 << 22
+EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x80-\xff]*[\x00-\x7f])")
+"""The head of the name of another file that holds tensors of an ONNX model: field 1 `location`, field 2 of any length
+(onnx.proto, StringStringEntryProto)."""
 
 
 def sha256_file(path: Path | str, progress: Callable[[str, int, int], None] | None = None) -> str:
@@ -29,3 +36,32 @@ def sha256_json(value: Any) -> str:
     """Hex digest of a JSON-able value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_files(root: Path, files: Iterable[Path]) -> str:
+    """Hex digest of files' names below `root` and of their contents, whatever their order."""
+    names = {path.relative_to(root).as_posix(): path for path in files}
+    return sha256_json([[name, sha256_file(names[name])] for name in sorted(names)])
+
+
+def sha256_arrays(arrays: Mapping[str, np.ndarray | torch.Tensor]) -> str:
+    """Hex digest of arrays and tensors by name: dtypes, shapes and numbers, whatever their order and device."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {str(array.dtype).removeprefix('torch.')} {tuple(array.shape)}\n".encode())
+        if isinstance(array, torch.Tensor):
+            array = array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def sha256_onnx(path: Path) -> str:
+    """Hex digest of an ONNX file and of the files beside it that it keeps tensors in, as far as they are there."""
+    data, names = path.read_bytes(), set[bytes]()
+    for found in EXTERNAL.finditer(data):
+        length = sum((byte & 127) << 7 * place for place, byte in enumerate(found[1]))
+        names.add(data[found.end() : found.end() + length])
+    beside = {name.decode(errors="replace"): path.parent / name.decode(errors="replace") for name in names}
+    more = sorted([name, sha256_file(file)] for name, file in beside.items() if "\0" not in name and file.is_file())
+    return sha256_json([hashlib.sha256(data).hexdigest(), more])

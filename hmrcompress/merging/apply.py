@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from hmrcompress.errors import UserError
 from hmrcompress.merging.background import kept_places, nearest_kept, patches_of
 from hmrcompress.merging.tokens import Matching, highest_norms, layer_count, match, merge, schedule
-from hmrcompress.models.network import HMR2, share
+from hmrcompress.models.network import HMR2, network_sha256, share
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.models.vit import Block, TokenState
 from hmrcompress.plan import TokenSettings
@@ -144,10 +144,33 @@ def delayed(settings: TokenSettings, tokens: int, layer: int) -> TokenSettings:
     return settings.changed(schedule=[0] * max(0, layer - early) + removed)
 
 
+def network_identity(network: HMR2) -> dict[str, Any]:
+    """What the predictions of a network as it stands depend on: {network: hash, tokens: how they are merged or None,
+    probe: hash of the one that finds the person, or None}."""
+    reducer = network.backbone.reducer
+    probe = reducer.probe if isinstance(reducer, TokenMerger) else None
+    settings = merging_settings(network)
+    return {
+        "network": network_sha256(network),
+        "tokens": None if settings is None else settings.model_dump(mode="json"),
+        "probe": None if probe is None else probe.sha256,
+    }
+
+
 def merging_settings(network: HMR2) -> TokenSettings | None:
     """How a network merges tokens as it stands; None where it does not."""
     reducer = network.backbone.reducer
     return reducer.settings if isinstance(reducer, TokenMerger) else None
+
+
+def fewest_layers(network: HMR2, settings: TokenSettings | None, probe: SaliencyProbe | None = None) -> int:
+    """How many layers of a network are needed to merge tokens as `settings` say (see `with_token_merging`), at least
+    one. UserError where `keep` is never reached."""
+    if settings is None or settings.drop_background is not None:
+        return 1 if probe is None else probe.layer + 1
+    rows, columns = network.config.grid
+    settings = delayed(settings, rows * columns, probe.layer if probe else 0)
+    return max(1, len(token_counts(settings, rows * columns)) - 1)
 
 
 def check_depth(settings: TokenSettings, tokens: int, depth: int) -> None:

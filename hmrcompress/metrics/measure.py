@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
@@ -15,6 +15,7 @@ from torch import Tensor
 from hmrcompress.body.files import refuse_starter, require_topology
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import ShapeError, UserError
+from hmrcompress.io.hashes import sha256_arrays
 from hmrcompress.io.npz import is_npy, read_npy, read_npz
 from hmrcompress.metrics.points import ROWS, STARTER24, Protocol
 from hmrcompress.records import BodyOutput, BodyParams, FrameBatch
@@ -71,15 +72,13 @@ class Measure:
         """Whether the ground truth has a surface, so that there is a PVE."""
         return self.protocol.truth == "body"
 
-    def identity(self) -> dict[str, str]:
-        """Hashes of what is measured by beside the neutral body; empty where nothing is."""
-        parts: dict[str, Tensor] = {} if self._regressor is None else {"regressor": self._regressor}
-        for name, body in self.gendered.items():
-            parts |= {f"body_{name}.{key}": tensor for key, tensor in body.state_dict().items()}
-        digests: dict[str, Any] = {}
-        for name, tensor in parts.items():
-            digests.setdefault(name.partition(".")[0], hashlib.sha256()).update(tensor.cpu().numpy().tobytes())
-        return {name: digest.hexdigest() for name, digest in digests.items()}
+    def identity(self) -> dict[str, Any]:
+        """What is measured by: the protocol, and hashes of bodies and regressor. ShapeError as `body`."""
+        found: dict[str, Any] = {"protocol": asdict(self.protocol), "body": self.body.sha256}
+        found |= {f"body_{name}": body.sha256 for name, body in self.gendered.items()}
+        if self._regressor is not None:
+            found["regressor"] = sha256_arrays({"": self._regressor})
+        return found
 
     def check_genders(self, found: set[int], where: object) -> None:
         """UserError where the protocol wants gendered ground truth and the bodies for these genders (numbers; empty:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmrcompress.io.hashes import sha256_arrays, sha256_json
+
 
 @dataclass(frozen=True, eq=False)
 class DecoderPart:
@@ -26,6 +28,11 @@ class DecoderPart:
     def complete(self) -> bool:
         """Whether it decodes: a motion VAE alone, without a denoiser, waits for `finetune --stage decoder`."""
         return any(name.startswith("denoiser.") for name in self.tensors)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of settings and tensors."""
+        return sha256_json([dict(self.config), sha256_arrays(self.tensors)])
 
     def half(self) -> DecoderPart:
         """The same with float16 weights, for shipping. Statistics, which belong to no module (names without a dot),

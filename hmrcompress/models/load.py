@@ -18,7 +18,15 @@ from hmrcompress.io.wrappers import WeightSet
 from hmrcompress.models.decoder_part import DecoderPart
 from hmrcompress.models.families import MARKS, Family, check_keys, family, network_class, recognise, split_ignored
 from hmrcompress.models.folder import CONFIG, Folder, read_model_folder
-from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state, random_sha256
+from hmrcompress.models.network import (
+    HMR2,
+    NetworkConfig,
+    build,
+    config_from_state,
+    from_state,
+    network_sha256,
+    random_sha256,
+)
 from hmrcompress.models.parts import find_part, missing_part, read_part, stand_in
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.models.told import Sizes, configuration_of, section, told_sizes
@@ -82,6 +90,16 @@ class Checkpoint:
         assert self.path is not None
         found = sha256_file(self.path)
         return found if self.chosen is None else sha256_json([found, self.chosen])
+
+    def contents(self) -> dict[str, Any]:
+        """Hashes of all that it holds, by what it is: what results of it depend on, whatever file it came from."""
+        parts = {"probe": self.probe, "decoder": self.motion_vae or self.decoder}
+        return {
+            "network": network_sha256(self.network),
+            "plan": None if self.plan is None else sha256_json(self.plan.to_dict()),
+            "provenance": sha256_json(self.source),
+            **{name: None if part is None else part.sha256 for name, part in parts.items()},
+        }
 
     @property
     def reference(self) -> CheckpointRef:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hmrcompress.data.conditions import check_condition
 from hmrcompress.errors import UserError
+from hmrcompress.io.hashes import sha256_arrays, sha256_json
 from hmrcompress.models.families import network_class
 from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.vit import ViT
@@ -216,6 +217,13 @@ def random_state(config: NetworkConfig, seed: int = 0, readout_gain: float = 0.1
             tensor.normal_(0.0, std, generator=generator)
         state[name] = tensor
     return state
+
+
+def network_sha256(network: HMR2) -> str:
+    """Hash of all that a network computes with: its sizes (the numbers of heads are in no state dict), weights and
+    buffers. The file that it was read from may be another for the same network, and the same for another."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return sha256_json([network.config.to_dict(), sha256_arrays(tensors)])
 
 
 def random_sha256(family: str, seed: int) -> str:

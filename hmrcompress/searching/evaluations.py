@@ -14,10 +14,14 @@ from hmrcompress.searching.eclm import Groups, grouping
 from hmrcompress.searching.journal import Journal
 from hmrcompress.searching.probe import ErrorProbe, Fails, Measured, never
 
+TOO_FEW = Measured(math.inf)
+"""The error of a candidate with too few layers: it loses to all others."""
+
 
 @dataclass
 class Evaluations:
-    """The probe behind its journal. `early`: candidates are rejected as soon as it is certain.
+    """The probe behind its journal. `early`: candidates are rejected as soon as it is certain. Those with less than
+    `fewest` layers are out unmeasured: the token merging of the plan would not fit into them.
 
     `asked` holds every grouping asked for beside the untouched one, in that order, with the last that is known of it.
     `evaluated` counts what was measured now. Progress goes by the work that an evaluation takes (`ErrorProbe.work`;
@@ -31,6 +35,7 @@ class Evaluations:
     layers: int
     early: bool = True
     progress: Progress = no_progress
+    fewest: int = 1
     asked: dict[Groups, Measured] = field(default_factory=dict)
     evaluated: int = 0
     _base: float | None = None
@@ -57,6 +62,8 @@ class Evaluations:
         """The error of a grouping. Where it `fails` it may be a lower bound that fails as well."""
         if len(groups) == self.layers:
             return Measured(self.base())
+        if len(groups) < self.fewest:
+            return TOO_FEW
         known = self.asked.get(groups)
         if known is not None and (known.exact or fails(known.error_mm)):
             return known
@@ -66,7 +73,7 @@ class Evaluations:
 
     def expect(self, more: Iterable[Groups]) -> None:
         """Says which groupings, or others of about their cost, may have to be measured from now on, in that order."""
-        self._ahead = [self.probe.work(groups) for groups in more]
+        self._ahead = [self.probe.work(groups) for groups in more if len(groups) >= self.fewest]
 
     def unasked(self, candidates: Iterable[Groups]) -> list[Groups]:
         """Those of them that were not asked for yet."""

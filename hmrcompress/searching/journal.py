@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import parse_json
+from hmrcompress.io.keys import changed, listed
 from hmrcompress.searching.eclm import Groups
 from hmrcompress.searching.probe import Measured
 
@@ -27,8 +28,8 @@ START = b'{"schema": 1, "settings_sha256": "'
 class Journal:
     """Errors by grouping, kept in a file. Opening one reads it; the file appears with the first error written.
 
-    A last line that was torn is dropped. A journal made for other settings is set aside under a new name, which
-    `set_aside` then gives. UserError where the file is no journal or is damaged before its last line.
+    A last line that was torn is dropped. A journal made for other settings is set aside under a new name, which is told
+    and which `set_aside` then gives. UserError where the file is no journal or is damaged before its last line.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -80,12 +81,15 @@ class Journal:
         if not whole:
             raise UserError("this is not a journal of a search", self.path, "Give another name")
         header, *lines = whole.splitlines()
-        found = self._parsed(header, 1).get("settings_sha256")
+        first = self._parsed(header, 1)
+        found, before = first.get("settings_sha256"), first.get("settings")
         if found is None:
             raise UserError("this is not a journal of a search", self.path, "Give another name")
         if found != sha256_json(self.settings):
             self.set_aside = _free_name(self.path)
             os.rename(self.path, self.set_aside)
+            other = listed(changed(self.settings, before if isinstance(before, dict) else {})) or "settings"
+            tell(f"{other} changed since, so it is now {self.set_aside.name}, and all is measured anew", self.path)
             return
         for number, line in enumerate(lines, start=2):
             entry = self._parsed(line, number)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from hmrcompress import __version__
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data import seen
 from hmrcompress.data.crops import CropSet, evenly
-from hmrcompress.data.masks import MaskSource
-from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.data.masks import MaskSource, masks_sha256
+from hmrcompress.errors import UserError
+from hmrcompress.io.hashes import sha256_json
+from hmrcompress.io.keys import Key
+from hmrcompress.merging.apply import fewest_layers, with_token_merging
 from hmrcompress.merging.fit import fitted_and_measured
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.pose import STARTER24, Measure, Protocol
-from hmrcompress.models.network import HMR2
+from hmrcompress.models.network import HMR2, network_sha256
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import CheckpointRef, Plan
-from hmrcompress.runtime import Progress, dtype_name, no_progress
+from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.searching.beam import beam
 from hmrcompress.searching.cache import usual_memory
 from hmrcompress.searching.eclm import Groups, Trace
@@ -116,6 +115,7 @@ def search(
     `mask_probe` finds the person where tokens are merged without masks. `measure` says what is compared where that
     takes more than `body` and `protocol` (which then do not count). The rule `lstsq` fits on every second clip and
     measures on the others; the plan's number of frames counts both.
+    With `settings.tokens` no candidate is looked at that has too few layers to merge so many tokens.
     Raises UserError for settings that do not fit, data without usable masks or, for the target truth, without ground
     truth, and a network that predicts NaN.
     """
@@ -124,24 +124,17 @@ def search(
     measure = measure or Measure(body, protocol)
     if settings.target == "truth":
         crops.check_measure(measure)
-    indices = crops.sample(settings.frames_per_clip)
-    if settings.limit is not None:
-        indices = evenly(indices, settings.limit)
-    chosen = len(indices)
-    fitted_on = indices
-    if settings.merge_rule == FITTED:
-        fitted_on, indices = fitted_and_measured(crops, indices)
+    with_token_merging(network, settings.tokens, mask_probe)  # says what does not fit before anything is done
+    fewest = fewest_layers(network, settings.tokens, mask_probe)
+    if settings.layers is not None and settings.layers < fewest:
+        fault = f"got {settings.layers}, but {settings.tokens and settings.tokens.keep} tokens need {fewest} layers"
+        raise UserError(fault, "--layers", "Ask for more, or raise --keep-tokens or --merge-per-layer")
+    chosen, fitted_on, indices = _frames(crops, settings)
     folder = journal.absolute().parent
     fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
-    depends = _depends_on(checkpoint, crops, indices, measure, masks, settings, probe.device)
-    if fitter is not None:
-        depends["fitted_on"] = _sha256_of_frames(fitted_on)
-    if mask_probe is not None:
-        depends["mask_probe"] = mask_probe.sha256
-    if settings.cache_dtype != torch.float32:
-        depends["cache_dtype"] = dtype_name(settings.cache_dtype)
-    book = Journal(journal, depends)
-    evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress)
+    key = search_key(network, crops, measure=measure, masks=masks, settings=settings, mask_probe=mask_probe)
+    book = Journal(journal, key.inputs)
+    evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress, fewest)
     if settings.layers is None:
         trace = run_eclm(evaluations, settings.tau_mm, as_printed=settings.as_printed)
         start = found(trace.final_mm, trace.groups)
@@ -189,6 +182,51 @@ def search(
         counts=probe.counts,
         set_aside=book.set_aside,
     )
+
+
+def search_key(
+    network: HMR2,
+    crops: CropSet,
+    *,
+    measure: Measure,
+    masks: MaskSource | None,
+    settings: SearchSettings,
+    mask_probe: SaliencyProbe | None,
+) -> Key:
+    """Everything that an evaluation's figure depends on, for the journal; arguments as of `search`.
+
+    Of the settings tau, the method and what belongs to it are not in it, nor how the work is saved.
+    """
+    _, fitted_on, indices = _frames(crops, settings)
+    fits = settings.merge_rule == FITTED
+    seen = np.union1d(indices, fitted_on) if fits else indices
+    return Key.of(
+        "search",
+        ("searching",),
+        network=network_sha256(network),
+        data=crops.contents_sha256(indices),
+        frames=sha256_json(indices.tolist()),
+        fitted_on=[crops.contents_sha256(fitted_on), sha256_json(fitted_on.tolist())] if fits else None,
+        masks=masks_sha256(masks, crops, seen) if masks and _uses_masks(settings) else "none",
+        mask_probe=None if mask_probe is None else mask_probe.sha256,
+        **measure.identity(),
+        target=settings.target,
+        merge_rule=settings.merge_rule,
+        tokens=settings.tokens if settings.with_tokens else None,
+        batch_size=settings.batch_size,
+        dtype=settings.dtype,
+        cache_dtype=settings.cache_dtype,
+        device=next(network.parameters()).device,
+    )
+
+
+def _frames(crops: CropSet, settings: SearchSettings) -> tuple[int, np.ndarray, np.ndarray]:
+    """How many frames are looked at, those that patches are fitted on, and those that errors are measured on: the same,
+    unless the rule fits."""
+    indices = crops.sample(settings.frames_per_clip)
+    if settings.limit is not None:
+        indices = evenly(indices, settings.limit)
+    return len(indices), *(fitted_and_measured(crops, indices) if settings.merge_rule == FITTED else (indices, indices))
 
 
 def _refined(start: Found, evaluations: Evaluations, settings: SearchSettings) -> Found:
@@ -249,47 +287,6 @@ def _probe(
 
 def _uses_masks(settings: SearchSettings) -> bool:
     return settings.with_tokens or settings.merge_rule == FITTED
-
-
-def _depends_on(
-    checkpoint: CheckpointRef,
-    crops: CropSet,
-    indices: np.ndarray,
-    measure: Measure,
-    masks: MaskSource | None,
-    settings: SearchSettings,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Everything that an evaluation's figure depends on, for the journal; tau and the method are not in it."""
-    tokens = settings.tokens.model_dump() if settings.with_tokens and settings.tokens else None
-    return {
-        "checkpoint": checkpoint.model_dump(),
-        "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
-        "frames": _sha256_of_frames(indices),
-        "body": _sha256_of(measure.body),
-        "protocol": measure.protocol.name,
-        **measure.identity(),
-        "target": settings.target,
-        "merge_rule": settings.merge_rule,
-        "tokens": tokens,
-        "masks": masks.name if masks and _uses_masks(settings) else "none",
-        "batch_size": settings.batch_size,
-        "dtype": dtype_name(settings.dtype),
-        "device": device.type,
-        "versions": {"hmrcompress": __version__, "torch": torch.__version__},
-    }
-
-
-def _sha256_of_frames(indices: np.ndarray) -> str:
-    return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
-
-
-def _sha256_of(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _json_number(value: float) -> float | None:

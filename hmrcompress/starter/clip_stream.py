@@ -16,6 +16,8 @@ from hmrcompress.body.files import starter_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.masks import MaskSource, coverage_grid, person_tokens
 from hmrcompress.errors import UserError
+from hmrcompress.io.code import code_sha256
+from hmrcompress.io.hashes import sha256_json
 from hmrcompress.runtime import become_helper
 from hmrcompress.starter.dataset import render_clip, surface_of
 from hmrcompress.starter.world import CLIP_FRAMES, FPS, VERSION, make_clip, split_named, to_params
@@ -35,13 +37,19 @@ class StarterClips:
         if masks.name not in ("data", "self", "none"):
             raise UserError(f"got {masks.name!r}, expected data, self or none with starter:{split}", "--masks")
         self.split, self.masked, self.frames, self.workers = split, masks.name == "data", frames, workers
-        self.name = f"starter:{split}"
+        self.name, self.masks_name = f"starter:{split}", masks.name
         self.clip_ids: Sequence[int] = range(split_named(split).clips)
         self.identity: dict[str, Any] = {
-            "data": f"starter:{split} v{VERSION} {starter_body().faces_sha256}",
+            "data": [self.name, VERSION],
             "frames": frames,
             "masks": masks.name,
+            "body": starter_body().sha256,
+            "renderer": code_sha256("starter.clip_stream"),
         }
+
+    def clip_sha256(self, clip: int) -> str:
+        """Hash of the clip's number, which tells what it shows."""
+        return sha256_json(clip)
 
     def clips(self, wanted: Sequence[int]) -> Iterator[ClipCrops]:
         """These clips, in this order. Raises UserError for a clip that the split does not have."""

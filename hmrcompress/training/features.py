@@ -1,12 +1,12 @@
 """Per-frame features of a frozen network over clips, computed once and kept on disk clip by clip.
 
 A temporal decoder reads nothing of a crop but these features, so its training never runs the backbone. A clip is one
-.npz, written whole or not at all: extraction that was killed goes on with the first clip that is missing.
+.npz, written whole or not at all: extraction that was killed goes on with the first clip that is missing. The folder is
+named after network, masks and code, and every clip says which crops it is of: a changed one is computed anew.
 """
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,20 +18,19 @@ import torch
 from torch import Tensor
 
 from hmrcompress.data.crops import CropSet, normalise
-from hmrcompress.data.masks import MaskSource
+from hmrcompress.data.masks import MaskSource, masks_sha256
 from hmrcompress.data.seen import record
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
 from hmrcompress.geometry.rotations import axis_angle_to_matrix, matrix_to_sixd, sixd_to_matrix
 from hmrcompress.io.atomic import atomic_file, write_json
-from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import read_json
+from hmrcompress.io.keys import Key, earlier, listed
+from hmrcompress.merging.apply import network_identity
 from hmrcompress.models.network import HMR2
-from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.plan import TokenSettings
 from hmrcompress.records import BodyParams
 from hmrcompress.runtime import Progress, autocast, no_progress
 
-SCHEMA = 1
+SCHEMA = 2
 META = "meta.json"
 
 
@@ -49,13 +48,18 @@ class ClipCrops:
 
 
 class ClipSource(Protocol):
-    """Clips with ground truth, read one after the other. `identity` is all that a clip's crops depend on, `fps` their
-    frame rate, `clip_ids` the clips there are."""
+    """Clips with ground truth, read one after the other. `identity` is what the crops of all clips depend on, beside
+    what `clip_sha256` tells of one; `fps` their frame rate, `clip_ids` the clips there are, `masks` the name of the
+    source of masks."""
 
     name: str
+    masks_name: str
     identity: dict[str, Any]
     fps: float
     clip_ids: Sequence[int]
+
+    def clip_sha256(self, clip: int) -> str:
+        """Hash of what a clip holds."""
 
     def clips(self, wanted: Sequence[int]) -> Iterator[ClipCrops]:
         """These clips, in this order; one or a few of them in memory at a time."""
@@ -67,12 +71,16 @@ class CropClips:
     def __init__(self, crops: CropSet, masks: MaskSource) -> None:
         if not crops.has_truth:
             raise UserError("these data come without ground truth (poses and betas)", crops.name, "Training needs it")
-        masks.check(crops, crops.stretches())
         self.crops, self.masks = crops, masks
         self.name = f"{crops.name}:{crops.split}" if crops.split else crops.name
-        self.identity: dict[str, Any] = {"data": crops.sha256, "masks": masks.name}
+        self.masks_name = masks.name
+        self.identity: dict[str, Any] = {"masks": masks_sha256(masks, crops, crops.stretches())}
         self.fps = crops.fps
         self.clip_ids: Sequence[int] = crops.clip_ids
+
+    def clip_sha256(self, clip: int) -> str:
+        """Hash of the clip's frames, pixels, poses and masks that come with them."""
+        return self.crops.contents_sha256(self.crops.frames_of(clip))
 
     def seen(self, clips: Sequence[int]) -> dict[str, str]:
         """The record (`data.seen`) of having seen all frames of these clips."""
@@ -137,26 +145,29 @@ _ARRAYS = tuple(field.name for field in fields(ClipFeatures) if field.name != "c
 
 
 class FeatureSet:
-    """A folder of clips: `meta.json` and one .npz a clip. `meta` says name and fps of the data, and the identity."""
+    """A folder of clips: `meta.json` and one .npz a clip. `meta` says name and fps of the data, what the features
+    depend on (`inputs` of `io.keys.Key`), and what those inputs are called (`named`)."""
 
     def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
         self.folder, self.meta = folder, dict(meta)
         self.name, self.fps = str(self.meta["name"]), float(self.meta["fps"])
 
     @classmethod
-    def open(cls, folder: Path, identity: Mapping[str, Any], *, name: str, fps: float) -> Self:
-        """The set in `folder`, which is made where it is not there. UserError where it holds features of other data or
-        of another network (identity: plain values that name both)."""
-        meta = {"schema": SCHEMA, "name": name, "fps": fps, "identity": dict(identity)}
-        meta = json.loads(json.dumps(meta))
+    def open(cls, home: Path, key: Key, *, name: str, fps: float, named: Mapping[str, str] | None = None) -> Self:
+        """The set of this key below `home`, which is made where it is not there; it is told where there is one of the
+        same names and other contents. UserError where it holds features of other data or of another network."""
+        folder = home / key.short
+        meta = {"schema": SCHEMA, "name": name, "fps": fps, "inputs": dict(key.inputs)}
         path = folder / META
         if path.is_file():
             found = read_json(path)
-            if found != meta:
+            if not isinstance(found, dict) or {**found, "named": None} != {**meta, "named": None}:
                 raise UserError("holds features of another network or of other data", folder, "Remove the folder")
         else:
+            if (fresh := earlier(sorted(home.glob(f"*/{META}")), key, named or {})) is not None:
+                tell(f"computed anew, as {listed(fresh)} changed since they were", f"features of {name}")
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, meta)
+            write_json(path, {**meta, "named": dict(named or {})})
         return cls(folder, meta)
 
     @property
@@ -164,19 +175,18 @@ class FeatureSet:
         """Numbers of the clips that are there, ascending."""
         return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.npz"))
 
-    @property
-    def sha256(self) -> str:
-        """Hash of what the features are of: network, token merging, masks and data."""
-        return sha256_json(self.meta["identity"])
+    def made_of(self, clip: int) -> str | None:
+        """What a clip that is there was made of (`ClipSource.clip_sha256`); None where it is not there, or damaged."""
+        try:
+            with np.load(self._path(clip), allow_pickle=False) as file:
+                return str(file["made_of"])
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
 
-    def has(self, clip: int) -> bool:
-        """Whether a clip is there."""
-        return self._path(clip).is_file()
-
-    def append(self, found: ClipFeatures) -> None:
+    def append(self, found: ClipFeatures, made_of: str) -> None:
         """Adds a clip, or replaces it."""
         with atomic_file(self._path(found.clip)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{name: getattr(found, name) for name in _ARRAYS})
+            np.savez(file, **{"made_of": np.array(made_of)} | {name: getattr(found, name) for name in _ARRAYS})
 
     def read(self, clip: int) -> ClipFeatures:
         """One clip. UserError where its file is not there or damaged."""
@@ -197,25 +207,12 @@ class FeatureSet:
         return self.folder / f"{clip:05d}.npz"
 
 
-def model_identity(sha256: str, tokens: TokenSettings | None, probe: SaliencyProbe | None = None) -> dict[str, Any]:
-    """What features depend on of a network: the hash of its weights, how it merges tokens, and the probe that masks."""
-    found: dict[str, Any] = {"sha256": sha256, "tokens": None if tokens is None else tokens.model_dump(mode="json")}
-    if probe is not None:
-        found["probe"] = probe.sha256
-    return found
-
-
-def feature_identity(model: Mapping[str, Any], source: ClipSource, dtype: torch.dtype) -> dict[str, Any]:
-    """All that features depend on, as plain values; model: see `model_identity`."""
-    return {"model": dict(model), "source": dict(source.identity), "dtype": str(dtype).removeprefix("torch.")}
-
-
 def extract_features(
     network: HMR2,
     source: ClipSource,
     home: Path,
     *,
-    model: Mapping[str, Any],
+    name: str = "network",
     clips: Sequence[int] | None = None,
     batch_size: int = 32,
     dtype: torch.dtype = torch.float32,
@@ -224,23 +221,41 @@ def extract_features(
 ) -> FeatureSet:
     """Runs a network over clips, where their features are not kept below `home` already, and gives the set.
 
-    network: in evaluation mode, with the token merging it is used with, on the device to compute on. model: see
-    `model_identity`. The folder is named after all that the features depend on. clips: those wanted, by default all of
-    the source. process: (rank, count) where several processes share the work; each makes its part. Raises UserError.
+    network: in evaluation mode, with the token merging it is used with, on the device to compute on; name: what it is
+    called where a change of it is told. The folder is named after all that the features depend on. clips: those wanted,
+    by default all of the source. process: (rank, count) where several processes share the work; each makes its part.
+    Raises UserError.
     """
-    identity = feature_identity(model, source, dtype)
-    folder = home / sha256_json(identity)[:16]
-    kept = FeatureSet.open(folder, identity, name=source.name, fps=source.fps)
+    named = {"network": name, "data": source.name, "masks": source.masks_name}
+    key = feature_key(network, source, batch_size=batch_size, dtype=dtype)
+    kept = FeatureSet.open(home, key, name=source.name, fps=source.fps, named=named)
     rank, count = process
     wanted = list(source.clip_ids if clips is None else clips)[rank::count]
-    missing = [clip for clip in wanted if not kept.has(clip)]
+    made_of = {clip: source.clip_sha256(clip) for clip in wanted}
+    before = {clip: kept.made_of(clip) for clip in wanted}
+    missing = [clip for clip in wanted if before[clip] != made_of[clip]]
+    if others := sum(before[clip] is not None for clip in missing):
+        tell(f"{others} clips are computed anew, as they changed since they were", f"features of {source.name}")
     done = len(wanted) - len(missing)
     progress(f"features of {source.name}", done, len(wanted))
     for clip in source.clips(missing) if missing else ():
-        kept.append(clip_features(network, clip, batch_size=batch_size, dtype=dtype))
+        kept.append(clip_features(network, clip, batch_size=batch_size, dtype=dtype), made_of[clip.clip])
         done += 1
         progress(f"features of {source.name}", done, len(wanted))
     return kept
+
+
+def feature_key(network: HMR2, source: ClipSource, *, batch_size: int, dtype: torch.dtype) -> Key:
+    """What the features of all clips of a source depend on, beside the clips themselves."""
+    return Key.of(
+        "features",
+        ("training.features", "merging.apply"),
+        **network_identity(network),
+        **{"fps": source.fps, **source.identity},
+        batch_size=batch_size,
+        dtype=dtype,
+        device=next(network.parameters()).device,
+    )
 
 
 @torch.inference_mode()
