@@ -115,8 +115,6 @@ def evaluate(
         seed=seed,
     )
     reference = None if against is None else api.load(against, seed=seed)
-    if reference and checkpoint.plan and checkpoint.plan.checkpoint.sha256 != reference.sha256:
-        complain(f"warning: {against} is not the checkpoint that {model} was made from")
     with progress_bar(quiet=quiet) as progress:
         result = api.evaluate(
             checkpoint,

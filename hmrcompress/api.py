@@ -22,7 +22,7 @@ from hmrcompress.evaluation.decoded import SequenceSettings
 from hmrcompress.evaluation.evaluate import Evaluation, stages_of
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
-from hmrcompress.exports import export_decoder, export_onnx
+from hmrcompress.exports import export_decoder, export_onnx, parity_frames
 from hmrcompress.io.keys import Key
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
@@ -68,9 +68,9 @@ from hmrcompress.searching.search import search_key as key_of_search
 __all__ = [
     "Body", "Data", "Masks", "Model", "Module", "STARTER_MODEL", "adaptive_network", "apply", "bench",
     "bench_adaptive", "body_for", "compressed_network", "decoder_for", "evaluate", "export_decoder", "export_onnx",
-    "focal_lengths", "layer_similarity", "load", "load_fov", "merge", "of_starter", "on_device", "open_body",
-    "open_data", "open_masks", "open_plan", "open_protocol", "person_mask", "pipeline_of", "probe_for", "search",
-    "search_key", "temporal_decoder", "unapply",
+    "focal_lengths", "frames_to_fit", "layer_similarity", "load", "load_fov", "merge", "of_starter", "on_device",
+    "open_body", "open_data", "open_masks", "open_measure", "open_plan", "open_protocol", "parity_frames",
+    "person_mask", "pipeline_of", "probe_for", "search", "search_key", "temporal_decoder", "unapply",
 ]  # fmt: skip
 
 
@@ -191,11 +191,11 @@ def merge(
         wanted.groups,
         crops,
         source,
-        frames_per_clip=(found.frames_per_clip if found else None) or DEFAULT_FRAMES_PER_CLIP,
+        frames_per_clip=frames_to_fit(wanted),
         frames=found.frames if found else None,
         progress=progress,
     )
-    per_clip = (found.frames_per_clip if found else None) or DEFAULT_FRAMES_PER_CLIP
+    per_clip = frames_to_fit(wanted)
     about = {
         "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
         "masks": source.name,
@@ -204,6 +204,11 @@ def merge(
     return merge_checkpoint(
         checkpoint, wanted, out, force=force, plan_name=name, patches=patches, fitted_on=about, decoder_of=donor
     )
+
+
+def frames_to_fit(plan: Plan) -> int:
+    """Frames of each clip that a plan with the rule `lstsq` is fitted on: as many as it was searched on."""
+    return (plan.search.frames_per_clip if plan.search else None) or DEFAULT_FRAMES_PER_CLIP
 
 
 def _crops_to_fit(plan: Plan, data: Data | None, body: BodyModel, progress: Progress) -> CropSet:
@@ -253,13 +258,13 @@ def evaluate(
     says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `buckets`
     adds the stage `adaptive_tokens`: as many of the numbers of tokens as each crop's person needs. `protocol`, by
     default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. `path` says how
-    the model (not `against`) is run. Raises UserError.
+    the model (not `against`) is run. Raises UserError, also where the model was not made from `against`.
     """
     checkpoint = load(model, seed=seed)
     require_truth(checkpoint)
     surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
     probe = probe_for(checkpoint, source) if checkpoint.tokens else None
-    reference = None if against is None else on_device(load(against, seed=seed).network, where)
+    reference = None if against is None else on_device(_original(checkpoint, load(against, seed=seed)).network, where)
     decoder = temporal_decoder(checkpoint)
     crops = open_data(data, body=surface, progress=progress)
     measure = open_measure(protocol, crops, body, surface, regressor=regressor, device=where)
@@ -284,6 +289,19 @@ def evaluate(
         sequences=sequences,
         progress=progress,
     )
+
+
+def _original(checkpoint: Checkpoint, against: Checkpoint) -> Checkpoint:
+    """`against`, if it is what a model was made from, by its hash or that of the file it was converted from. UserError
+    for another network: the difference between the two would say nothing of what compressing did."""
+    planned = checkpoint.reference if checkpoint.plan is None else checkpoint.plan.checkpoint
+    recorded = checkpoint.source.get("checkpoint")
+    made_from = str(recorded.get("sha256")) if checkpoint.plan and isinstance(recorded, dict) else planned.sha256
+    if made_from in (against.sha256, against.source.get("sha256")):
+        return against
+    was = f"was made from another network ({made_from[:12]}…)" if checkpoint.plan else "was not compressed"
+    fault = f"{checkpoint.name} {was}; this one is {against.sha256[:12]}…"
+    raise UserError(fault, f"--against {against.name}", "Give the network that it was made from")
 
 
 def layer_similarity(

@@ -197,7 +197,6 @@ def fit_decoder(
             trained,
             held,
             out,
-            identity={"model": checkpoint.sha256, "source": found.identity, "body": surface.faces_sha256},
             settings=replace(settings or DecoderSettings(), batch_size=batch_size, seed=seed),
             loop=replace(loop, rate=RATE if rate is None else rate, keep="mpjpe_mm"),
             progress=progress,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from hmrcompress.data.crops import evenly
+from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
 from hmrcompress.exporting.onnx import OnnxExport
 from hmrcompress.exporting.onnx import export_onnx as export_network
@@ -25,6 +26,8 @@ from hmrcompress.opening import (
 from hmrcompress.opening_decoder import decoder_for
 from hmrcompress.runtime import Progress, no_progress
 
+PARITY_CROPS = 5
+
 
 def export_onnx(
     model: Model,
@@ -33,7 +36,7 @@ def export_onnx(
     data: Data = "starter:val",
     masks: Masks = "data",
     body: Body = "starter",
-    batch_size: int = 5,
+    batch_size: int = PARITY_CROPS,
     limit: int | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -51,7 +54,7 @@ def export_onnx(
     source = open_masks(masks)
     network = compressed_network(checkpoint, source if checkpoint.tokens else None)
     needed = source if checkpoint.tokens else None
-    chosen = evenly(crops.stretches(), limit or batch_size)
+    chosen = parity_frames(crops, limit or batch_size)
     batch = next(crops.batches(chosen, len(chosen), needed, truth=False))
     about = {
         "model": checkpoint.name,
@@ -61,6 +64,11 @@ def export_onnx(
     }
     sizes = sorted({1, batch_size})
     return export_network(network, out, batch, surface, batch_sizes=sizes, dtype=dtype, about=about)
+
+
+def parity_frames(crops: CropSet, count: int = PARITY_CROPS) -> np.ndarray:
+    """Indices of the crops on which a file is compared with torch."""
+    return evenly(crops.stretches(), count)
 
 
 def export_decoder(model: Model, out: Path | str, *, steps: int = 1, seed: int = 0) -> OnnxExport:

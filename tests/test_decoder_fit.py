@@ -158,7 +158,7 @@ def test_it_learns_and_the_vae_stays(
     decoder = TemporalDecoder(config, seed=1)
     decoder.set_statistics(pose_std=torch.tensor(0.3))
     frozen = {name: p.clone() for name, p in decoder.vae.named_parameters()}
-    task = DecoderFit(decoder, PoseCodec(tiny_body), clips[:2], clips[2:], DecoderSettings(batch_size=8), {})
+    task = DecoderFit(decoder, PoseCodec(tiny_body), clips[:2], clips[2:], DecoderSettings(batch_size=8))
     batch = task.windows.draw(np.random.default_rng(5), 64, 12, PLAIN, slice(0, 64))
     z0 = task._latents(batch, decoder.condition(batch.inputs, batch.known, batch.valid).start)
     assert abs(float(z0.mean())) < 0.2 and 0.7 < float(z0.std()) < 1.3, "latents of unit scale"
@@ -184,7 +184,7 @@ def fit(clips: list[ClipFeatures], tiny_body: BodyModel) -> Callable[[DecoderSet
     def make(settings: DecoderSettings) -> DecoderFit:
         decoder = TemporalDecoder(tiny_decoder.CONFIG, seed=1)
         decoder.set_statistics(pose_std=torch.tensor(0.3))
-        return DecoderFit(decoder, PoseCodec(tiny_body), clips[:2], clips[2:], settings, {})
+        return DecoderFit(decoder, PoseCodec(tiny_body), clips[:2], clips[2:], settings)
 
     return make
 
@@ -248,9 +248,7 @@ def test_validation_of_a_perfect_decoder(
 ) -> None:
     """A decoder that gives the truth, shifted in one joint by 24 mm at every frame: 1 mm before inverse kinematics."""
     codec = PoseCodec(tiny_body)
-    task = DecoderFit(
-        TemporalDecoder(tiny_decoder.CONFIG), codec, clips[:2], clips[2:], DecoderSettings(batch_size=4), {}
-    )
+    task = DecoderFit(TemporalDecoder(tiny_decoder.CONFIG), codec, clips[:2], clips[2:], DecoderSettings(batch_size=4))
     asked: list[Any] = []
 
     def decode(decoder: TemporalDecoder, features: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ def fit(body: Path, out: Path) -> None:
     ]
     config = replace(tiny_decoder.CONFIG, denoiser_dropout=0.0)
     codec = PoseCodec(load_body(body))
-    task = DecoderFit(TemporalDecoder(config), codec, clips, clips[:1], DecoderSettings(batch_size=8), {})
+    task = DecoderFit(TemporalDecoder(config), codec, clips, clips[:1], DecoderSettings(batch_size=8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "LOG_STEPS", 1)
         loop.train(task, loop.LoopSettings(STEPS, rate=1e-2, validations=1), out)

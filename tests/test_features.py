@@ -16,7 +16,7 @@ from hmrcompress.data.crops import CropSet, normalise
 from hmrcompress.data.mask_files import FileMasks
 from hmrcompress.data.masks import DataMasks, NoMasks, coverage_grid
 from hmrcompress.errors import Notice, UserError
-from hmrcompress.io.keys import Key
+from hmrcompress.io.keys import Key, folder_of
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
@@ -24,7 +24,7 @@ from hmrcompress.runtime import no_progress
 from hmrcompress.starter import dataset
 from hmrcompress.starter.clip_stream import StarterClips, rendered
 from hmrcompress.starter.world import make_clip, split_named
-from hmrcompress.training.features import ClipCrops, CropClips, FeatureSet, extract_features
+from hmrcompress.training.features import ClipCrops, CropClips, extract_features
 
 
 class Counted(CropClips):
@@ -86,8 +86,8 @@ def test_other_networks_and_masks_have_folders_of_their_own(
     assert len(folders) == 3
     folder, key = folders.pop(), Key("features", {"network": "another"})
     folder.rename(tmp_path / key.short)
-    with pytest.raises(UserError, match="features of another network"):
-        FeatureSet.open(tmp_path, key, name="tiny", fps=30.0)
+    with pytest.raises(UserError, match="kept under a name that is not its own"):
+        folder_of(tmp_path, key, {}, "features")
 
 
 def test_a_changed_network_or_clip_is_told_and_computed_anew(
@@ -96,12 +96,12 @@ def test_a_changed_network_or_clip_is_told_and_computed_anew(
     extract_features(tiny_network, CropClips(tiny_crops, NoMasks()), tmp_path, name="mine")
     extract_features(tiny.network(1), CropClips(tiny_crops, NoMasks()), tmp_path, name="other")
     assert not recwarn.list
-    with pytest.warns(Notice, match="^features of tiny:test: computed anew, as network changed since they were$"):
+    with pytest.warns(Notice, match="^features of tiny:test: made anew, as network changed since they were kept$"):
         extract_features(tiny.network(2), CropClips(tiny_crops, NoMasks()), tmp_path, name="mine")
     arrays = tiny.crop_arrays()
     arrays["images"][7] //= 2  # of the second clip
     changed = Counted(CropSet(arrays, tiny.crop_meta()), NoMasks())
-    with pytest.warns(Notice, match="^features of tiny:test: 1 clips are computed anew, as they changed"):
+    with pytest.warns(Notice, match="^features of tiny:test: 1 clips are made anew, as they changed"):
         kept = extract_features(tiny_network, changed, tmp_path, name="mine")
     assert changed.read == [1] and kept.clip_ids == [0, 1]
 

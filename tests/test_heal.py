@@ -127,7 +127,7 @@ def task(world: dict[str, Path], body: BodyModel, settings: HealSettings, **opti
     stream = CropStream(crops, crops.stretches(), masks, batch_size=2)
     measure = Validation(crops, crops.stretches()[:2], masks, teacher, body)
     pair = Pair(merged.network, teacher, merged.plan.groups, merged.tokens, **options)  # type: ignore[union-attr]
-    return Healing(pair, stream, measure, body, settings, {})
+    return Healing(pair, stream, measure, body, settings)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_dropped_background_is_hidden_from_the_teacher_too(world: dict[str, Path
     alone = [[layer] for layer in range(teacher.config.depth)]
     for drop, nothing in ((DropBackground(), True), (None, False)):
         pair = Pair(teacher, teacher, alone, TokenSettings(keep=100, drop_background=drop))
-        loss, parts = Healing(pair, stream, measure, tiny_body, HealSettings(full=True), {}).losses(0)
+        loss, parts = Healing(pair, stream, measure, tiny_body, HealSettings(full=True)).losses(0)
         assert (float(loss) < 1e-4) == nothing and (float(parts["tokens"]) < 1e-6) == nothing
 
 

@@ -14,7 +14,7 @@ from hmrcompress.render.appearance import draw_shapes
 from hmrcompress.render.noise import lattice, smooth_noise
 from hmrcompress.render.raster import project, rasterise, vertex_normals, visibility
 from hmrcompress.render.scene import View, render_crop
-from hmrcompress.starter.dataset import camera_vertices, surface_of
+from hmrcompress.starter.filming import camera_vertices, surface_of
 from hmrcompress.starter.world import SPLITS, make_clip
 
 SIZE = (256, 192)

@@ -20,7 +20,8 @@ from hmrcompress.motion import rotvec
 from hmrcompress.records import BodyParams
 from hmrcompress.starter import dataset
 from hmrcompress.starter.camera import rotation, smoothed
-from hmrcompress.starter.dataset import definition_sha256, hidden_share, open_split, render_clip, surface_of
+from hmrcompress.starter.dataset import definition_sha256, open_split
+from hmrcompress.starter.filming import hidden_share, render_clip, surface_of
 from hmrcompress.starter.validate import mean_state
 from hmrcompress.starter.world import BODY, LOOK, MOTION, SPLITS, VERSION, Split, draw_betas, make_clip, stream
 

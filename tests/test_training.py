@@ -15,7 +15,7 @@ from hmrcompress.models.network import NetworkConfig, build, from_state
 from hmrcompress.opening import STARTER_MODEL
 from hmrcompress.records import BodyParams
 from hmrcompress.starter.batches import Pool, mirror, to_tensors
-from hmrcompress.starter.dataset import surface_of
+from hmrcompress.starter.filming import surface_of
 from hmrcompress.starter.log import LOG_FILE, crossed
 from hmrcompress.starter.losses import DenseReadout, body_losses, dense_losses, joint_spots
 from hmrcompress.starter.recipe import Recipe, Stage

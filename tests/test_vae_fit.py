@@ -50,7 +50,7 @@ def held(body: BodyModel, frames: int = 30) -> list[BodyParams]:
 
 def fit(body: BodyModel, bank: MotionBank, **settings: Any) -> VAEFit:
     decoder = TemporalDecoder(CONFIG)
-    return VAEFit(decoder, PoseCodec(body), bank, held(body), VAESettings(batch_size=8, **settings), {})
+    return VAEFit(decoder, PoseCodec(body), bank, held(body), VAESettings(batch_size=8, **settings))
 
 
 def test_cameras_stand_upright_and_look_from_everywhere() -> None:

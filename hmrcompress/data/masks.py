@@ -72,11 +72,11 @@ class MaskSource(Protocol):
 
 def masks_sha256(source: MaskSource, crops: MaskedFrames, indices: np.ndarray) -> str:
     """Hash of all that a source's masks of these frames depend on beside the frames: its `sha256`, or where it has none
-    (a plug-in need not have one) that of the masks. UserError where it has no usable masks for them."""
-    source.check(crops, indices)
+    (a plug-in need not have one) that of the masks. UserError where they cannot be read."""
     known = getattr(source, "sha256", None)
     if known is not None:
         return str(known)
+    source.check(crops, indices)
     digest = hashlib.sha256()
     for start in range(0, len(indices), MASKS_AT_A_TIME):
         person = source.person(crops, indices[start : start + MASKS_AT_A_TIME])
@@ -85,9 +85,14 @@ def masks_sha256(source: MaskSource, crops: MaskedFrames, indices: np.ndarray) -
 
 
 class DataMasks:
-    """The masks that come with the data, whose hash tells of them."""
+    """The masks that come with the data."""
 
-    name = sha256 = "data"
+    name = "data"
+
+    @property
+    def sha256(self) -> str:
+        """The name: the data's own hash tells of their masks."""
+        return self.name
 
     def check(self, crops: MaskedFrames, indices: np.ndarray) -> None:
         """UserError naming `--masks none` where the data set has no masks."""

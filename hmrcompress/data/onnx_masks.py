@@ -16,8 +16,8 @@ from hmrcompress.data.masks import MaskedFrames, coverage_grid, person_tokens
 from hmrcompress.data.onnx_segment import Segmenter
 from hmrcompress.data.people import choose
 from hmrcompress.errors import UserError
-from hmrcompress.io.hashes import sha256_json, sha256_onnx
-from hmrcompress.io.onnx_file import check_onnx
+from hmrcompress.io.hashes import sha256_json
+from hmrcompress.io.onnx_file import check_onnx, sha256_onnx
 from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH
 
 AT_A_TIME = 8

@@ -3,59 +3,57 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from hmrcompress.evaluation.forced import ForcedMerges, Place, places_of
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.metrics.pose import Outputs, network_outputs
 from hmrcompress.records import FrameBatch, HMROutput
 
 ADAPTIVE = "adaptive_tokens"
-FORCED_EVERY = 8
-"""Forced merges are counted on every so many batches: counting runs the merging layers once more."""
 
 
 @dataclass
 class AdaptiveTally:
-    """How many crops ran in each bucket, and how many person tokens were lost where that was counted."""
+    """Which bucket every frame ran in, and how many person tokens it lost."""
 
     network: AdaptiveTokens
-    frames: Counter[int] = field(default_factory=Counter)
-    batches: int = 0
-    counted: int = 0
-    forced: int = 0
+    buckets: dict[Place, int] = field(default_factory=dict)
+    forced: ForcedMerges = field(default_factory=ForcedMerges)
 
-    def count(self, person_mask: torch.Tensor | None) -> None:
-        """Takes a batch's crops into account. person_mask (B,rows,columns) bool. Raises UserError without masks."""
-        for keep, rows in self.network.groups(person_mask):
-            self.frames[keep] += len(rows)
+    def count(self, batch: FrameBatch) -> None:
+        """Takes a batch's crops into account. Raises UserError where it comes without masks."""
+        places = places_of(batch)
+        for keep, rows in self.network.groups(batch.person_mask):
+            self.buckets |= {places[row]: keep for row in rows.tolist()}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, wanted: Iterable[Place]) -> dict[str, Any]:
         """{buckets: {kept: frames}, how, mean_kept, mean_macs, mean_macs_with_attention[,
-        forced_person_merges_per_frame, forced_counted_on_frames]}; MACs of one crop, averaged over the crops seen."""
-        total = sum(self.frames.values())
-        costs = {keep: network_cost(self.network.config, self.network.settings_of(keep)) for keep in self.frames}
+        forced_person_merges_per_frame, forced_counted_on_frames]} of these frames; MACs of one crop on average."""
+        wanted = list(wanted)
+        frames = Counter(self.buckets[place] for place in wanted if place in self.buckets)
+        total = sum(frames.values())
+        costs = {keep: network_cost(self.network.config, self.network.settings_of(keep)) for keep in frames}
 
         def mean(values: dict[int, int]) -> float:
-            return sum(values[keep] * count for keep, count in self.frames.items()) / total
+            return sum(values[keep] * count for keep, count in frames.items()) / total
 
         figures: dict[str, Any] = {
-            "buckets": {str(keep): self.frames[keep] for keep in self.network.buckets},
+            "buckets": {str(keep): frames[keep] for keep in self.network.buckets},
             "how": "drop_background" if self.network.dropping else "merge",
         }
         if total:
-            figures["mean_kept"] = mean({keep: keep for keep in self.frames})
+            figures["mean_kept"] = mean({keep: keep for keep in frames})
             figures["mean_macs"] = mean({keep: found.macs for keep, found in costs.items()})
             figures["mean_macs_with_attention"] = mean(
                 {keep: found.macs_with_attention for keep, found in costs.items()}
             )
-        if self.counted:
-            figures["forced_person_merges_per_frame"] = self.forced / self.counted
-            figures["forced_counted_on_frames"] = self.counted
-        return figures
+        return figures | self.forced.to_json(wanted)
 
 
 def adaptive_outputs(network: AdaptiveTokens, tally: AdaptiveTally, *, dtype: torch.dtype = torch.float32) -> Outputs:
@@ -64,13 +62,8 @@ def adaptive_outputs(network: AdaptiveTokens, tally: AdaptiveTally, *, dtype: to
     device = next(network.parameters()).device
 
     def counting(batch: FrameBatch) -> HMROutput:
-        tally.count(batch.person_mask)
-        tally.batches += 1
-        if tally.batches % FORCED_EVERY == 1 and batch.person_mask is not None:
-            with torch.no_grad():
-                lost = network.forced_merges(batch.images.to(device), batch.person_mask.to(device))
-            tally.forced += int(lost.sum())
-            tally.counted += len(lost)
+        tally.count(batch)
+        tally.forced.count(batch, network.forced_merges, device=device, dtype=dtype)
         return outputs(batch)
 
     return counting

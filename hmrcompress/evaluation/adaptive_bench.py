@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hmrcompress.evaluation.adaptive import AdaptiveTally
+from hmrcompress.evaluation.forced import places_of
 from hmrcompress.evaluation.made_up import ellipse_mask, made_up_batch
 from hmrcompress.evaluation.timing import Timing, time_interleaved
 from hmrcompress.merging.adaptive import AdaptiveTokens
@@ -96,7 +97,7 @@ def time_adaptive(
     }
     batch = crops_of_all_sizes(network, dtype, seed)
     tally = AdaptiveTally(adaptive)
-    tally.count(batch.person_mask)
+    tally.count(batch)
 
     def in_batches(run: nn.Module, size: int) -> Callable[[FrameBatch], object]:
         def over(crops: FrameBatch) -> object:
@@ -122,4 +123,4 @@ def time_adaptive(
     macs = {
         name: network_cost(network.config, how).macs_with_attention for name, how in ((PLAIN, None), (FIXED, settings))
     }
-    return AdaptiveTiming(timings, tally.to_json(), settings.keep, macs)
+    return AdaptiveTiming(timings, tally.to_json(places_of(batch)), settings.keep, macs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from hmrcompress.decoder.clips import check_lookahead
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.adaptive import ADAPTIVE, FORCED_EVERY, AdaptiveTally, adaptive_outputs
+from hmrcompress.evaluation.adaptive import ADAPTIVE, AdaptiveTally, adaptive_outputs
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
+from hmrcompress.evaluation.forced import ForcedMerges
 from hmrcompress.evaluation.sequences import Outputs, interpolated, observe, sequence_predict, spans
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import counts_of, forced_merges, with_token_merging
@@ -45,15 +47,6 @@ MEAN_POSE, BASELINE, MERGED, MERGED_TOKENS = "mean_pose", "baseline", "merged", 
 TOKENS_ALONE = "tokens_alone"
 """Merged tokens at all of the layers: what tokens cost by themselves."""
 LEAK_WARNING = "{seen} of the {all} frames were searched or trained on, so the figures are optimistic"
-
-
-@dataclass
-class ForcedMerges:
-    """How many person tokens token merging took from how many frames; `batches` seen, counted or not."""
-
-    batches: int = 0
-    frames: int = 0
-    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,13 +191,8 @@ def _with_tokens(
     forced = ForcedMerges()
 
     def counting(batch: FrameBatch) -> HMROutput:
-        forced.batches += 1
-        mask = batch.person_mask
-        if (mask is not None or probe is not None) and forced.batches % FORCED_EVERY == 1:
-            with torch.no_grad():
-                taken = forced_merges(reduced, batch.images.to(device), None if mask is None else mask.to(device))
-            forced.tokens += int(taken.sum())
-            forced.frames += len(taken)
+        if batch.person_mask is not None or probe is not None:
+            forced.count(batch, partial(forced_merges, reduced), device=device, dtype=dtype)
         return outputs(batch)
 
     counts = tuple(counts_of(reduced))
@@ -269,11 +257,10 @@ def evaluate(
     tokens: dict[str, Any] = {}
     if stages.token_counts:
         tokens["counts"] = list(stages.token_counts)
-    if stages.forced.frames:
-        tokens["forced_person_merges_per_frame"] = stages.forced.tokens / stages.forced.frames
-        tokens["forced_counted_on_frames"] = stages.forced.frames
+    counted = list(zip(crops.clip[indices].tolist(), crops.frame[indices].tolist(), strict=True))
+    tokens |= stages.forced.to_json(counted)
     if stages.adaptive is not None:
-        tokens["adaptive"] = stages.adaptive.to_json()
+        tokens["adaptive"] = stages.adaptive.to_json(counted)
     return Evaluation(scores, leaked_frames(plan, trained_on, crops, indices), tokens, sequence)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.errors import UserError
+from hmrcompress.io.figures import json_text
 
 
 @contextmanager
@@ -80,15 +80,8 @@ def write_text(path: Path | str, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def json_text(value: Any) -> str:
-    """Indented JSON with a final line end; keys keep their order, NaN and infinity raise ValueError. What is no letter
-    (names of files can be any bytes) becomes a question mark."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return text.encode("utf-8", "replace").decode()
-
-
 def write_json(path: Path | str, value: Any) -> None:
-    """Writes indented JSON atomically; the same value gives the same bytes."""
+    """Writes indented JSON atomically (`io.figures.json_text`); the same value gives the same bytes."""
     write_text(path, json_text(value))
 
 

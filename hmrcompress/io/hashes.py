@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ import numpy as np
 import torch
 
 CHUNK = 1 << 22
-EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x80-\xff]*[\x00-\x7f])")
-"""The head of the name of another file that holds tensors of an ONNX model: field 1 `location`, field 2 of any length
-(onnx.proto, StringStringEntryProto)."""
 
 
 def sha256_file(path: Path | str, progress: Callable[[str, int, int], None] | None = None) -> str:
@@ -54,14 +50,3 @@ def sha256_arrays(arrays: Mapping[str, np.ndarray | torch.Tensor]) -> str:
             array = array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def sha256_onnx(path: Path) -> str:
-    """Hex digest of an ONNX file and of the files beside it that it keeps tensors in, as far as they are there."""
-    data, names = path.read_bytes(), set[bytes]()
-    for found in EXTERNAL.finditer(data):
-        length = sum((byte & 127) << 7 * place for place, byte in enumerate(found[1]))
-        names.add(data[found.end() : found.end() + length])
-    beside = {name.decode(errors="replace"): path.parent / name.decode(errors="replace") for name in names}
-    more = sorted([name, sha256_file(file)] for name, file in beside.items() if "\0" not in name and file.is_file())
-    return sha256_json([hashlib.sha256(data).hexdigest(), more])

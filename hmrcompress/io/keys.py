@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
+from hmrcompress.io.atomic import write_json
 from hmrcompress.io.code import code_sha256
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import read_json
 
+KEY_FILE = "key.json"
 MOST_NAMED = 5
 """Inputs that a sentence names."""
 
@@ -40,7 +42,7 @@ class Key:
         Inputs are plain values, dtypes, devices (of which the kind counts), dataclasses and pydantic models. Raises
         TypeError for anything else, and for paths: what lies there is meant, not where it lies.
         """
-        versions = {"numpy": np.__version__, "torch": torch.__version__}
+        versions = {"numpy": np.__version__, "torch": str(torch.__version__)}
         made = {name: plain(value) for name, value in inputs.items()}
         return cls(step, {**made, "code": code_sha256(*code), "versions": versions})
 
@@ -70,6 +72,27 @@ def listed(names: Sequence[str]) -> str:
     if len(words) > MOST_NAMED:
         words = [*words[: MOST_NAMED - 1], f"{len(words) - MOST_NAMED + 1} more"]
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def folder_of(home: Path, key: Key, named: Mapping[str, str], what: str) -> Path:
+    """The folder below `home` for results under this key, made where it is not there. `named`: what the user calls the
+    inputs. Where there is a folder of inputs of these names and other contents, it is told that `what` is made anew.
+    UserError where the folder says that it is of another key.
+    """
+    folder, about = home / key.short, {"step": key.step, "inputs": dict(key.inputs)}
+    path = folder / KEY_FILE
+    if not path.is_file():
+        if (fresh := earlier(sorted(home.glob(f"*/{KEY_FILE}")), key, named)) is not None:
+            tell(f"made anew, as {listed(fresh)} changed since they were kept", what)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**about, "named": dict(named)})
+        return folder
+    found = read_json(path)
+    if not isinstance(found, dict) or {**found, "named": None} != {**about, "named": None}:
+        raise UserError(
+            "is kept under a name that is not its own", folder, "Remove the folder, so that it is made anew"
+        )
+    return folder
 
 
 def earlier(metas: Iterable[Path], key: Key, named: Mapping[str, str]) -> list[str] | None:

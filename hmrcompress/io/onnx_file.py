@@ -10,6 +10,7 @@ import mmap
 from pathlib import Path
 
 from hmrcompress.errors import UserError, shown
+from hmrcompress.io.hashes import sha256_file, sha256_json
 
 MOST_FIELDS = 5_000_000
 VARINT, EIGHT, COUNTED, FOUR = 0, 1, 2, 5
@@ -46,6 +47,11 @@ def check_onnx(path: Path) -> list[Path]:
             raise UserError(f"keeps weights in {shown(name)}, and there is no such file beside it", path, REMEDY)
         found.append(beside)
     return found
+
+
+def sha256_onnx(path: Path) -> str:
+    """Hash of an ONNX file and of the files that it keeps weights in. UserError as `check_onnx`."""
+    return sha256_json([sha256_file(path), [[beside.name, sha256_file(beside)] for beside in check_onnx(path)]])
 
 
 REMEDY = "Weights may lie in a file of the same folder"

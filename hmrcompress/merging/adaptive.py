@@ -101,10 +101,13 @@ class AdaptiveTokens(nn.Module):
         back = torch.cat([rows for _, rows in groups]).argsort()
         return HMROutput.joined(made).mapped(lambda part: part[back])
 
-    def forced_merges(self, images: Tensor, person_mask: Tensor) -> Tensor:
-        """Person tokens that each crop loses, (B,) int64: counted, not assumed. As `apply.forced_merges`."""
+    def forced_merges(self, images: Tensor, person_mask: Tensor | None) -> Tensor:
+        """Person tokens that each crop loses, (B,) int64: counted, not assumed. As `apply.forced_merges`. UserError
+        without masks."""
         forced = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        for keep, rows in self.groups(person_mask):
+        groups = self.groups(person_mask)
+        assert person_mask is not None
+        for keep, rows in groups:
             forced[rows] = forced_merges(self.plain[keep], images[rows], person_mask[rows])
         return forced
 

@@ -188,14 +188,15 @@ def forced_merges(network: HMR2, images: Tensor, person_mask: Tensor | None) -> 
 
     images (B,3,H,W), person_mask (B,rows,columns) bool. Zero for a network without token merging.
     """
-    backbone = network.backbone
-    tokens, state = backbone.begin(images, person_mask)
+    backbone, reducer = network.backbone, network.backbone.reducer
     forced = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
-    reducer = backbone.reducer
-    if state is None or not isinstance(reducer, TokenMerger):
+    if not isinstance(reducer, TokenMerger):
         return forced
-    if person_mask is not None:
-        forced = person_mask.flatten(1).sum(1) - state.person.sum(1)
+    if person_mask is not None and reducer.settings.drop_background is not None:
+        places, person = reducer.kept_places(person_mask), person_mask.flatten(1)
+        return forced if places is None else (person.sum(1) - person.gather(1, places).sum(1))
+    tokens, state = backbone.begin(images, person_mask)
+    assert state is not None
     for layer in range(len(counts_of(network)) - 1):
         block = cast(Block, backbone.blocks[layer])
         attended, keys = block.attend(tokens, reducer.attention_bias(state))

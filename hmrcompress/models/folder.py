@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from hmrcompress.errors import UserError, shown
-from hmrcompress.io.atomic import atomic_folder, json_text
+from hmrcompress.io.atomic import atomic_folder
+from hmrcompress.io.figures import json_text
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors

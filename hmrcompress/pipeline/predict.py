@@ -24,7 +24,8 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError, hearing, tell
 from hmrcompress.evaluation.sequences import LONGEST_HOLE
-from hmrcompress.io.atomic import atomic_folder, json_text, write_json
+from hmrcompress.io.atomic import atomic_folder, write_json
+from hmrcompress.io.figures import json_text
 from hmrcompress.metrics.pose import Outputs
 from hmrcompress.pipeline.boxes import Box, BoxSource
 from hmrcompress.pipeline.camera import default_focal

@@ -1,13 +1,14 @@
 """Runs the tables of `recipes/ablations.yaml`: every row once, whatever tables it stands in, and never again.
 
 In the results' folder there is a JSON file for each table, and in `work/` what they were made from: the plan and the
-journal of every search, the errors of the baseline, and a file for every row, named by the hash of all it depends on.
+journal of every search, the errors of the baseline, a file for every row and one for the rates of every table, named by
+the hash of all they depend on. All rates of a table come from one measurement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,18 +16,19 @@ from typing import Any
 import torch
 
 from hmrcompress import api
-from hmrcompress.errors import UserError
+from hmrcompress.data.masks import masks_sha256
+from hmrcompress.errors import UserError, tell
 from hmrcompress.io.atomic import write_json
-from hmrcompress.io.hashes import sha256_file, sha256_json
+from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import read_json
+from hmrcompress.io.keys import Key, earlier, listed
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.bootstrap import LEVEL, RESAMPLES
-from hmrcompress.models.folder import DECODER
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.recipe.ablations import Ablations, Setting, TableSpec
-from hmrcompress.recipe.bed import Bed, Case
-from hmrcompress.runtime import Progress, no_progress, record
+from hmrcompress.recipe.bed import CODE, Bed, Case
+from hmrcompress.runtime import Progress, environment, no_progress, record
 from hmrcompress.searching.search import SearchSettings
 
 COMMAND = "ablate"
@@ -36,7 +38,7 @@ RowDone = Callable[[str, str, dict[str, Any], bool], None]
 
 
 class Ablation:
-    """One run over a folder. `only`: these tables. `timed`: measure speed-ups where a row has none yet; `retimed`:
+    """One run over a folder. `only`: these tables. `timed`: measure speed-ups where a table has none yet; `retimed`:
     measure them all anew."""
 
     def __init__(
@@ -81,13 +83,18 @@ class Ablation:
         self.check()
         written = []
         for table in self.recipe.tables:
-            rows = []
+            rows, keys, told = [], {}, []
             for setting in table.settings:
-                figures, reused = self.row(setting, self._bed(table))
+                key, figures, reused = self.row(setting, self._bed(table))
+                keys[setting.name] = key.sha256
                 reference = setting.reference or table.reference
                 compared = {"reference": reference} if reference else {}
                 rows.append({"name": setting.name, **compared, **figures})
-                row_done(table.name, setting.name, figures, reused)
+                told.append(reused)
+            rates = self.rates(table, keys)
+            for row, reused in zip(rows, told, strict=True):
+                row |= rates.get(str(row["name"]), {})
+                row_done(table.name, str(row["name"]), row, reused)
             written.append(self.out / f"{table.name}.json")
             write_json(written[-1], self._table(table, rows))
         return written
@@ -95,22 +102,44 @@ class Ablation:
     def _bed(self, table: TableSpec) -> Bed:
         return self.whole if table.whole_clips else self.bed
 
-    def row(self, setting: Setting, bed: Bed) -> tuple[dict[str, Any], bool]:
-        """The figures of a setting, and whether nothing had to be measured for them."""
+    def row(self, setting: Setting, bed: Bed) -> tuple[Key, dict[str, Any], bool]:
+        """What a setting's figures depend on, the figures, and whether they had been measured before."""
         plan = self._plan(setting)
-        key = sha256_json(bed.common() | self._depends_on(setting, plan))
-        file = self.out / WORK / "rows" / f"{key[:24]}.json"
-        known = read_json(file) if file.is_file() else {}
-        untimed = self.timed and (self.retimed or "speedup" not in known)
-        if known and not untimed:
-            return known | _found(plan), True
+        key = Key.of("row", CODE, **bed.common, **self._depends_on(setting, plan, bed))
+        file = self._work("rows") / f"{key.short}.json"
+        if file.is_file():
+            return key, read_json(file)["figures"] | _found(plan), True
+        named = {"setting": sha256_json(setting.model_dump(mode="json", exclude={"name", "reference"}))}
+        if (fresh := earlier(sorted(file.parent.glob("*.json")), key, named)) is not None:
+            tell(f"measured anew, as {listed(fresh)} changed since it was", f"row {setting.name}")
         with self._case(setting, plan) as case:
-            if not known:
-                known = bed.scored(case)
-            if untimed:
-                known |= bed.timed(case)
-        write_json(file, known)
-        return known | _found(plan), False
+            figures = bed.scored(case)
+        write_json(file, {"named": named, "inputs": dict(key.inputs), "figures": figures})
+        return key, figures | _found(plan), False
+
+    def rates(self, table: TableSpec, rows: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """{speedup, …} of every row of a table (rows: hashes of what each depends on), from one measurement; empty
+        where there is none and none is to be made."""
+        bed = self._bed(table)
+        machine = {name: value for name, value in environment(bed.device).items() if name != "commit"}
+        machine["threads"] = torch.get_num_threads()
+        key = Key.of("rates", CODE, rows=dict(rows), bench=self.recipe.bench, machine=machine)
+        file = self._work("rates") / f"{key.short}.json"
+        if file.is_file() and not (self.timed and self.retimed):
+            return read_json(file)["rates"]
+        if not self.timed:
+            return {}
+        named = {"table": table.name}
+        if (fresh := earlier(sorted(file.parent.glob("*.json")), key, named)) is not None and not self.retimed:
+            tell(f"timed anew, as {listed(fresh)} changed since it was", f"table {table.name}")
+        with ExitStack() as merged:
+            cases = {
+                setting.name: merged.enter_context(self._case(setting, self._plan(setting)))
+                for setting in table.settings
+            }
+            found = bed.timed(cases)
+        write_json(file, {"named": named, "inputs": dict(key.inputs), "rates": found})
+        return found
 
     def _work(self, *parts: str) -> Path:
         folder = self.out.joinpath(WORK, *parts)
@@ -188,22 +217,20 @@ class Ablation:
             )
             yield Case(api.load(folder, verify=False), tokens, masks, setting.decode)
 
-    def _depends_on(self, setting: Setting, plan: Plan | None) -> dict[str, Any]:
-        model = self.bed.model(setting.model)
-        probe = model.probe if setting.masks == "self" else None
-        merged = None if plan is None else [[list(group) for group in plan.groups], plan.merge_rule]
+    def _depends_on(self, setting: Setting, plan: Plan | None, bed: Bed) -> dict[str, Any]:
+        model = bed.model(setting.model)
         tokens = _tokens(setting, model)
-        decoded: dict[str, Any] = {} if setting.decode is None else {"decode": setting.decode.model_dump(mode="json")}
-        if setting.decode is not None and setting.decode.by == "decoder":
-            assert model.path is not None
-            decoded["decoder"] = sha256_file(model.path / DECODER)
-        return decoded | {
-            "of": model.sha256,
-            "merged": merged,
-            "fitted_on": [self.bed.calib.sha256, self.recipe.masks] if plan and plan.merge_rule == FITTED else None,
-            "tokens": None if tokens is None else tokens.model_dump(mode="json"),
-            "masks": setting.masks if tokens else None,
-            "probe": None if probe is None else probe.sha256,
+        fitted_on = None
+        if plan is not None and plan.merge_rule == FITTED:
+            frames, source = bed.calib.sample(api.frames_to_fit(plan)), api.open_masks(self.recipe.masks)
+            fitted_on = [bed.calib.contents_sha256(frames), masks_sha256(source, bed.calib, frames)]
+        return {
+            "model": model.contents(),
+            "merged": None if plan is None else [[list(group) for group in plan.groups], plan.merge_rule],
+            "fitted_on": fitted_on,
+            "tokens": tokens,
+            "masks": bed.masks_sha256(api.open_masks(setting.masks)) if tokens else None,
+            "decode": setting.decode,
         }
 
     def _table(self, table: TableSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hmrcompress import __version__, api
-from hmrcompress.data.masks import MaskSource
+from hmrcompress import api
+from hmrcompress.data.masks import MaskSource, masks_sha256
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.evaluate import chosen_frames
-from hmrcompress.evaluation.pipeline_bench import PipelineSettings, time_pipeline
+from hmrcompress.evaluation.forced import ForcedMerges
+from hmrcompress.evaluation.pipeline_bench import PipelineSettings
+from hmrcompress.evaluation.row_bench import TimedRow, time_rows
 from hmrcompress.evaluation.sequences import Timeline, interpolated, observe, sequence_predict, spans
-from hmrcompress.evaluation.timing import time_interleaved
 from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import read_json
-from hmrcompress.merging.apply import forced_merges, merging_settings, token_counts, with_token_merging
+from hmrcompress.io.keys import Key
+from hmrcompress.merging.apply import (
+    forced_merges,
+    merging_settings,
+    network_identity,
+    token_counts,
+    with_token_merging,
+)
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.metrics.bootstrap import clip_interval
-from hmrcompress.metrics.pose import Predict, Scores, network_outputs, network_predict, score
+from hmrcompress.metrics.pose import Outputs, Predict, Scores, network_outputs, score
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.ablations import Ablations, Decode
 from hmrcompress.recipe.opened import Opened
-from hmrcompress.records import FrameBatch
+from hmrcompress.records import FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, pick_device
 
-FORCED_FRAMES = 256
-"""Forced merges are counted on so many of the frames."""
+CODE = ("recipe",)
+"""What makes a row, with all that it imports."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,7 @@ class Bed(Opened):
     @cached_property
     def baseline(self) -> np.ndarray:
         """(N,) MPJPE of the untouched network by frame, measured once and kept."""
-        key = sha256_json(self.common())
-        file = self.work / f"baseline-{key[:16]}.json"
+        file = self.work / f"baseline-{Key.of('baseline', CODE, **self.common).short}.json"
         if not file.is_file():
             scores = self._score(self.checkpoint.network, api.open_masks("none"), "baseline")
             write_json(file, scores.per_frame.tolist())
@@ -83,24 +90,33 @@ class Bed(Opened):
         """Another model by its name or path, the baseline's without one."""
         return self.checkpoint if name is None else api.load(name, seed=self.recipe.seed)
 
+    @cached_property
     def common(self) -> dict[str, Any]:
         """What every figure depends on."""
         return {
-            "model": self.checkpoint.sha256,
-            "data": self.test.sha256,
+            "baseline_model": network_identity(self.checkpoint.network),
+            "data": self.test.contents_sha256(self.frames),
             "frames": sha256_json(self.frames.tolist()),
-            "body": self.body.faces_sha256,
-            "protocol": self.recipe.protocol,
+            "body": self.body.sha256,
+            "protocol": api.open_protocol(self.recipe.protocol),
             "batch_size": self.recipe.batch_size,
-            "device": self.device.type,
-            "versions": [__version__, torch.__version__],
+            "seed": self.recipe.seed,
+            "device": self.device,
         }
 
-    def _score(self, network: HMR2, masks: MaskSource, what: str, case: Case | None = None) -> Scores:
+    def masks_sha256(self, masks: MaskSource) -> str:
+        """Hash of the masks of the frames that are scored."""
+        return masks_sha256(masks, self.test, self.frames)
+
+    def _score(
+        self, network: HMR2, masks: MaskSource, what: str, case: Case | None = None, forced: ForcedMerges | None = None
+    ) -> Scores:
+        """The errors of a network, of whole clips where the case decodes them; forced: to be counted on the way."""
         here = api.on_device(network, self.device)
         clips = case is not None and case.decode is not None
+        outputs = network_outputs(here) if forced is None else self._counting(here, forced)
         return score(
-            self._decoded(here, case, what) if case is not None and clips else network_predict(here),
+            self._decoded(outputs, here, case) if case is not None and clips else lambda batch: outputs(batch).params,
             self._told(self.test.batches(self.frames, self.recipe.batch_size, masks), what),
             body=api.on_device(self.body, self.device),
             protocol=api.open_protocol(self.recipe.protocol),
@@ -108,7 +124,18 @@ class Bed(Opened):
             pve=False,
         )
 
-    def _decoded(self, network: HMR2, case: Case, what: str) -> Predict:
+    def _counting(self, network: HMR2, forced: ForcedMerges) -> Outputs:
+        """How the network runs on a batch, with the person tokens counted that it loses."""
+        outputs, probe = network_outputs(network), getattr(network.backbone.reducer, "probe", None)
+
+        def counting(batch: FrameBatch) -> HMROutput:
+            if batch.person_mask is not None or probe is not None:
+                forced.count(batch, partial(forced_merges, network), device=self.device, dtype=torch.float32)
+            return outputs(batch)
+
+        return counting
+
+    def _decoded(self, outputs: Outputs, network: HMR2, case: Case) -> Predict:
         """Predicts what comes of whole clips, from the network's predictions for all of their frames."""
         given = case.decode
         assert given is not None
@@ -123,21 +150,19 @@ class Bed(Opened):
         )
         decoder = api.on_device(api.decoder_for(case.checkpoint), self.device) if given.by == "decoder" else None
         codec = None if decoder is None else PoseCodec(body)
-        timelines = self._timelines(network, case)
+        timelines = self._timelines(outputs, network, case)
         stages = sequence_stages(timelines, settings, fps=fps, decoder=decoder, codec=codec)
         if not stages:  # interpolation between all frames: the frames themselves
             return sequence_predict(timelines, [interpolated(each) for each in timelines])
         return stages[list(stages)[-1]]
 
-    def _timelines(self, network: HMR2, case: Case) -> list[Timeline]:
+    def _timelines(self, outputs: Outputs, network: HMR2, case: Case) -> list[Timeline]:
         """What the case's network gives for every frame: computed once for all the ways to decode it."""
-        tokens = None if case.tokens is None else case.tokens.model_dump(mode="json")
         masks = case.masks if case.tokens else None
-        probe = case.checkpoint.probe
-        key = sha256_json([case.checkpoint.sha256, tokens, masks and masks.name, probe and probe.sha256])
+        key = sha256_json([network_identity(network), masks and self.masks_sha256(masks)])
         if key not in self._observed:
             self._observed[key] = observe(
-                network_outputs(network),
+                outputs,
                 self.test,
                 spans(self.test, self.frames),
                 batch_size=self.recipe.batch_size,
@@ -155,8 +180,8 @@ class Bed(Opened):
 
     def scored(self, case: Case) -> dict[str, Any]:
         """Errors, their increase over the baseline with its interval, and costs."""
-        network = case.network()
-        scores = self._score(network, case.masks, case.checkpoint.name, case)
+        network, forced = case.network(), ForcedMerges()
+        scores = self._score(network, case.masks, case.checkpoint.name, case, forced if case.tokens else None)
         if place := scores.first_not_finite():
             raise UserError("the network predicts NaN or infinity", f"{self.test.name}, clip {place[0]}, {place[1]}")
         increase = scores.per_frame - self.baseline
@@ -180,56 +205,50 @@ class Bed(Opened):
             "macs_ratio": before / cost.macs_with_attention,
             "n_frames": scores.n_frames,
             "n_clips": scores.n_clips,
-            "forced": self._forced(network, case) if case.tokens else None,
+            "forced": self._forced(forced),
         }
         return {name: value for name, value in figures.items() if value is not None}
 
-    def _forced(self, network: HMR2, case: Case) -> float | None:
-        """Person tokens merged away in a frame, on the first of evenly spread frames; None where nobody is marked."""
-        chosen = self.frames[:: max(1, len(self.frames) // FORCED_FRAMES)]
-        taken, here = 0, api.on_device(network, self.device)
-        for batch in self.test.batches(chosen, self.recipe.batch_size, case.masks):
-            if batch.person_mask is None and case.masks.name != "self":
-                return None
-            mask = None if batch.person_mask is None else batch.person_mask.to(self.device)
-            with torch.no_grad():
-                taken += int(forced_merges(here, batch.images.to(self.device), mask).sum())
-        return taken / len(chosen)
+    def _forced(self, forced: ForcedMerges) -> float | None:
+        """Person tokens merged away in a frame, over all frames; None where nobody is marked."""
+        places = zip(self.test.clip[self.frames].tolist(), self.test.frame[self.frames].tolist(), strict=True)
+        return forced.to_json(places).get("forced_person_merges_per_frame")
 
-    def timed(self, case: Case) -> dict[str, Any]:
-        """{speedup, speedup_quartiles, fps} against the untouched network, by turns on the same crops; where clips are
-        decoded, of whole clips (`evaluation.pipeline_bench`). What filters and interpolation take is not counted."""
+    def timed(self, cases: Mapping[str, Case]) -> dict[str, dict[str, Any]]:
+        """{speedup, speedup_quartiles, fps: {before, after}} of every case against the untouched network, all by turns
+        in one measurement; where clips are decoded, of whole clips (`evaluation.row_bench`). What filters and
+        interpolation take is not counted."""
         given = self.recipe.bench
-        if case.decode is not None and case.decode.by == "decoder":
-            return self._timed_clips(case, case.decode)
         chosen = self.frames[: given.batch_size]
-        batch = next(self.test.batches(chosen, given.batch_size, case.masks if case.tokens else None))
-        networks = {"before": self.checkpoint.network, "after": case.network()}
-        timing = time_interleaved(
-            {name: network_predict(api.on_device(network, self.device)) for name, network in networks.items()},
-            batch.to(self.device),
-            rounds=given.rounds,
-            progress=self.progress,
-        )
+        plain = next(self.test.batches(chosen, given.batch_size)).to(self.device)
+        rows = {"": TimedRow(api.on_device(self.checkpoint.network, self.device), plain)}
+        shared: dict[str, TimedRow] = {}
+        for name, case in cases.items():
+            network = case.network()
+            key = sha256_json([network_identity(network), self.masks_sha256(case.masks) if case.tokens else None])
+            if key not in shared:
+                masked = next(self.test.batches(chosen, given.batch_size, case.masks)) if case.tokens else plain
+                shared[key] = TimedRow(api.on_device(network, self.device), masked.to(self.device))
+            rows[name] = replace(shared[key], **self._of_clips(case))
+        timing = time_rows(rows, device=self.device, rounds=given.rounds, progress=self.progress)
         return {
-            "speedup": timing.speedup("after", over="before"),
-            "speedup_quartiles": timing.speedup_quartiles("after", over="before"),
-            "fps": {name: timing.fps(name) for name in networks},
+            name: {
+                "speedup": timing.speedup(name, over=""),
+                "speedup_quartiles": list(timing.speedup_quartiles(name, over="")),
+                "fps": {"before": timing.fps(""), "after": timing.fps(name)},
+            }
+            for name in cases
         }
 
-    def _timed_clips(self, case: Case, decode: Decode) -> dict[str, Any]:
-        settings = PipelineSettings((decode.stride,), self.recipe.bench.measured_frames, decode.steps)
-        pipeline = api.pipeline_of(case.checkpoint, self.body, self.device, clips=settings)
-        assert pipeline is not None
-        networks = {"before": self.checkpoint.network, "after": case.network()}
-        timing = time_pipeline(
-            {name: api.on_device(network, self.device) for name, network in networks.items()},
-            pipeline,
-            batch_size=self.recipe.bench.batch_size,
-            device=self.device,
-            rounds=self.recipe.bench.rounds,
-            progress=self.progress,
-        ).to_json()
-        found = timing["strides"][str(decode.stride)]
-        fps = {"before": timing["before"]["fps"], "after": found["fps"]}
-        return {"speedup": found["speedup"], "speedup_quartiles": found["speedup_quartiles"], "fps": fps}
+    def _of_clips(self, case: Case) -> dict[str, Any]:
+        """What a timed row has beside its network, where clips are decoded."""
+        decode = case.decode
+        if decode is None:
+            return {}
+        if decode.by != "decoder":
+            return {"stride": decode.stride}
+        settings = PipelineSettings((decode.stride,), steps=decode.steps)
+        return {
+            "stride": decode.stride,
+            "pipeline": api.pipeline_of(case.checkpoint, self.body, self.device, clips=settings),
+        }

@@ -6,13 +6,40 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hmrcompress import decoder_tuning, tuning
+from hmrcompress import api, decoder_tuning, tuning
 from hmrcompress.body.model import BodyModel
+from hmrcompress.data.masks import masks_sha256
+from hmrcompress.decoder_data import TRAIN, validated_on
 from hmrcompress.errors import UserError
+from hmrcompress.io.hashes import sha256_file
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.recipe.schema import Finetune
 from hmrcompress.runtime import Progress
+from hmrcompress.starter.captured import training_files
 from hmrcompress.training.loop import LoopSettings
+from hmrcompress.training.motions import motion_folder
+
+
+def training_contents(settings: Finetune, masks: str, body: BodyModel, progress: Progress) -> dict[str, Any]:
+    """Hashes of the data, masks and motions that the trainings read: {data, validation, motions}. Of crops that are
+    rendered for it there is none: body and code tell what they are. Raises UserError where something is missing."""
+    source = api.open_masks(masks)
+
+    def contents(data: str, split: str) -> list[str]:
+        if data in (TRAIN, "starter"):
+            return [TRAIN, source.name]
+        crops = api.open_data(data, body=body, split=split, progress=progress)
+        frames = crops.stretches()
+        return [crops.contents_sha256(frames), masks_sha256(source, crops, frames)]
+
+    folder = motion_folder(settings.motions)
+    motions = () if folder is None else training_files(folder).files
+    held = validated_on(settings.data, settings.val)
+    return {
+        "data": contents(settings.data, "train"),
+        "validation": None if held is None else contents(str(held), "dev"),
+        "motions": [sha256_file(file) for file in motions],
+    }
 
 
 def train_stages(

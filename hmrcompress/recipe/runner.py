@@ -12,17 +12,18 @@ from typing import Any
 import torch
 import yaml
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
 from hmrcompress.io.atomic import write_json, write_text
-from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import read_json
+from hmrcompress.io.keys import Key, listed
 from hmrcompress.recipe.gates import GateResult, check_gates
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.recipe.stages import MORE, OUTPUTS, Line
 from hmrcompress.runtime import Progress, environment, no_progress, record
 
 RECIPE, SUMMARY = "recipe.yaml", "summary.json"
-INPUTS = "inputs_sha256"
+INPUTS, MADE = "inputs", "made"
+"""What a stage's result depends on, and what it left for later ones, in its record."""
 
 StageDone = Callable[[str, float, bool], None]
 """Told after every stage: its name, the seconds it took, and whether an earlier run's result was taken over.
@@ -53,8 +54,9 @@ def run_recipe(
 ) -> RunResult:
     """Runs the stages of a recipe into the folder `out`. Failed gates are in the result; nothing is raised for them.
 
-    Without `resume` an earlier run in `out` is cleared away; with it, a stage is taken over where its settings, its
-    inputs and the program are the same. Raises UserError, also where `out` holds anything but a run.
+    Without `resume` an earlier run in `out` is cleared away; with it, a stage is taken over where its settings, the
+    contents of its inputs, the code and the machine are the same, and what it left is as it was; otherwise it is told
+    what changed. Raises UserError, also where `out` holds anything but a run.
     """
     folder = Path(out)
     line = Line(recipe, folder, device=device, dtype=dtype, progress=progress)
@@ -64,19 +66,19 @@ def run_recipe(
     stage_done("inputs", taken["inputs"], False)
     _prepare(folder, recipe, resume)
     figures: dict[str, Any] = {}
-    key = sha256_json(environment(line.device))
+    machine = {name: value for name, value in environment(line.device).items() if name != "commit"}
     for stage in OUTPUTS:
         settings = getattr(recipe, stage)
         if settings is None:
             continue
         start = time.perf_counter()
-        key = sha256_json([key, stage, settings.model_dump(mode="json"), line.inputs(stage)])
-        found = _earlier(folder, stage, key) if resume else None
+        key = line.key(stage, machine)
+        found = _earlier(line, stage, key) if resume else None
         reused = found is not None
         if found is None:
             found = getattr(line, stage)()
             written = record(stage, found, device=line.device, seed=recipe.seed)
-            write_json(folder / f"{stage}.json", {**written, INPUTS: key})
+            write_json(folder / f"{stage}.json", {**written, INPUTS: dict(key.inputs), MADE: line.made(stage)})
         for name, value in found.items():
             figures[name] = figures[name] | value if isinstance(figures.get(name), dict) else value
         taken[stage] = round(time.perf_counter() - start, 2)
@@ -113,15 +115,28 @@ def _prepare(folder: Path, recipe: Recipe, resume: bool) -> None:
     write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
-def _earlier(folder: Path, stage: str, key: str) -> dict[str, Any] | None:
-    """The figures of a stage that an earlier run finished with the same inputs, its files being there; else None."""
+def _earlier(line: Line, stage: str, key: Key) -> dict[str, Any] | None:
+    """The figures of a stage that an earlier run finished with the same inputs, what it left being as it was; else
+    None, and where there is such a stage, it is told why it is done again."""
+    record = line.folder / f"{stage}.json"
     try:
-        found = read_json(folder / f"{stage}.json")
+        found = read_json(record)
     except (OSError, UserError):
         return None
-    if not isinstance(found, dict) or found.get(INPUTS) != key:
+    if not isinstance(found, dict) or not isinstance(found.get(INPUTS), dict):
         return None
-    if not all((folder / name).exists() for name in OUTPUTS[stage]):
+    if other := key.changed(found[INPUTS]):
+        tell(f"done again, as {listed(other)} changed", f"stage {stage}")
         return None
-    own = {"schema", "command", "seed", "versions", "device", "cpu", "commit", INPUTS}
+    if not all((line.folder / name).exists() for name in OUTPUTS[stage]) or found.get(MADE) != _made(line, stage):
+        tell("done again, as what it left is not what it was", f"stage {stage}")
+        return None
+    own = {"schema", "command", "seed", "versions", "device", "cpu", "commit", INPUTS, MADE}
     return {name: value for name, value in found.items() if name not in own}
+
+
+def _made(line: Line, stage: str) -> dict[str, Any] | None:
+    try:
+        return line.made(stage)
+    except (OSError, UserError):
+        return None

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hmrcompress import api
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import masks_sha256
 from hmrcompress.evaluation.contenders import AFTER, BEFORE
 from hmrcompress.evaluation.decoded import DECODED, SequenceSettings
 from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS, TOKENS_ALONE
 from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings, time_pipeline
-from hmrcompress.evaluation.timing import time_interleaved
+from hmrcompress.evaluation.row_bench import TimedRow, time_rows
+from hmrcompress.io.keys import Key
+from hmrcompress.io.onnx_file import sha256_onnx
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.layers import FITTED
-from hmrcompress.metrics.pose import network_predict
+from hmrcompress.metrics.measure import Measure
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig, share
 from hmrcompress.plan import TokenSettings
-from hmrcompress.recipe.finetuning import train_stages
+from hmrcompress.recipe.finetuning import train_stages, training_contents
 from hmrcompress.recipe.opened import Opened
 from hmrcompress.recipe.schema import Recipe
-from hmrcompress.runtime import Progress, dtype_name, pick_device
+from hmrcompress.runtime import Progress, pick_device
 from hmrcompress.searching.search import SearchSettings
 
 PLAN, JOURNAL, MODEL, FINETUNED, ONNX = "plan.yaml", "search.jsonl", "model", "finetuned", "model.onnx"
@@ -39,6 +45,8 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "export": (ONNX, f"{ONNX}.json"),
 }
 """Stages in the order in which they run, and the files or folders that each leaves beside its record."""
+SAID_BY_ALL = ("code", "versions", "batch_size", "dtype")
+"""Inputs of a search that every stage's key holds."""
 MORE = (f"{FINETUNED}*", f"{DECODER_ONNX}*")
 """Patterns of what some recipes leave there besides."""
 
@@ -66,21 +74,66 @@ class Line(Opened):
         if recipe.eval is not None or recipe.bench is not None or recipe.export is not None:
             self.test.batches(self.test.stretches(recipe.eval.limit if recipe.eval else None), masks=masks)
 
-    def inputs(self, stage: str) -> dict[str, Any]:
-        """What a stage's result depends on beside its settings and the stages before it."""
+    def key(self, stage: str, machine: Mapping[str, Any]) -> Key:
+        """All that a stage's result depends on; what earlier stages wrote counts by what is in it. machine: what it
+        runs on."""
         recipe = self.recipe
-        common = {"seed": recipe.seed, "batch_size": recipe.batch_size, "dtype": dtype_name(self.dtype)}
-        common |= {"checkpoint": self.checkpoint.reference.model_dump(), "body": self.body.faces_sha256}
-        if stage == "search":
-            return common | {"data": self.calib.sha256, "frames": len(self.calib)}
-        if stage == "merge":
-            given = recipe.merge.plan if recipe.merge else None
-            donor = recipe.merge.decoder if recipe.merge else None
-            decoder = {} if donor is None else {"decoder": api.load(donor).sha256}
-            return common | {"plan": api.open_plan(given or self.folder / PLAN).to_dict()} | decoder
-        if stage == "finetune":
-            return common | {"masks": recipe.masks}
-        return common | {"data": self.test.sha256, "frames": len(self.test), "masks": recipe.masks}
+        common = {"seed": recipe.seed, "batch_size": recipe.batch_size, "dtype": self.dtype, "machine": machine}
+        more = {"search": self._search_inputs, "merge": self._merge_inputs, "finetune": self._finetune_inputs}
+        inputs = more[stage]() if stage in more else self._scored_inputs(stage)
+        return Key.of(f"stage {stage}", ("recipe",), settings=getattr(recipe, stage), **common, **inputs)
+
+    def made(self, stage: str) -> dict[str, Any]:
+        """What is in the files that a stage leaves for later ones; empty where they say so themselves, or for none."""
+        where = {"merge": MODEL, "finetune": FINETUNED}
+        if stage in where:
+            return api.load(self.folder / where[stage]).contents()
+        return {"onnx": sha256_onnx(self.folder / ONNX)} if stage == "export" else {}
+
+    def _search_inputs(self) -> dict[str, Any]:
+        inputs = dict(api.search_key(**self._search_arguments()).inputs)
+        return {name: inputs[name] for name in inputs if name not in SAID_BY_ALL}
+
+    def _merge_inputs(self) -> dict[str, Any]:
+        given = self.recipe.merge
+        assert given is not None
+        plan = api.open_plan(given.plan or self.folder / PLAN)
+        found: dict[str, Any] = {"model": self.checkpoint.contents(), "plan": plan.to_dict(), "body": self.body.sha256}
+        if given.decoder is not None:
+            found["decoder"] = api.load(given.decoder).contents()
+        if plan.merge_rule == FITTED:
+            frames = self.calib.sample(api.frames_to_fit(plan))
+            found |= {"data": self.calib.contents_sha256(frames), "masks": self._masks(self.calib, frames)}
+        return found
+
+    def _finetune_inputs(self) -> dict[str, Any]:
+        given = self.recipe.finetune
+        assert given is not None
+        contents = training_contents(given, self.recipe.masks, self.body, self.progress)
+        return {"model": self.merged.contents(), "body": self.body.sha256, **contents}
+
+    def _scored_inputs(self, stage: str) -> dict[str, Any]:
+        """Those of the stages that look at the data of eval."""
+        recipe, model = self.recipe, self.compressed
+        found: dict[str, Any] = {"model": model.contents(), "original": self.checkpoint.contents()}
+        if stage == "eval":
+            assert recipe.eval is not None
+            frames = self.test.stretches(recipe.eval.limit)
+            found |= self._measure(recipe.eval.protocol).identity()
+        else:
+            frames = self._timed_frames if stage == "bench" else api.parity_frames(self.test)
+            found["body"] = self.body.sha256
+        if stage == "bench":
+            found["stride"] = self._stride
+        found["data"] = self.test.contents_sha256(frames)
+        return found | {"masks": self._masks(self.test, frames) if model.tokens else None}
+
+    def _measure(self, protocol: str | None) -> Measure:
+        recipe = self.recipe
+        return api.open_measure(protocol, self.test, recipe.body, self.body, regressor=recipe.regressor)
+
+    def _masks(self, crops: CropSet, frames: np.ndarray) -> str:
+        return masks_sha256(api.open_masks(self.recipe.masks), crops, frames)
 
     @cached_property
     def merged(self) -> Checkpoint:
@@ -94,6 +147,11 @@ class Line(Opened):
 
     def search(self) -> dict[str, Any]:
         """Writes plan and journal."""
+        result = api.search(**self._search_arguments(), journal=self.folder / JOURNAL)
+        result.plan.write(self.folder / PLAN)
+        return {"search": result.to_json()["search"]}
+
+    def _search_arguments(self) -> dict[str, Any]:
         given = self.recipe.search
         assert given is not None
         settings = SearchSettings(
@@ -102,19 +160,16 @@ class Line(Opened):
             dtype=self.dtype,
             seed=self.recipe.seed,
         )
-        result = api.search(
-            self.checkpoint,
-            self.calib,
-            journal=self.folder / JOURNAL,
-            settings=settings,
-            masks=self.recipe.masks,
-            regressor=self.recipe.regressor,
-            body=self.recipe.body,
-            device=str(self.device),
-            progress=self.progress,
-        )
-        result.plan.write(self.folder / PLAN)
-        return {"search": result.to_json()["search"]}
+        return {
+            "model": self.checkpoint,
+            "data": self.calib,
+            "settings": settings,
+            "masks": self.recipe.masks,
+            "regressor": self.recipe.regressor,
+            "body": self.recipe.body,
+            "device": str(self.device),
+            "progress": self.progress,
+        }
 
     def merge(self) -> dict[str, Any]:
         """Writes the compressed model; counts layers, tokens, parameters and MACs before and after."""
@@ -213,32 +268,39 @@ class Line(Opened):
                     alone = with_token_merging(self.checkpoint.network, self.compressed.tokens, probe)
                     networks[TOKENS_ALONE] = alone.eval()
                 networks[MERGED_TOKENS] = api.compressed_network(self.compressed, masks)
-        batch = next(self.test.batches(self.test.stretches(given.batch_size), given.batch_size, masks))
-        timing = time_interleaved(
-            {
-                name: network_predict(api.on_device(network, self.device), dtype=self.dtype)
-                for name, network in networks.items()
-            },
-            batch.to(self.device),
-            rounds=given.rounds,
-            progress=self.progress,
-        )
-        *_, last = networks
-        by_stage = {name: timing.fps(name) for name in networks}
-        ratios = {name: timing.speedup(name, over=BASELINE) for name in networks}
-        about = {"batch_size": timing.frames, "rounds": given.rounds, "threads": torch.get_num_threads()}
-        figures: dict[str, Any] = {"bench": about | {"fps": by_stage, "speedup": ratios}}
-        if last != BASELINE:
-            figures |= {"fps": {"before": by_stage[BASELINE], "after": by_stage[last]}, "speedup": ratios[last]}
+        batch = next(self.test.batches(self._timed_frames, given.batch_size, masks)).to(self.device)
+        rows = {name: TimedRow(api.on_device(network, self.device), batch) for name, network in networks.items()}
+        *_, compressed = networks.values()
         pipeline = api.pipeline_of(self.compressed, self.body, self.device)
-        return figures if pipeline is None else figures | self._clips(pipeline, networks[last], figures["bench"])
+        if pipeline is not None:  # the stride of eval's is what the line as a whole is worth
+            *_, last = rows.values()
+            rows[DECODED] = replace(last, stride=self._stride, pipeline=pipeline)
+        timing = time_rows(rows, dtype=self.dtype, device=self.device, rounds=given.rounds, progress=self.progress)
+        by_stage = {name: timing.fps(name) for name in rows}
+        ratios = {name: timing.speedup(name, over=BASELINE) for name in rows}
+        about = {"batch_size": len(batch.images), "rounds": given.rounds, "threads": torch.get_num_threads()}
+        figures: dict[str, Any] = {"bench": about | {"fps": by_stage, "speedup": ratios}}
+        *_, end = rows
+        if end != BASELINE:
+            figures |= {"fps": {"before": by_stage[BASELINE], "after": by_stage[end]}, "speedup": ratios[end]}
+        return figures if pipeline is None else figures | self._clips(pipeline, compressed)
 
-    def _clips(self, pipeline: Pipeline, network: HMR2, bench: dict[str, Any]) -> dict[str, Any]:
-        """Whole clips through network and decoder; the stride of eval's is what the line as a whole is worth."""
-        given, evaluated = self.recipe.bench, self.recipe.eval
+    @property
+    def _timed_frames(self) -> np.ndarray:
+        """Indices of the crops that networks are timed on."""
+        assert self.recipe.bench is not None
+        return self.test.stretches(self.recipe.bench.batch_size)
+
+    @property
+    def _stride(self) -> int:
+        """The network runs on every so manieth frame of a clip that is decoded."""
+        return self.recipe.eval.stride if self.recipe.eval else 1
+
+    def _clips(self, pipeline: Pipeline, network: HMR2) -> dict[str, Any]:
+        """Whole clips through network and decoder by stride, a table of its own."""
+        given = self.recipe.bench
         assert given is not None
-        stride = evaluated.stride if evaluated else 1
-        strides = tuple(dict.fromkeys((stride, *given.strides)))
+        strides = tuple(dict.fromkeys((self._stride, *given.strides)))
         timing = time_pipeline(
             {
                 when: api.on_device(each, self.device).to(self.dtype)
@@ -250,12 +312,8 @@ class Line(Opened):
             device=self.device,
             rounds=given.rounds,
             progress=self.progress,
-        ).to_json()
-        found = timing["strides"][str(stride)]
-        for name, value in (("fps", found["fps"]), ("speedup", found["speedup"])):
-            bench[name] = bench[name] | {DECODED: value}
-        fps = {"before": timing["before"]["fps"], "after": found["fps"]}
-        return {"pipeline": timing, "bench": bench, "fps": fps, "speedup": found["speedup"]}
+        )
+        return {"pipeline": timing.to_json()}
 
     def export(self) -> dict[str, Any]:
         """Writes ONNX, of the decoder too where there is one."""

@@ -7,7 +7,6 @@ candidate that was rejected early the line says `at_least`, and where that is no
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.errors import UserError, tell
+from hmrcompress.io.figures import json_line
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import parse_json
 from hmrcompress.io.keys import changed, listed
@@ -63,7 +63,7 @@ class Journal:
         lines = [line] if self.path.exists() else [self._header(), line]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(each) + "\n" for each in lines)
+            file.writelines(map(json_line, lines))
             file.flush()
             os.fsync(file.fileno())
         self._errors[groups] = Measured(error_mm, measured.exact)

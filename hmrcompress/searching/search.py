@@ -131,8 +131,8 @@ def search(
         raise UserError(fault, "--layers", "Ask for more, or raise --keep-tokens or --merge-per-layer")
     chosen, fitted_on, indices = _frames(crops, settings)
     folder = journal.absolute().parent
-    fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
     key = search_key(network, crops, measure=measure, masks=masks, settings=settings, mask_probe=mask_probe)
+    fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
     book = Journal(journal, key.inputs)
     evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress, fewest)
     if settings.layers is None:

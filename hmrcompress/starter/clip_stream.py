@@ -19,7 +19,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.code import code_sha256
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.runtime import become_helper
-from hmrcompress.starter.dataset import render_clip, surface_of
+from hmrcompress.starter.filming import render_clip, surface_of
 from hmrcompress.starter.world import CLIP_FRAMES, FPS, VERSION, make_clip, split_named, to_params
 from hmrcompress.training.features import ClipCrops
 

@@ -4,79 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crop_files import META_FILE
 from hmrcompress.data.crops import CropSet, write_crops
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
+from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.jsons import read_json
+from hmrcompress.io.keys import Key, earlier, listed
 from hmrcompress.io.locks import alone_in
 from hmrcompress.motion import procedural
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
-from hmrcompress.render.scene import Crop, Surface, View, render_crop
+from hmrcompress.motion.amass import motion_name
+from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 from hmrcompress.runtime import Progress, no_progress
-from hmrcompress.starter.captured import MOCAP_SPLIT, film_held_out, held_out
+from hmrcompress.starter.captured import HELD_OUT, MOCAP_SPLIT, film_held_out, held_out
+from hmrcompress.starter.filming import SIZE, render_clip, surface_of
 from hmrcompress.starter.world import FPS, SPLITS, VERSION, Clip, make_clip, open_seal, split_named
 
-SIZE = (CROP_HEIGHT, CROP_WIDTH)
-POSED_AT_ONCE = 27
-"""Frames whose meshes are in memory together (2.2 MB each in the body model's intermediate results)."""
+MAKERS = ("starter.world", "starter.filming")
+"""The modules that, with what they import, tell how a split looks."""
 
 
 def cache_home() -> Path:
     """Where rendered sets are kept: $HMRCOMPRESS_HOME, by default ~/.cache/hmrcompress."""
     return Path(os.environ.get("HMRCOMPRESS_HOME") or Path.home() / ".cache" / "hmrcompress")
-
-
-def surface_of(body: BodyModel) -> Surface:
-    """What the renderer needs to know of a body."""
-    return Surface(
-        faces=np.ascontiguousarray(body.faces, np.int32),
-        template=np.ascontiguousarray(body.v_template.numpy(), np.float32),
-        part=body.weights.argmax(dim=1).to(torch.int32).numpy(),
-        joints=np.ascontiguousarray(body.joint_template.numpy(), np.float32),
-    )
-
-
-def camera_vertices(body: BodyModel, params: BodyParams, transl: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Vertices (T,V,3) in the camera frame, with the root joint at transl (T,3) metres."""
-    with torch.no_grad():
-        posed = body(params)
-    return (posed.vertices - posed.joints[:, :1]).numpy() + transl[:, None].astype(np.float32)
-
-
-def render_clip(
-    clip: Clip, body: BodyModel, surface: Surface, places: NDArray[np.int64] | None = None
-) -> Iterator[tuple[Crop, float]]:
-    """Frames of a clip in order, with the share of the person that an occluder or the crop's edge hides.
-
-    places: numbers of the frames (None: all). The share beyond the edge is counted in vertices, that behind occluders
-    in pixels.
-    """
-    place, params = clip.placement, clip.params
-    places = np.arange(len(clip.poses)) if places is None else places
-    for start in range(0, len(places), POSED_AT_ONCE):
-        part = places[start : start + POSED_AT_ONCE]
-        chunk = BodyParams(params.global_orient[part], params.body_pose[part], params.betas[part])
-        meshes = camera_vertices(body, chunk, place.transl[part])
-        for t, vertices in zip(part, meshes, strict=True):
-            view = View(float(place.focal[t]), (float(place.centre[t, 0]), float(place.centre[t, 1])), SIZE)
-            shift = tuple((place.centre[0] - place.centre[t]) / CROP_HEIGHT)
-            crop = render_crop(vertices, surface, view, clip.appearance, clip.surroundings, frame=int(t), shift=shift)
-            yield crop, hidden_share(crop, vertices, view)
-
-
-def hidden_share(crop: Crop, vertices: NDArray[np.float32], view: View) -> float:
-    """Share of the person that cannot be seen, in [0, 1]."""
-    points = view.focal * vertices[:, :2] / np.maximum(vertices[:, 2:], 0.05) + np.asarray(view.centre)
-    inside = ((points >= 0) & (points < (view.size[1], view.size[0]))).all(axis=1).mean()
-    silhouette = int(crop.silhouette.sum())
-    return float(1 - inside * (int(crop.person.sum()) / silhouette if silhouette else 0.0))
 
 
 def open_split(
@@ -100,11 +59,14 @@ def open_split(
     count = None if split is None or clips is None or clips >= split.clips else clips
     label = f"{name}.{split.number}" if split else name
     label = label if count is None else f"{label}-{count}"
-    folder = (home or cache_home()) / "starter" / f"v{VERSION}-{body.faces_sha256[:8]}" / label
-    if (folder / "meta.json").is_file():
+    kept, key = (home or cache_home()) / "starter" / "splits", split_key(name, body, clips=count, motions=motions)
+    folder, named = kept / f"{label}-{key.short}", {"split": label, "body": body.name}
+    if split is None and motions is None:
+        folder = _any_of(kept, name, body) or folder
+    if (folder / META_FILE).is_file():
         return CropSet.open(folder)
-    with alone_in(folder.parent):
-        if (folder / "meta.json").is_file():  # another process has rendered it meanwhile
+    with alone_in(kept):
+        if (folder / META_FILE).is_file():  # another process has rendered it meanwhile
             return CropSet.open(folder)
         if split is not None:
             made = [make_clip(split, index, body) for index in range(count or split.clips)]
@@ -113,8 +75,36 @@ def open_split(
         else:
             remedy = f"`hmrcompress starter build --data {name} --motions amass:DIR` renders it"
             raise UserError("needs motion capture, which does not come with hmrcompress", f"starter:{name}", remedy)
-        _render_split(name, made, body, folder, progress, split.places if split and split.scored else None)
+        if (fresh := earlier(sorted(kept.glob(f"*/{META_FILE}")), key, named)) is not None:
+            tell(f"rendered anew, as {listed(fresh)} changed since it was", f"starter:{name}")
+        about = {"named": named, "inputs": dict(key.inputs)}
+        _render_split(name, made, body, folder, progress, split.places if split and split.scored else None, about)
     return CropSet.open(folder)
+
+
+def split_key(name: str, body: BodyModel, *, clips: int | None = None, motions: Path | None = None) -> Key:
+    """What the pixels of a split depend on: which clips, on which body, rendered how; of motion capture the files."""
+    split = None if name == MOCAP_SPLIT else split_named(name)
+    captured = sorted(motions.rglob("*.npz")) if motions is not None and split is None else []
+    return Key.of(
+        "split",
+        MAKERS if split is not None else (*MAKERS, "starter.captured"),
+        split=split or name,
+        clips=clips,
+        body=body.sha256,
+        motions=[[motion_name(file), sha256_file(file)] for file in captured if motion_name(file) in HELD_OUT],
+        numba=version("numba"),
+    )
+
+
+def _any_of(kept: Path, name: str, body: BodyModel) -> Path | None:
+    """A folder of the split of motion capture as this code renders it on this body, whatever the files were."""
+    for path in sorted(kept.glob(f"{name}-*/{META_FILE}")):
+        meta = read_json(path)
+        inputs = meta.get("inputs", {}) if isinstance(meta, dict) else {}
+        if split_key(name, body).changed(inputs) in ([], ["motions"]):
+            return path.parent
+    return None
 
 
 def _render_split(
@@ -124,8 +114,9 @@ def _render_split(
     folder: Path,
     progress: Progress,
     places: NDArray[np.int64] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Render the frames at `places` of all clips (None: all frames) into a folder of crops."""
+    """Render the frames at `places` of all clips (None: all frames) into a folder of crops; about: more meta data."""
     surface = surface_of(body)
     shown = [np.arange(len(clip.poses)) if places is None else places[places < len(clip.poses)] for clip in made]
     lengths = [len(numbers) for numbers in shown]
@@ -167,6 +158,7 @@ def _render_split(
         "body": {"name": body.name, "faces_sha256": body.faces_sha256},
         "kinds": kinds,
         "version": VERSION,
+        **(about or {}),
     }
     write_crops(folder, arrays, meta)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
 from hmrcompress.io.atomic import write_json
-from hmrcompress.io.hashes import sha256_file, sha256_json
+from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.jsons import read_json
+from hmrcompress.io.keys import Key, earlier, listed
 from hmrcompress.io.locks import alone_in
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.merging.merge import merge_checkpoint
@@ -45,17 +46,26 @@ def fast_folder(starter: Path, parts: Path, home: Path | None = None) -> Path:
     cache below `home` (default: `cache_home`). Raises UserError where there are no such parts."""
     if not all((parts / name).is_file() for name in (PLAN, WEIGHTS, SETTINGS)):
         raise UserError("is not part of this installation", "starter-fast", "Take starter, and compress it")
-    made_of = [starter / "model.safetensors", *(parts / name for name in (PLAN, WEIGHTS, SETTINGS))]
-    key = sha256_json([sha256_file(path) for path in made_of])
-    folder = (home or cache_home()) / "starter" / f"fast-{key[:16]}"
+    kept, key = (home or cache_home()) / "starter", fast_key(starter, parts)
+    folder, named = kept / f"fast-{key.short}", {"model": "starter-fast"}
     if folder.is_dir():
         return folder
-    with alone_in(folder.parent):
+    with alone_in(kept):
         if folder.is_dir():  # another process has made it meanwhile
             return folder
+        if (fresh := earlier(sorted(kept.glob("fast-*.json")), key, named)) is not None:
+            tell(f"merged anew, as {listed(fresh)} changed since it was", "starter-fast")
         checkpoint = load_checkpoint(starter)
         settings = read_json(parts / SETTINGS)
         part = DecoderPart(settings["config"], read_safetensors(parts / WEIGHTS)[0])
         donor = replace(checkpoint, name="starter-fast", decoder=part)
         merge_checkpoint(checkpoint, Plan.read(parts / PLAN), folder, decoder_of=donor)
+        write_json(folder.with_suffix(".json"), {"named": named, "inputs": dict(key.inputs)})
     return folder
+
+
+def fast_key(starter: Path, parts: Path) -> Key:
+    """What the folder is made of: the files of both."""
+    files = {name: sha256_file(starter / name) for name in ("model.safetensors", "config.json")}
+    files |= {f"fast {name}": sha256_file(parts / name) for name in (PLAN, WEIGHTS, SETTINGS)}
+    return Key.of("starter-fast", ("starter.fast",), files=files)

@@ -17,7 +17,8 @@ from hmrcompress.runtime import Progress, environment, no_progress
 from hmrcompress.starter.breakdown import by_joint, by_kind, by_occlusion, drop_costs
 from hmrcompress.starter.captured import MOCAP_SPLIT
 from hmrcompress.starter.card import Figures, network_card
-from hmrcompress.starter.dataset import SIZE, open_split
+from hmrcompress.starter.dataset import open_split
+from hmrcompress.starter.filming import SIZE
 from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, read_log, training_minutes
 from hmrcompress.starter.train import STATE_FILE, averaged_state
 from hmrcompress.starter.validate import Validator

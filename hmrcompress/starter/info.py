@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from hmrcompress.body.files import starter_body
-from hmrcompress.starter.dataset import cache_home, render_clip, surface_of
+from hmrcompress.starter.dataset import cache_home
+from hmrcompress.starter.filming import render_clip, surface_of
 from hmrcompress.starter.shards import ShardSettings, make_shard
 from hmrcompress.starter.world import FPS, SPLITS, VERSION, make_clip
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from hmrcompress.io.figures import json_line
 from hmrcompress.io.jsons import parse_json
 from hmrcompress.io.texts import read_bytes
 
@@ -27,7 +27,7 @@ class Log:
     def write(self, record: dict[str, Any]) -> dict[str, Any]:
         """Append a record."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json_line(record))
         return record
 
     def losses(self, seen: int, stage: str, parts: dict[str, Tensor], rate: float, minutes: float) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.body.files import starter_body
+from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.keys import Key, folder_of
 from hmrcompress.motion.clip import Motion
 from hmrcompress.starter.captured import load_captured, training_files
-from hmrcompress.starter.dataset import surface_of
+from hmrcompress.starter.filming import surface_of
 from hmrcompress.starter.recipe import Recipe
 from hmrcompress.starter.shards import ShardSettings, make_shard, read_shard, shard_path, write_shard
 from hmrcompress.training.background import Background
@@ -66,10 +68,23 @@ def _render(
             write_shard(path, make_shard(seed, stage * STAGE_STRIDE + index, body, surface, captured, settings))
 
 
+def shard_home(folder: Path, seed: int, motions: Path | None) -> Path:
+    """Where shards of this seed and these motions lie, as this code renders them: a folder below `folder`, which is
+    made. Names of shards say the rest (`shards.shard_path`)."""
+    named = {"motions": str(motions or "procedural"), "seed": str(seed)}
+    return folder_of(folder, shard_key(seed, motions), named, f"crops to train on in {folder}")
+
+
+def shard_key(seed: int, motions: Path | None) -> Key:
+    """What shards depend on beside what their names say."""
+    captured = None if motions is None else [sha256_file(file) for file in training_files(motions).files]
+    return Key.of("shards", ("starter.shards",), seed=seed, motions=captured, body=starter_body().sha256)
+
+
 class ShardSource:
     """Background processes that render the shards of a run, and the way to read them.
 
-    Shards lie in `folder`; those that the run is done with are deleted as `advance` is called.
+    Shards lie below `folder` (`shard_home`); those that the run is done with are deleted as `advance` is called.
     """
 
     def __init__(
@@ -77,8 +92,7 @@ class ShardSource:
     ) -> None:
         if motions is not None and workers:
             training_files(motions).tell()
-        self.folder, self.recipe, self.captured = folder, recipe, motions is not None
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.recipe, self.captured = shard_home(folder, seed, motions), recipe, motions is not None
         self.wanted = schedule(recipe, seen)
         self.place = {shard: place for place, shard in enumerate(self.wanted)}
         self.used = mp.get_context("spawn").Value("q", 0)
@@ -87,7 +101,7 @@ class ShardSource:
         for worker in range(workers):
             part = numbered[worker::workers]
             named = None if motions is None else str(motions)
-            self.renderers.start(_render, str(folder), seed, recipe, named, part, self.used, ahead)
+            self.renderers.start(_render, str(self.folder), seed, recipe, named, part, self.used, ahead)
 
     def path(self, stage: int, index: int) -> Path:
         """The file of a shard."""

@@ -21,7 +21,7 @@ from hmrcompress.motion import augment, procedural
 from hmrcompress.motion.clip import Motion
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
 from hmrcompress.render.scene import Surface, View, render_crop
-from hmrcompress.starter.dataset import POSED_AT_ONCE, camera_vertices
+from hmrcompress.starter.filming import POSED_AT_ONCE, camera_vertices
 from hmrcompress.starter.world import FPS, VERSION, Clip, draw_betas, stage
 
 FRAMES_PER_MOTION = 32

@@ -6,8 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hmrcompress.body.files import starter_body
 from hmrcompress.data.masks import PERSON_THRESHOLD, MaskSource, person_tokens
 from hmrcompress.errors import UserError
+from hmrcompress.io.code import code_sha256
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 from hmrcompress.starter.batches import Pool, to_tensors
 from hmrcompress.starter.recipe import Recipe, Stage
@@ -51,8 +53,11 @@ class ShardStream:
         self.stage = Stage("crops", images or ENDLESS, (CROP_HEIGHT, CROP_WIDTH), True, 0.0, 0.0, batch=batch_size)
         self.recipe = Recipe(stages=(self.stage,), shard_crops=SHARD_CROPS, reuse=REUSE, window=WINDOW)
         self.identity: dict[str, Any] = {
-            "data": f"starter:train v{VERSION}",
+            "data": [self.name, VERSION],
+            "renderer": code_sha256("starter.stream"),
+            "body": starter_body().sha256,
             "shards": [SHARD_CROPS, REUSE, WINDOW],
+            "images": images,
             "seed": seed,
             "batch_size": batch_size,
             "masks": masks.name,

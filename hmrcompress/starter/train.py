@@ -76,13 +76,13 @@ def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progres
     meeting = options.out / f"meeting-{os.getpid()}"
     context = mp.get_context("spawn")
     helpers = [
-        context.Process(target=_run, args=(recipe, options, rank, str(meeting)), daemon=True)
+        context.Process(target=_run, args=(recipe, options, rank, str(meeting), source.folder), daemon=True)
         for rank in range(1, options.processes)
     ]
     for helper in helpers:
         helper.start()
     try:
-        return _run(recipe, options, 0, str(meeting), source, progress)
+        return _run(recipe, options, 0, str(meeting), source.folder, source, progress)
     finally:
         source.close()
         for helper in helpers:
@@ -237,6 +237,7 @@ def _run(
     options: TrainOptions,
     rank: int,
     meeting: str,
+    shards: Path,
     source: ShardSource | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
@@ -264,7 +265,7 @@ def _run(
             settings = settings_of(recipe, number, captured)
             pool = Pool(
                 lambda index, settings=settings, number=number: _shard(  # type: ignore[misc]
-                    shard_path(options.out / "shards", number * STAGE_STRIDE + index, settings), source
+                    shard_path(shards, number * STAGE_STRIDE + index, settings), source
                 ),
                 lambda seen, number=number, before=before: shard_range(recipe, number, seen - before)[1],  # type: ignore[misc]
                 recipe.window,

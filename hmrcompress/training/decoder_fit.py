@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from hmrcompress.decoder.model import TemporalDecoder, latent_statistics
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.decoder.readout import decoder_inputs
 from hmrcompress.errors import UserError
+from hmrcompress.io.hashes import sha256_arrays
 from hmrcompress.metrics.points import accel
 from hmrcompress.training.augment_time import TimeSettings, draw_known, draw_times, read_at
 from hmrcompress.training.distributed import own_rows
@@ -64,7 +65,7 @@ class Batch(NamedTuple):
 
 class DecoderFit:
     """The `Task` of the training loop. Trains `decoder.denoiser` and sets the statistics of features and latents; the
-    VAE has to be trained, and stays as it is. `held`: clips to validate on. `identity` is to name model and data.
+    VAE has to be trained, and stays as it is. `held`: clips to validate on.
 
     Raises UserError where there are no clips to train on.
     """
@@ -78,10 +79,19 @@ class DecoderFit:
         clips: Sequence[ClipFeatures],
         held: Sequence[ClipFeatures],
         settings: DecoderSettings,
-        identity: dict[str, Any],
     ) -> None:
         self.decoder, self.codec, self.settings, self.held = decoder, codec, settings, list(held)
         self.rows = own_rows(settings.batch_size)
+        self.identity = {
+            "task": self.name,
+            **asdict(settings),
+            "config": decoder.config.to_dict(),
+            "start": sha256_arrays(decoder.state_dict()),
+            "body": codec.body.sha256,
+            "clips": [clip.sha256 for clip in clips],
+            "held": [clip.sha256 for clip in held],
+            "device": self.device.type,
+        }
         decoder.requires_grad_(False).eval()
         self.windows = Windows(clips, codec, decoder.config, self.device)
         self.held_inputs = [clip_inputs(clip, codec, decoder.config, self.device) for clip in self.held]
@@ -91,14 +101,6 @@ class DecoderFit:
         blend = {name: named.pop(name) for name in list(named) if name.startswith("denoiser.blend.")}
         self.groups = [ParameterGroup(named, weight_decay=settings.weight_decay)]
         self.groups += [ParameterGroup(blend, rate_factor=BLEND_RATE)] if blend else []
-        self.identity = {
-            "task": self.name,
-            **identity,
-            **asdict(settings),
-            "config": decoder.config.to_dict(),
-            "clips": [clip.clip for clip in clips],
-            "device": self.device.type,
-        }
 
     @property
     def device(self) -> torch.device:

@@ -8,10 +8,10 @@ named after network, masks and code, and every clip says which crops it is of: a
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from hmrcompress.data.masks import MaskSource, masks_sha256
 from hmrcompress.data.seen import record
 from hmrcompress.errors import UserError, tell
 from hmrcompress.geometry.rotations import axis_angle_to_matrix, matrix_to_sixd, sixd_to_matrix
-from hmrcompress.io.atomic import atomic_file, write_json
-from hmrcompress.io.jsons import read_json
-from hmrcompress.io.keys import Key, earlier, listed
+from hmrcompress.io.atomic import atomic_file
+from hmrcompress.io.hashes import sha256_arrays
+from hmrcompress.io.keys import Key, folder_of
 from hmrcompress.merging.apply import network_identity
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import BodyParams
@@ -71,6 +71,7 @@ class CropClips:
     def __init__(self, crops: CropSet, masks: MaskSource) -> None:
         if not crops.has_truth:
             raise UserError("these data come without ground truth (poses and betas)", crops.name, "Training needs it")
+        masks.check(crops, crops.stretches())
         self.crops, self.masks = crops, masks
         self.name = f"{crops.name}:{crops.split}" if crops.split else crops.name
         self.masks_name = masks.name
@@ -120,6 +121,11 @@ class ClipFeatures:
         return len(self.frame)
 
     @property
+    def sha256(self) -> str:
+        """Hash of all of it."""
+        return sha256_arrays({"clip": np.array(self.clip)} | {name: getattr(self, name) for name in _ARRAYS})
+
+    @property
     def truth(self) -> BodyParams:
         """The true pose and shape, float32."""
         return to_params(self.rotations, self.betas)
@@ -145,30 +151,10 @@ _ARRAYS = tuple(field.name for field in fields(ClipFeatures) if field.name != "c
 
 
 class FeatureSet:
-    """A folder of clips: `meta.json` and one .npz a clip. `meta` says name and fps of the data, what the features
-    depend on (`inputs` of `io.keys.Key`), and what those inputs are called (`named`)."""
+    """A folder of clips (see `io.keys.folder_of`), one .npz a clip; name and fps of the data."""
 
-    def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
-        self.folder, self.meta = folder, dict(meta)
-        self.name, self.fps = str(self.meta["name"]), float(self.meta["fps"])
-
-    @classmethod
-    def open(cls, home: Path, key: Key, *, name: str, fps: float, named: Mapping[str, str] | None = None) -> Self:
-        """The set of this key below `home`, which is made where it is not there; it is told where there is one of the
-        same names and other contents. UserError where it holds features of other data or of another network."""
-        folder = home / key.short
-        meta = {"schema": SCHEMA, "name": name, "fps": fps, "inputs": dict(key.inputs)}
-        path = folder / META
-        if path.is_file():
-            found = read_json(path)
-            if not isinstance(found, dict) or {**found, "named": None} != {**meta, "named": None}:
-                raise UserError("holds features of another network or of other data", folder, "Remove the folder")
-        else:
-            if (fresh := earlier(sorted(home.glob(f"*/{META}")), key, named or {})) is not None:
-                tell(f"computed anew, as {listed(fresh)} changed since they were", f"features of {name}")
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, {**meta, "named": dict(named or {})})
-        return cls(folder, meta)
+    def __init__(self, folder: Path, name: str, fps: float) -> None:
+        self.folder, self.name, self.fps = folder, name, fps
 
     @property
     def clip_ids(self) -> list[int]:
@@ -228,14 +214,14 @@ def extract_features(
     """
     named = {"network": name, "data": source.name, "masks": source.masks_name}
     key = feature_key(network, source, batch_size=batch_size, dtype=dtype)
-    kept = FeatureSet.open(home, key, name=source.name, fps=source.fps, named=named)
+    kept = FeatureSet(folder_of(home, key, named, f"features of {source.name}"), source.name, source.fps)
     rank, count = process
     wanted = list(source.clip_ids if clips is None else clips)[rank::count]
     made_of = {clip: source.clip_sha256(clip) for clip in wanted}
     before = {clip: kept.made_of(clip) for clip in wanted}
     missing = [clip for clip in wanted if before[clip] != made_of[clip]]
     if others := sum(before[clip] is not None for clip in missing):
-        tell(f"{others} clips are computed anew, as they changed since they were", f"features of {source.name}")
+        tell(f"{others} clips are made anew, as they changed since they were kept", f"features of {source.name}")
     done = len(wanted) - len(missing)
     progress(f"features of {source.name}", done, len(wanted))
     for clip in source.clips(missing) if missing else ():
@@ -262,7 +248,7 @@ def feature_key(network: HMR2, source: ClipSource, *, batch_size: int, dtype: to
 def clip_features(
     network: HMR2, clip: ClipCrops, *, batch_size: int = 32, dtype: torch.dtype = torch.float32
 ) -> ClipFeatures:
-    """What a network, computing in `dtype`, makes of a clip."""
+    """What a network, computing in `dtype`, makes of a clip. UserError where that is not finite."""
     device = next(network.parameters()).device
     features, rotations, betas, cam = [], [], [], []
     for start in range(0, len(clip.frame), batch_size):
@@ -276,7 +262,7 @@ def clip_features(
         rotations.append(output.params.rotations.float().cpu())
         betas.append(output.betas.float().cpu())
         cam.append(output.cam.float().cpu())
-    return ClipFeatures(
+    made = ClipFeatures(
         clip=clip.clip,
         frame=np.asarray(clip.frame, np.int64),
         features=torch.cat(features).numpy(),
@@ -286,3 +272,6 @@ def clip_features(
         predicted_betas=torch.cat(betas).numpy(),
         cam=torch.cat(cam).numpy(),
     )
+    if odd := [name for name in _ARRAYS if not np.isfinite(getattr(made, name)).all()]:
+        raise UserError(f"the network's {odd[0]} hold NaN, infinity, or more than float16 holds", f"clip {clip.clip}")
+    return made

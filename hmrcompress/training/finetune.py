@@ -124,7 +124,6 @@ def heal(
         measure,
         body,
         settings or HealSettings(),
-        {"model": checkpoint.sha256, "teacher": teacher.sha256, "body": body.faces_sha256},
     )
     work = work_folder(out)
     run = train(task, loop, work, progress=progress, report=report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -77,15 +76,6 @@ def decoder_over_vae(checkpoint: Checkpoint, changes: Mapping[str, Any], *, seed
     return decoder
 
 
-def vae_sha256(decoder: TemporalDecoder) -> str:
-    """Hash of the weights of a decoder's motion VAE."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(decoder_tensors(decoder).items()):
-        if _of_vae(name):
-            digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
 def fit_vae(
     decoder: TemporalDecoder,
     codec: PoseCodec,
@@ -102,7 +92,7 @@ def fit_vae(
 
     held: motions to validate on, a clip each. codec and decoder lie on one device. Raises UserError (`loop.train`).
     """
-    task = VAEFit(decoder, codec, bank, held, settings, {"body": codec.body.faces_sha256})
+    task = VAEFit(decoder, codec, bank, held, settings)
     return train(task, loop, work_folder(out) / VAE, progress=progress, report=report)
 
 
@@ -113,7 +103,6 @@ def fit_denoiser(
     held: Sequence[ClipFeatures],
     out: Path,
     *,
-    identity: dict[str, Any],
     settings: DecoderSettings,
     loop: LoopSettings,
     progress: Progress = no_progress,
@@ -121,10 +110,9 @@ def fit_denoiser(
 ) -> Trained:
     """Trains the denoiser of a decoder in place over its frozen VAE; goes on as `fit_vae` does.
 
-    clips: features to train on, held: to validate on. identity: plain values that name model and data. Raises
-    UserError (see `DecoderFit`, `loop.train`).
+    clips: features to train on, held: to validate on. Raises UserError (see `DecoderFit`, `loop.train`).
     """
-    task = DecoderFit(decoder, codec, clips, held, settings, {**identity, "vae": vae_sha256(decoder)})
+    task = DecoderFit(decoder, codec, clips, held, settings)
     return train(task, loop, work_folder(out) / DECODER, progress=progress, report=report)
 
 

@@ -14,14 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
-from hmrcompress.data.masks import MaskSource
+from hmrcompress.data.masks import MaskSource, masks_sha256
+from hmrcompress.io.keys import plain
 from hmrcompress.merging.apply import counts_of, with_token_merging
 from hmrcompress.metrics.pose import STARTER24, Protocol, Scores, network_predict, score
-from hmrcompress.models.network import HMR2, from_state
+from hmrcompress.models.network import HMR2, from_state, network_sha256
 from hmrcompress.models.probe import SaliencyProbe, reads
 from hmrcompress.plan import TokenSettings
 from hmrcompress.records import BodyParams, FrameBatch
-from hmrcompress.runtime import autocast, dtype_name
+from hmrcompress.runtime import autocast
 from hmrcompress.training.adapters import adapt, folded_state, layers_beside_cuts
 from hmrcompress.training.heal_losses import output_losses, token_loss, total, traced_encode
 from hmrcompress.training.optimisers import ParameterGroup
@@ -63,10 +64,8 @@ class Pair:
 
 
 class Healing:
-    """The `Task` of the training loop. `network` is the student as it learns: a copy, with adapters and token merging.
-
-    `identity` is to name student, teacher and data by their hashes; the settings are added to it.
-    """
+    """The `Task` of the training loop. `network` is the student as it learns: a copy, with adapters and token
+    merging."""
 
     name = "heal"
 
@@ -77,7 +76,6 @@ class Healing:
         validation: Validation,
         body: BodyModel,
         settings: HealSettings,
-        identity: dict[str, Any],
     ) -> None:
         self.stream, self.validation, self.body, self.settings = stream, validation, body, settings
         self.teacher = _teaching(pair).eval().requires_grad_(False)
@@ -91,9 +89,20 @@ class Healing:
         for group in self.groups:
             for parameter in group.parameters.values():
                 parameter.requires_grad_(True)
-        own = {"rank": settings.rank, "full": settings.full, "with_head": settings.with_head, "layers": self.layers}
-        own |= {"seed": settings.seed, "dtype": dtype_name(settings.dtype), "device": self.device.type}
-        self.identity = {"task": self.name, **identity, **own, "stream": stream.identity}
+        self.identity = {
+            "task": self.name,
+            "student": network_sha256(pair.student),
+            "teacher": network_sha256(pair.teacher),
+            "groups": [list(group) for group in pair.groups],
+            "tokens": plain(pair.tokens),
+            "probes": [None if probe is None else probe.sha256 for probe in (pair.probe, pair.kept_probe)],
+            "body": body.sha256,
+            **plain(settings),
+            "layers": self.layers,
+            "stream": stream.identity,
+            "validation": validation.identity,
+            "device": self.device.type,
+        }
 
     @property
     def device(self) -> torch.device:
@@ -185,6 +194,13 @@ class Validation:
     ) -> None:
         self.crops, self.indices, self.masks = crops, indices, masks
         self.body, self.protocol, self.batch_size = body, protocol, batch_size
+        self.identity: dict[str, Any] = {
+            "data": crops.contents_sha256(indices),
+            "masks": masks_sha256(masks, crops, indices),
+            "teacher": network_sha256(teacher),
+            "protocol": plain(protocol),
+            "batch_size": batch_size,
+        }
         predict = network_predict(with_token_merging(teacher, None).eval())
         self.truth: list[FrameBatch] = []
         self.wanted: list[FrameBatch] = []

@@ -7,12 +7,13 @@ machine) as one that was not. Several processes (`training.distributed`) take th
 
 from __future__ import annotations
 
-import json
 import math
+import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,17 +22,20 @@ from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.atomic import atomic_file
+from hmrcompress.io.figures import json_line
+from hmrcompress.io.keys import Key, listed
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.training.distributed import Team
 from hmrcompress.training.optimisers import Optimisers, ParameterGroup, rate_share
 
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
-SCHEMA = 2
+SCHEMA = 3
 LOG_STEPS = 20
 
 
 class Task(Protocol):
-    """What the loop trains. `identity`: plain values that a run which goes on must share with its beginning."""
+    """What the loop trains. `identity`: plain values that a run which goes on must share with its beginning: hashes of
+    all that the task is made of, and its settings."""
 
     name: str
     identity: dict[str, Any]
@@ -95,8 +99,9 @@ def train(
     """Trains, or goes on training where `folder` holds the state of an interrupted run.
 
     In the end the task's parameters hold their moving average, or, interrupted, what they were. The folder then has
-    state.pt (all that is needed to go on) and log.jsonl (losses, validations, minutes). `report` gets each validation.
-    Raises UserError for a state of another task or other settings, and where a loss is not finite.
+    state.pt (all that is needed to go on) and log.jsonl (losses, validations, minutes of all runs). `report` gets each
+    validation. Raises UserError for a state of another task, other inputs, settings or code, and where a loss is not
+    finite.
     """
     if settings.steps is None and settings.max_minutes is None:
         raise UserError("got neither a number of steps nor of minutes", "training")
@@ -106,7 +111,18 @@ def train(
 def steps_done(folder: Path) -> int:
     """Steps of the unfinished run that `folder` holds the state of; 0 where there is none."""
     state = folder / STATE_FILE
-    return int(torch.load(state, weights_only=True, mmap=True)["step"]) if state.exists() else 0
+    return int(_read(state, mmap=True)["step"]) if state.exists() else 0
+
+
+def _read(path: Path, **options: Any) -> dict[str, Any]:
+    """A state as it was saved. UserError where the file is something else, or damaged."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu", **options)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(f"not the state of a training ({type(error).__name__})", path, "Remove the folder") from error
+    if not isinstance(state, dict) or not {"identity", "step", "records"} <= set(state):
+        raise UserError("not the state of a training", path, "Remove the folder")
+    return state
 
 
 class _Loop:
@@ -133,7 +149,7 @@ class _Loop:
             self._load(folder / STATE_FILE)
         self.begun_at = self.step
         if self.team.leads:
-            (folder / LOG_FILE).write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            (folder / LOG_FILE).write_text("".join(map(json_line, self.records)))
         self.team.wait()
 
     @property
@@ -222,11 +238,11 @@ class _Loop:
         return [{"step": record["step"], **record["val"]} for record in self.records if "val" in record]
 
     def _record(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
+        self.records.append({**record, "minutes": round(self.minutes, 2)})
         if not self.team.leads:
             return
         with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, "minutes": round(self.minutes, 2)}) + "\n")
+            file.write(json_line(self.records[-1]))
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -249,7 +265,7 @@ class _Loop:
             return
         settings = self.settings
         state = {
-            "identity": self._identity(),
+            "identity": dict(self._key().inputs),
             "step": self.step,
             "minutes": self.minutes,
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
@@ -262,11 +278,10 @@ class _Loop:
             torch.save(state, temporary)
 
     def _load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        mine, theirs = self._identity(), dict(state["identity"])
-        if other := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):
+        state = _read(path)
+        if other := self._key().changed(state["identity"]):
             raise UserError(
-                f"holds an unfinished run with other settings ({', '.join(other)})",
+                f"holds an unfinished run with other settings ({listed(sorted(other))})",
                 path.parent,
                 "Give the settings it began with, remove the folder, or choose another --out",
             )
@@ -278,17 +293,10 @@ class _Loop:
             self.lowest, self.best = state["best"]["lowest"], state["best"]["parameters"]
         self.step, self.before, self.records = state["step"], state["minutes"], state["records"]
 
-    def _identity(self) -> dict[str, Any]:
-        """Everything that the result depends on, as JSON would give it back."""
-        settings = self.settings
-        own = {
-            "schema": SCHEMA,
-            "steps": settings.steps,
-            "max_minutes": settings.max_minutes if settings.steps is None else None,
-            "rate": [settings.rate, settings.warmup, settings.rate_end, settings.clip_norm, settings.ema],
-            "betas": list(settings.betas),
-            "keep": settings.keep,
-            "validations": settings.validations,
-            "torch": torch.__version__,
-        }
-        return json.loads(json.dumps({**self.task.identity, **own}))
+    def _key(self) -> Key:
+        """Everything that the result depends on."""
+        given = asdict(self.settings)
+        saved = given.pop("save_seconds"), given.pop("max_minutes")
+        minutes = saved[1] if self.settings.steps is None else None  # with steps it only says when to pause
+        identity = {**self.task.identity, "schema": SCHEMA, "processes": self.team.count}
+        return Key.of("training", ("training",), **{**identity, **given, "max_minutes": minutes})

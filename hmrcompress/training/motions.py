@@ -20,7 +20,8 @@ from hmrcompress.body.joints import ARMS, LEGS, MIRROR
 from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import axis_angle_to_matrix
 from hmrcompress.io.atomic import atomic_file
-from hmrcompress.io.hashes import sha256_file, sha256_json
+from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.keys import Key, folder_of
 from hmrcompress.motion import augment, procedural
 from hmrcompress.motion.amass import amass_files, load_amass_segments
 from hmrcompress.motion.clip import Motion
@@ -63,14 +64,22 @@ def motion_files(motions: str, settings: MotionSettings, *, held_out: Sequence[s
 
     Raises UserError for another name, for a folder without any, and for damaged files.
     """
-    kind, _, rest = motions.partition(":")
-    if motions == "starter":
+    folder = motion_folder(motions)
+    if folder is None:
         return []
-    if kind != "amass" or not rest:
-        raise UserError(f"got {motions!r}, expected starter or amass:DIR", "--motions")
-    found = amass_files(rest, settings.longest / settings.fps, held_out=held_out)
+    found = amass_files(folder, settings.longest / settings.fps, held_out=held_out)
     found.tell()
     return list(found.files)
+
+
+def motion_folder(motions: str) -> Path | None:
+    """The folder of `amass:DIR`; None for `starter`, which needs no files. UserError for another name."""
+    kind, _, rest = motions.partition(":")
+    if motions == "starter":
+        return None
+    if kind != "amass" or not rest:
+        raise UserError(f"got {motions!r}, expected starter or amass:DIR", "--motions")
+    return Path(rest)
 
 
 def read_captured(files: Sequence[Path], settings: MotionSettings) -> list[Motion]:
@@ -110,6 +119,20 @@ def make_shard(seed: int, number: int, settings: MotionSettings, captured: Seque
     return np.stack([motion.poses for motion in mixed])
 
 
+def motion_key(settings: MotionSettings, files: Sequence[Path], seed: int) -> Key:
+    """What a shard depends on beside its number; how many there are in all does not matter to it."""
+    captured = {"share": settings.captured, "files": [sha256_file(file) for file in files]} if files else None
+    return Key.of(
+        "motions",
+        ("training.motions",),
+        schema=SCHEMA,
+        frames=settings.frames,
+        fps=settings.fps,
+        seed=seed,
+        captured=captured,
+    )
+
+
 class MotionBank:
     """The shards of a run, made in the background; used in a `with` statement, or to be closed.
 
@@ -122,16 +145,10 @@ class MotionBank:
         self, folder: Path, settings: MotionSettings, files: Sequence[Path] = (), *, seed: int = 0, workers: int = 1
     ) -> None:
         self.settings, self.seed = settings, seed
-        self.identity: dict[str, Any] = {
-            "schema": SCHEMA,
-            "frames": settings.frames,
-            "fps": settings.fps,
-            "shards": settings.shards,
-            "seed": seed,
-            "captured": [settings.captured, [sha256_file(file) for file in files]] if files else None,
-        }
-        self.folder = folder / sha256_json({**self.identity, "shards": None})[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        key = motion_key(settings, files, seed)
+        self.identity: dict[str, Any] = {**key.inputs, "shards": settings.shards}
+        named = {"motions": str(files[0].parent) if files else "procedural", "frames": str(settings.frames)}
+        self.folder = folder_of(folder, key, named, "motions to train on")
         self._shards: dict[int, np.ndarray] = {}
         self._workers = Background("motions")
         missing = [number for number in range(settings.shards) if not self._path(number).exists()]

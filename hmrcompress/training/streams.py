@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hmrcompress.data.crops import CropSet, normalise
-from hmrcompress.data.masks import MaskSource
+from hmrcompress.data.masks import MaskSource, masks_sha256
 from hmrcompress.data.seen import record
+from hmrcompress.io.hashes import sha256_json
 from hmrcompress.records import IMAGENET_STD
 
 GAIN, OFFSET = 0.12, 0.04
@@ -48,7 +49,13 @@ class CropStream:
         self.crops, self.indices, self.masks = crops, np.asarray(indices), masks
         self.batch_size, self.seed = batch_size, seed
         self.name = f"{crops.name}:{crops.split}" if crops.split else crops.name
-        self.identity = {"data": crops.sha256, "frames": len(indices), "masks": masks.name}
+        self.identity: dict[str, Any] = {
+            "data": crops.contents_sha256(self.indices),
+            "frames": sha256_json(self.indices.tolist()),
+            "masks": masks_sha256(masks, crops, self.indices),
+            "batch_size": batch_size,
+            "seed": seed,
+        }
         self.seen: dict[str, str] | None = record(crops, self.indices)
 
     def batch(self, step: int) -> Crops:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import JOINTS, PoseCodec
+from hmrcompress.io.hashes import sha256_arrays
 from hmrcompress.metrics.points import mpjpe
 from hmrcompress.records import BodyParams
 from hmrcompress.training.distributed import own_rows, process_of
@@ -50,7 +50,7 @@ class VAESettings:
 class VAEFit:
     """The `Task` of the training loop. Trains `decoder.vae` and sets the decoder's pose statistics.
 
-    held: motions to validate on, each a clip with its own number of frames. `identity` is to name body and motions.
+    held: motions to validate on, each a clip with its own number of frames.
     """
 
     name = "vae"
@@ -62,24 +62,25 @@ class VAEFit:
         bank: MotionBank,
         held: Sequence[BodyParams],
         settings: VAESettings,
-        identity: dict[str, Any],
     ) -> None:
         self.decoder, self.codec, self.bank, self.settings = decoder, codec, bank, settings
         self.rows = own_rows(settings.batch_size)
+        self.identity = {
+            "task": self.name,
+            **asdict(settings),
+            "config": decoder.config.to_dict(),
+            "start": sha256_arrays(decoder.state_dict()),
+            "body": codec.body.sha256,
+            "motions": bank.identity,
+            "held": [sha256_arrays(vars(motion)) for motion in held],
+            "device": self.device.type,
+        }
         self._begin()
         decoder.vae.requires_grad_(True)
         named = {f"vae.{name}": p for name, p in decoder.vae.named_parameters()}
         linear = {"vae.pieces": named.pop("vae.pieces")}
         self.groups = [ParameterGroup(named), ParameterGroup(linear, rate_factor=LINEAR_RATE)]
         self.held = HeldMotions(held, codec, decoder)
-        self.identity = {
-            "task": self.name,
-            **identity,
-            **asdict(settings),
-            "config": decoder.config.to_dict(),
-            "motions": bank.identity,
-            "device": self.device.type,
-        }
 
     @property
     def device(self) -> torch.device:
