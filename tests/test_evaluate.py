@@ -129,13 +129,13 @@ def test_stages_follow_the_plan(tiny_network: HMR2, tiny_crops: CropSet, tiny_bo
 
 
 def test_forced_merges_are_counted(tiny_network: HMR2, tiny_body: BodyModel) -> None:
-    """Where everything is person, all 42 merges take person tokens. The 1st and 9th of 12 batches are counted."""
+    """Where everything is person, all 42 merges take person tokens: on 5 of 12 frames, all of which are counted."""
     arrays = tiny.crop_arrays()
-    arrays["masks"][:6] = 255
+    arrays["masks"][1:6] = 255
     crops = CropSet(arrays, tiny.crop_meta())
     result = measured(tiny_network, plan(tokens=TOKENS), crops, tiny_body, batch_size=1)
-    assert result.tokens["forced_person_merges_per_frame"] == 42 / 2
-    assert result.tokens["forced_counted_on_frames"] == 2
+    assert result.tokens["forced_person_merges_per_frame"] == 42 * 5 / 12
+    assert result.tokens["forced_counted_on_frames"] == 12
 
 
 def test_masks_are_needed_only_for_tokens(tiny_network: HMR2, tiny_body: BodyModel) -> None:

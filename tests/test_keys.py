@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,10 @@ REGRESSED = Protocol("regressed", tuple(range(14)), (0,), source="h36m")
 TOKENS = TokenSettings(keep=150, per_layer=40)
 ON_THE_CPU = "there is no other device here; that its kind is in the key is looked up in `test_devices_are_in_the_keys`"
 PLACE, TELLS, SAVES = "where it is kept", "tells of the work and changes none", "saves work and changes no figure"
+
+
+READ_WITH = ("num_heads", "head_heads", "tokenizer", "weights")
+OF_THE_NETWORK = "says which network is read, which is in the key: see `test_how_a_file_is_read_is_in_the_keys`"
 
 
 @dataclass(frozen=True)
@@ -674,6 +678,7 @@ def of_ablations(world: World) -> Iterator[Step]:
     def of_row(values: Mapping[str, Any]) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Bed, "scored", lambda self, case: {})
+            patch.setattr(Ablation, "_case", lambda *arguments: nullcontext())
             run, setting = made(values)
             return dict(run.row(setting, run.bed)[0].inputs)
 
@@ -698,6 +703,7 @@ def of_ablations(world: World) -> Iterator[Step]:
             "masks": "of searches and fits: see below", "searches": "their plans: see below",
             "presets": "YAML's anchors",
             "search_frames_per_clip": "of searches, whose plans are in the key", "bench": "of the rates: see below",
+            **dict.fromkeys(READ_WITH, OF_THE_NETWORK),
         },
     )  # fmt: skip
     for name, path in (("model", world.model), ("body", world.body), ("data", world.crops)):
@@ -762,7 +768,10 @@ def of_ablations(world: World) -> Iterator[Step]:
             "data": [data, Contents(world.crops, world.pixel)], "protocol": ["emdb24-regressed"],
             "batch_size": [5], "frames_per_clip": [2], "seed": [1],
         },
-        {name: "of rows" for name in ("masks", "searches", "presets", "search_frames_per_clip", "bench", "tables")},
+        {
+            **dict.fromkeys(("masks", "searches", "presets", "search_frames_per_clip", "bench", "tables"), "of rows"),
+            **dict.fromkeys(READ_WITH, OF_THE_NETWORK),
+        },
     )  # fmt: skip
 
     def rates(rows: Mapping[str, str], **given: Any) -> Any:
@@ -770,6 +779,7 @@ def of_ablations(world: World) -> Iterator[Step]:
         out = world.home / "rates"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Bed, "timed", lambda self, cases: {})
+            patch.setattr(Ablation, "_case", lambda *arguments: nullcontext())
             recipe = Ablations.model_validate({**base, **given})
             Ablation(recipe, out, device="cpu").rates(recipe.tables[0], rows)
         found = sorted(path.name for path in (out / "work" / "rates").iterdir())
@@ -816,8 +826,9 @@ def test_every_input_is_in_the_key(kind: str, world: World) -> None:
 ALL = set(OUTPUTS)
 SCORED = {"eval", "bench", "export"}
 STAGES: dict[str, tuple[Any, set[str]]] = {
-    "model": ("model2", ALL),
+    "model": ("model2", ALL - {"finetune"}),
     "body": ("body2", ALL),
+    **dict.fromkeys(READ_WITH, (None, set())),  # of the network, which is in the keys: see below
     "regressor": ("regressor2", {"search", "eval"}),
     "data.search": ("pixel", {"search"}),
     "data.eval": ("pixel", SCORED),
@@ -914,8 +925,19 @@ def recipe_fields(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator
             yield f"{prefix}{name}"
 
 
-def test_every_field_of_a_recipe_is_in_the_keys_of_its_stages(world: World, run_folder: Path) -> None:
+def test_every_field_of_a_recipe_is_in_the_keys_of_its_stages(
+    world: World, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert set(recipe_fields()) == set(STAGES)
+    opened, load = dict[Any, Any](), api.load  # no file changes here, so each model is opened once
+
+    def once(model: Any, **options: Any) -> Any:
+        key = (str(model), *sorted(options.items()))
+        if key not in opened:
+            opened[key] = load(model, **options)
+        return opened[key]
+
+    monkeypatch.setattr(api, "load", once)
     values = stage_values(world)
     before = stage_keys(values, run_folder)
     assert before == stage_keys(values, run_folder)
@@ -958,6 +980,21 @@ def test_every_file_of_a_recipe_is_in_the_keys_of_its_stages(world: World, run_f
         with Contents(path, by).there():
             assert stage_keys_of(fitted, run_folder, "merge") != before_fitted
     assert found == {name: stages for name, (_, stages) in CONTENTS.items()}
+
+
+def test_how_a_file_is_read_is_in_the_keys(world: World, run_folder: Path) -> None:
+    """Numbers of heads stand in no file, and a file may hold several sets of weights."""
+    state, average = tiny.network().state_dict(), tiny.network(1).state_dict()
+    bare, several = world.home / "bare.pth", world.home / "several.pth"
+    torch.save(state, bare)
+    torch.save({"state_dict": state, "state_dict_ema": average}, several)
+    heads = {"num_heads": 2, "head_heads": 2}
+    for file, more in ((bare, {"num_heads": 4}), (bare, {"head_heads": 4}), (several, {"weights": "state_dict_ema"})):
+        given = {**stage_values(world), "model": str(file), **heads}
+        given |= {"weights": "state_dict"} if file == several else {}
+        options = {"device": "cpu", "dtype": torch.float32, "progress": no_progress}
+        lines = [Line(parse_recipe(each), run_folder, **options) for each in (given, {**given, **more})]
+        assert len({line.checkpoint.contents()["network"] for line in lines}) == 2, more
 
 
 def fitted_plan(world: World) -> Path:
@@ -1214,7 +1251,8 @@ def test_hashes_of_values_serve_as_keys_nowhere_else() -> None:
     """Whoever keeps something makes a `Key`: a bare hash of values would escape the table."""
     users = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if "sha256_json(" in path.read_text()}
     parts_of_keys = {
-        "io/hashes.py", "io/keys.py", "data/mask_files.py", "data/onnx_masks.py", "models/decoder_part.py",
+        "io/hashes.py", "io/keys.py", "io/onnx_file.py", "data/mask_files.py", "data/onnx_masks.py",
+        "models/decoder_part.py",
         "models/load.py", "models/network.py", "recipe/ablate.py", "recipe/bed.py", "searching/journal.py",
         "searching/search.py", "starter/clip_stream.py", "training/streams.py",
     }  # fmt: skip
@@ -1287,10 +1325,11 @@ def test_code_versions_and_devices_are_in_the_keys(monkeypatch: pytest.MonkeyPat
 def test_devices_are_in_the_keys(world: World, run_folder: Path) -> None:
     """There is only one here, so that it cannot be changed: it is looked up."""
     given = {"settings": SearchSettings(frames_per_clip=2), "body": world.body, "device": "cpu"}
+    given |= {"regressor": world.regressor}
     assert api.search_key(world.model, world.crops, **given).inputs["device"] == "cpu"
     source = CropClips(CropSet.open(world.crops), NoMasks())
     assert feature_key(tiny.network(), source, batch_size=4, dtype=torch.float32).inputs["device"] == "cpu"
-    line = Line(parse_recipe(stage_values(world) | {"regressor": None}), run_folder, device="cpu", dtype=torch.float32,
+    line = Line(parse_recipe(stage_values(world)), run_folder, device="cpu", dtype=torch.float32,
                 progress=no_progress)  # fmt: skip
     assert all(line.key(stage, environment("cpu")).inputs["machine"]["device"] == "cpu" for stage in OUTPUTS)
 

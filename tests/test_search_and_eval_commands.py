@@ -109,7 +109,7 @@ def test_eval_of_a_checkpoint(model: Path, tiny_crops_file: Path, tiny_body_file
     assert quiet.exit_code == 0 and quiet.output == ""
 
 
-def test_another_checkpoint_than_the_plans_is_named(
+def test_another_checkpoint_than_the_one_it_was_made_from_is_refused(
     model: Path, tiny_crops_file: Path, tiny_body_file: Path, tmp_path: Path
 ) -> None:
     other = write_model_folder(tmp_path / "other", tiny.network().state_dict(), tiny.CONFIG).path
@@ -118,8 +118,11 @@ def test_another_checkpoint_than_the_plans_is_named(
         "merge_rule": "mean", "tokens": None, "search": None,
     }  # fmt: skip
     api.merge(model, Plan.from_dict(plan), tmp_path / "merged")
-    done = hmr("eval", tmp_path / "merged", "--data", tiny_crops_file, "--body", tiny_body_file, "--against", other)
-    assert done.exit_code == 0 and "is not the checkpoint that" in done.stderr
+    base = ("eval", tmp_path / "merged", "--data", tiny_crops_file, "--body", tiny_body_file, "--against")
+    done = hmr(*base, other, "--json", tmp_path / "e.json")
+    assert done.exit_code == 2 and "was made from" in done.stderr and "--against other: merged was" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "e.json").exists()
+    assert hmr(*base, model).exit_code == 0
 
 
 def broken_data(kind: str, folder: Path) -> Path:
@@ -192,7 +195,7 @@ def test_a_set_aside_journal_is_told(model: Path, tiny_crops_file: Path, tiny_bo
     base = ("search", model, "--data", tiny_crops_file, "--body", tiny_body_file, "-o", tmp_path / "plan.yaml")
     assert hmr(*base, "--frames-per-clip", 1).exit_code == 0
     done = hmr(*base, "--frames-per-clip", 2)
-    assert done.exit_code == 0 and "plan.journal.jsonl.1" in done.stdout
+    assert done.exit_code == 0 and "data and frames changed since, so it is now plan.journal.jsonl.1" in done.stderr
 
 
 def test_a_folder_of_crops_serves_as_well(model: Path, tiny_body_file: Path, tmp_path: Path) -> None:
