@@ -581,11 +581,11 @@ def test_a_frame_that_cannot_be_shown_is_counted_and_the_rest_read(
 ) -> None:
     path = encode(tmp_path / "a.mov", 4, **LOSSLESS, picture=lambda n: person(shift=n))
     frames = video_frames._frames
-    monkeypatch.setattr(
-        video_frames,
-        "_frames",
-        lambda *of: (Unshowable(each) if n == 1 else each for n, each in enumerate(frames(*of))),
-    )
+
+    def second_unshowable(*given: Any) -> Iterator[Any]:
+        return (Unshowable(each) if number == 1 else each for number, each in enumerate(frames(*given)))
+
+    monkeypatch.setattr(video_frames, "_frames", second_unshowable)
     made = run(path)
     assert len(made["frame"]) == 3 and np.allclose(made["time"], np.array([0, 2, 3]) / 30)
     assert "1 piece could not be decoded" in made["told"]
