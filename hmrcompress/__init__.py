@@ -1,7 +1,7 @@
 """Compress pretrained transformer networks for human mesh recovery: layer merging, token merging, and the evidence.
 
 `import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx, hc.predict,
-hc.profile`; for networks of other code `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov,
+hc.profile`; for networks of other code `hc.live` with `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov,
 hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. The functions live in `hmrcompress.api`,
 `hmrcompress.predicting` and `hmrcompress.tuning` and are loaded when first used, so that importing the package costs
 next to nothing.
@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hmrcompress import live
     from hmrcompress.api import (
         apply,
         bench,
@@ -41,6 +42,7 @@ __all__ = [
     "fit_probe",
     "focal_lengths",
     "heal",
+    "live",
     "load",
     "load_fov",
     "merge",
@@ -58,6 +60,8 @@ PREDICTING = ("predict", "profile")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "live":
+        return import_module(f"{__name__}.live")
     if name in __all__:
         module = "tuning" if name in TUNING else "predicting" if name in PREDICTING else "api"
         return getattr(import_module(f"{__name__}.{module}"), name)

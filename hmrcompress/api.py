@@ -24,10 +24,10 @@ from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
 from hmrcompress.exports import export_decoder, export_onnx, parity_frames
 from hmrcompress.io.keys import Key
+from hmrcompress.live.patching import apply as apply_to_live
+from hmrcompress.live.patching import person_mask, unapply
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
-from hmrcompress.merging.live import apply as apply_to_live
-from hmrcompress.merging.live import person_mask, unapply
 from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.metrics.points import STARTER24, Protocol
 from hmrcompress.models.folder import Folder
@@ -226,7 +226,7 @@ def apply(model: Module, plan: Plan | Path | str, *, grid: tuple[int, int] | Non
     """Compresses a live network of other code in place: layers and tokens, as `plan` or its file says.
 
     `with hc.person_mask(model, mask): model(batch)` tells it where people are, `hc.unapply(model)` undoes it. See
-    `merging.live`. Raises UserError.
+    `live.patching`. Raises UserError.
     """
     return apply_to_live(model, open_plan(plan), grid=grid)
 

@@ -16,8 +16,8 @@ BASE = ("errors", "records", "runtime")
 ORDER = (
     "recipe", "report", "tuning", "decoder_tuning", "decoder_data", "predicting", "api", "exports", "benching",
     "opening_decoder", "opening", "pipeline", "starter",
-    "exporting", "evaluation", "training", "searching", "decoder", "merging", "models", "data", "motion", "render",
-    "metrics", "body", "geometry", "plan", "io", *BASE,
+    "live", "exporting", "evaluation", "training", "searching", "decoder", "merging", "models", "data", "motion",
+    "render", "metrics", "body", "geometry", "plan", "io", *BASE,
 )  # fmt: skip
 
 

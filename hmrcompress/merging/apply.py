@@ -94,13 +94,18 @@ class TokenMerger:
         places = self.kept_places(person_mask)
         return Located(*self._dropped(tokens, person_mask, state.sizes, places), places)
 
+    def removes(self, layer: int, count: int) -> int:
+        """How many of `count` tokens this layer merges away."""
+        settings = self.settings
+        if settings.drop_background is not None:
+            return 0
+        return layer_count(count, settings.keep, _rate(settings), layer, settings.protect)
+
     def matching(self, layer: int, tokens: Tensor, keys: Tensor, state: TokenState) -> Matching | None:
         """The pairs that this layer merges, None where it merges none; arguments as of `reduce`."""
         settings = self.settings
-        if settings.drop_background is not None:
-            return None
         tokens, state, _ = self.located(layer, tokens, state)
-        removed = layer_count(tokens.shape[1], settings.keep, _rate(settings), layer, settings.protect)
+        removed = self.removes(layer, tokens.shape[1])
         if not removed:
             return None
         protected = highest_norms(tokens, settings.protect) if settings.protect else None

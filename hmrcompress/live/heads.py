@@ -1,6 +1,6 @@
 """Heads of live networks: they read merged tokens as the native network's head does, or are told that they cannot.
 
-Behind a live backbone every patch stands for itself again (`live`), so a token of k patches is read k times: a
+Behind a live backbone every patch stands for itself again (`live.patching`), so a token of k patches is read k times: a
 cross-attention gives it k times the weight that it has in the native network, unless the plan has log-sizes in the
 head, which do just that. For all other plans the cross-attentions of heads like HMR2.0's (`to_q`, `to_kv`) are given
 each token once, taken back out of what the head was handed. Other heads are not known, and such plans are refused.

@@ -1,0 +1,34 @@
+"""Networks of other code, compressed in place, searched, healed, timed and kept as they are: `hc.live`.
+
+`network` says what is found in a model; `apply`, `person_mask` and `unapply` compress it in place. Functions are loaded
+when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hmrcompress.live.patching import apply, person_mask, unapply
+    from hmrcompress.live.structure import Network, network
+
+__all__ = ["Network", "apply", "network", "person_mask", "unapply"]
+HOMES = {
+    "Network": "structure",
+    "network": "structure",
+    "apply": "patching",
+    "person_mask": "patching",
+    "unapply": "patching",
+}
+"""The modules that they live in."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    raise AttributeError(f"module 'hmrcompress.live' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

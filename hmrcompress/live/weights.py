@@ -1,0 +1,86 @@
+"""The blocks of a plan's groups: rules of `merging.layers` applied to every tensor of blocks of other code.
+
+A rule takes each tensor of the blocks for itself: gates and values of a gated MLP, biases and buffers alike. What a
+layer scale multiplies is one map with it, `gamma * (W u + b)`, so rules that add tensors up first fold the scale into
+W and b, exactly, and the new block's scale is 1; the average of products is not the product of averages.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hmrcompress.errors import UserError
+from hmrcompress.live.blocks import Anatomy
+from hmrcompress.merging.layers import merge_layers
+from hmrcompress.merging.lstsq import Patch
+
+SELECTING = ("keep_first", "keep_last")
+"""Rules that take a block as it is."""
+MLP_OUTPUTS = ("fc2", "w3", "down_proj", "weights_out", "c_proj")
+SCALE_NAMES = ("gamma", "lambda1")
+
+
+def made_blocks(
+    blocks: Sequence[nn.Module],
+    bodies: Sequence[Anatomy],
+    groups: Sequence[Sequence[int]],
+    rule: str,
+    patches: Mapping[int, Patch] | None = None,
+) -> list[nn.Module]:
+    """A block for every group: the original where the group is of one, else a new one of merged weights.
+
+    bodies: how the blocks are taken apart, or none, and then layer scales are like other tensors. Raises UserError for
+    blocks that are not built alike, and as `merge_layers`.
+    """
+    return [
+        blocks[group[0]] if len(group) == 1 else _merged(blocks, bodies, group, rule, patches or {}) for group in groups
+    ]
+
+
+def _merged(
+    blocks: Sequence[nn.Module],
+    bodies: Sequence[Anatomy],
+    group: Sequence[int],
+    rule: str,
+    patches: Mapping[int, Patch],
+) -> nn.Module:
+    states = [blocks[number].state_dict() for number in group]
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
+    if odd := [number for number, found in zip(group, shapes, strict=True) if found != shapes[0]]:
+        raise UserError(f"layers {group[0]} and {odd[0]} are not built alike, so they cannot be merged", "groups")
+    if bodies and rule not in SELECTING:
+        states = [folded(state, bodies[number]) for state, number in zip(states, group, strict=True)]
+    together = {f"{place}.{name}": tensor for place, state in enumerate(states) for name, tensor in state.items()}
+    given = {0: patches[group[0]]} if group[0] in patches else None
+    try:
+        merged = merge_layers(together, [range(len(group))], rule, prefix="", patches=given)
+    except UserError as error:
+        raise UserError(error.what.replace("layer 0", f"layer {group[0]}"), error.where, error.remedy) from error
+    block = copy.deepcopy(blocks[group[0]])
+    block.load_state_dict({name.removeprefix("0."): tensor for name, tensor in merged.items()})
+    return block
+
+
+def folded(state: Mapping[str, Tensor], body: Anatomy) -> dict[str, Tensor]:
+    """A block's tensors with layer scale folded into the linear layers before it, these in float64; scales are 1.
+
+    As they are where the block has no scale or the last layer of its MLP goes by an unknown name.
+    """
+    if body.scales is None:
+        return dict(state)
+    last = next((f"mlp.{name}" for name in MLP_OUTPUTS if f"mlp.{name}.weight" in state), None)
+    out = dict(state)
+    for scale, linear in zip(body.scales, (f"{body.attention}.{body.output}", last), strict=True):
+        name = next((each for each in (scale, *(f"{scale}.{end}" for end in SCALE_NAMES)) if each in state), None)
+        if name is None or linear is None:
+            continue
+        gamma = state[name].double().flatten()
+        out[f"{linear}.weight"] = state[f"{linear}.weight"].double() * gamma[:, None]
+        if f"{linear}.bias" in state:
+            out[f"{linear}.bias"] = state[f"{linear}.bias"].double() * gamma
+        out[name] = torch.ones_like(state[name])
+    return out
