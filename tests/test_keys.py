@@ -1220,6 +1220,7 @@ MADE_BY = {
     "row": ("recipe/bed.py", "evaluation/sequences.py", "decoder/clips.py", "merging/lstsq.py", "metrics/points.py"),
     "baseline": ("recipe/bed.py", "metrics/pose.py", "models/vit.py"),
     "rates": ("recipe/bed.py", "evaluation/row_bench.py", "evaluation/timing.py", "models/vit.py"),
+    "starter network": ("starter/train.py", "starter/step.py", "starter/shards.py", "models/vit.py"),
     "starter-fast": ("starter/fast.py", "merging/layers.py", "models/folder.py"),
 }  # fmt: skip
 """Every kind of result that is kept, and some of the files that make it."""

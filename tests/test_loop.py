@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import Notice, UserError
+from hmrcompress.io import keys
 from hmrcompress.training import loop
 from hmrcompress.training.loop import LOG_FILE, STATE_FILE, LoopSettings, steps_done, train
 from hmrcompress.training.optimisers import ParameterGroup, rate_share
@@ -169,6 +170,25 @@ def test_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other.identity = {"problem": "parabola"}
     with pytest.raises(UserError, match=r"other settings \(problem\)"):
         train(other, SETTINGS, tmp_path / "done")
+
+
+def test_a_state_that_other_code_wrote_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And told, also where the code is that of a part of the task; a state of an older make is not."""
+    task = Line()
+    task.identity |= {"stream": {"seed": 1, "code": "a"}}
+    train(task, replace(SETTINGS, steps=40), tmp_path)
+    task.identity |= {"stream": {"seed": 1, "code": "b"}}
+    with pytest.warns(Notice, match="goes on under this one"):
+        train(task, replace(SETTINGS, steps=40), tmp_path)
+    monkeypatch.setattr(keys, "code_sha256", lambda *names: "another")
+    with pytest.warns(Notice, match="goes on under this one"):
+        train(task, replace(SETTINGS, steps=40), tmp_path)
+    task.identity |= {"stream": {"seed": 2, "code": "b"}}
+    with pytest.raises(UserError, match=r"other settings \(stream\)"):
+        train(task, replace(SETTINGS, steps=40), tmp_path)
+    monkeypatch.setattr(loop, "SCHEMA", 4)
+    with pytest.raises(UserError, match="unfinished run of another version .* Finish it with that version"):
+        train(task, replace(SETTINGS, steps=40), tmp_path)
 
 
 def test_the_best_validation_is_kept(tmp_path: Path) -> None:

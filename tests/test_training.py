@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import safetensors.torch
 import torch
 
 from hmrcompress.body.files import starter_body
-from hmrcompress.errors import UserError
+from hmrcompress.errors import Notice, UserError
+from hmrcompress.io import keys
 from hmrcompress.models.network import NetworkConfig, build, from_state
 from hmrcompress.opening import STARTER_MODEL
 from hmrcompress.records import BodyParams
@@ -19,10 +22,10 @@ from hmrcompress.starter.filming import surface_of
 from hmrcompress.starter.log import LOG_FILE, crossed
 from hmrcompress.starter.losses import DenseReadout, body_losses, dense_losses, joint_spots
 from hmrcompress.starter.recipe import Recipe, Stage
-from hmrcompress.starter.rendering import schedule, shard_range
-from hmrcompress.starter.shards import ShardSettings, make_shard
+from hmrcompress.starter.rendering import _remove_others, schedule, shard_home, shard_range
+from hmrcompress.starter.shards import ShardSettings, make_shard, shard_path
 from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, follow, survivors, wake
-from hmrcompress.starter.train import STATE_FILE, Trainer, TrainOptions, train
+from hmrcompress.starter.train import STATE_FILE, Trainer, TrainOptions, _seen, save_state, train, training_key
 from hmrcompress.training.muon import Muon, orthogonalised
 
 TINY = NetworkConfig(
@@ -365,6 +368,49 @@ def test_a_shipped_network_is_gone_on_with(tmp_path, monkeypatch):
     assert all(torch.allclose(ours[name], tensor, atol=1e-6) for name, tensor in expected.state_dict().items())
     lines = (tmp_path / "on" / LOG_FILE).read_text().splitlines()
     assert len(lines) > len((STARTER_MODEL / "training_log.jsonl").read_text().splitlines())
+
+
+def test_a_state_of_other_code_is_gone_on_from_and_of_another_recipe_refused(tmp_path, monkeypatch):
+    options = TrainOptions(tmp_path, seed=1)
+    trainer = Trainer(TINY_RECIPE, options, 0)
+    trainer.seen = 48
+
+    def seen(**changes):
+        """What a training with these settings makes of the state that is there."""
+        recipe = replace(TINY_RECIPE, **{name: changes[name] for name in changes if name == "layer_drop"})
+        rest = {name: value for name, value in changes.items() if name != "layer_drop"}
+        return _seen(tmp_path / STATE_FILE, training_key(recipe, replace(options, **rest)))
+
+    assert seen() == 0
+    save_state(trainer.state(), tmp_path / STATE_FILE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert seen() == seen(processes=2, out=tmp_path / "moved") == 48
+    for changes, name in (({"layer_drop": 0.2}, "recipe"), ({"seed": 2}, "seed")):
+        with pytest.raises(UserError, match=rf"was made with other inputs \({name}\)"):
+            seen(**changes)
+    with monkeypatch.context() as patch:
+        patch.setattr(keys, "code_sha256", lambda *names: "another")
+        with pytest.warns(Notice, match="another version of hmrcompress, torch or numpy; it goes on"):
+            assert seen() == 48
+    save_state({name: value for name, value in trainer.state().items() if name != "inputs"}, tmp_path / STATE_FILE)
+    with pytest.warns(Notice, match="did not note what it used; it goes on"):
+        assert seen(layer_drop=0.2) == 48
+    trainer.load(tmp_path / STATE_FILE)
+
+
+def test_shards_that_other_code_rendered_are_removed_and_nothing_else(tmp_path):
+    own, other = (shard_home(tmp_path, seed, None) for seed in (1, 2))
+    kept, gone = [own, tmp_path, other], [tmp_path, other]
+    shard = shard_path(tmp_path, 3, ShardSettings()).name
+    for folder in {*kept, *gone}:
+        (folder / shard).write_text("shard")
+        (folder / "mine.npz").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / shard).write_text("not ours")
+    _remove_others(tmp_path, own)
+    assert [(folder / shard).exists() for folder in gone] == [False, False] and (own / shard).exists()
+    assert all((folder / "mine.npz").exists() for folder in kept) and (tmp_path / "folder" / shard).exists()
 
 
 @pytest.mark.slow

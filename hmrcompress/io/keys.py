@@ -23,6 +23,8 @@ from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import read_json
 
 KEY_FILE = "key.json"
+CODE = ("code", "versions")
+"""Inputs that tell which program makes a result, in keys and in the identities inside of them."""
 MOST_NAMED = 5
 """Inputs that a sentence names."""
 
@@ -59,6 +61,16 @@ class Key:
     def changed(self, before: Mapping[str, Any]) -> list[str]:
         """Names of the inputs that were others in an earlier key."""
         return changed(self.inputs, before)
+
+    def changed_beside_code(self, before: Mapping[str, Any]) -> list[str]:
+        """The same of the inputs that another program with the same settings and files would have, too."""
+        return changed(_beside_code(self.inputs), _beside_code(before))
+
+
+def _beside_code(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _beside_code(each) for name, each in value.items() if name not in CODE}
+    return [_beside_code(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

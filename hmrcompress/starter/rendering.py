@@ -10,12 +10,12 @@ from typing import Any
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.io.hashes import sha256_file
-from hmrcompress.io.keys import Key, folder_of
+from hmrcompress.io.keys import KEY_FILE, Key, folder_of
 from hmrcompress.motion.clip import Motion
 from hmrcompress.starter.captured import load_captured, training_files
 from hmrcompress.starter.filming import surface_of
 from hmrcompress.starter.recipe import Recipe
-from hmrcompress.starter.shards import ShardSettings, make_shard, read_shard, shard_path, write_shard
+from hmrcompress.starter.shards import SHARD_NAME, ShardSettings, make_shard, read_shard, shard_path, write_shard
 from hmrcompress.training.background import Background
 
 STAGE_STRIDE = 10_000
@@ -81,10 +81,21 @@ def shard_key(seed: int, motions: Path | None) -> Key:
     return Key.of("shards", ("starter.shards",), seed=seed, motions=captured, body=starter_body().sha256)
 
 
+def _remove_others(folder: Path, own: Path) -> None:
+    """Removes the shards of a run that other code rendered, or of other motions, which are of no use to it."""
+    for path in folder.iterdir():
+        if SHARD_NAME.fullmatch(path.name):
+            path.unlink()
+        elif path != own and (path / KEY_FILE).is_file():
+            for shard in filter(lambda file: SHARD_NAME.fullmatch(file.name), path.iterdir()):
+                shard.unlink()
+
+
 class ShardSource:
     """Background processes that render the shards of a run, and the way to read them.
 
-    Shards lie below `folder` (`shard_home`); those that the run is done with are deleted as `advance` is called.
+    Shards lie below `folder` (`shard_home`), which is the run's own; those that it is done with are deleted as
+    `advance` is called, those that other code rendered at once.
     """
 
     def __init__(
@@ -93,6 +104,8 @@ class ShardSource:
         if motions is not None and workers:
             training_files(motions).tell()
         self.folder, self.recipe, self.captured = shard_home(folder, seed, motions), recipe, motions is not None
+        if workers:
+            _remove_others(folder, self.folder)
         self.wanted = schedule(recipe, seen)
         self.place = {shard: place for place, shard in enumerate(self.wanted)}
         self.used = mp.get_context("spawn").Value("q", 0)

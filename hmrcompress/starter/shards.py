@@ -7,6 +7,7 @@ memory afterwards, and can be deleted at any time.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from hmrcompress.starter.world import FPS, VERSION, Clip, draw_betas, stage
 FRAMES_PER_MOTION = 32
 MOTION_FRAMES = 160
 PATCH = 16
+SHARD_NAME = re.compile(r"\d+x\d+-d[\d.e+-]+-m[\d.e+-]+-n\d+-\d{5,}\.npz")
+"""Names that `shard_path` gives."""
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hmrcompress.body.files import starter_body
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
+from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.jsons import parse_json, read_json
+from hmrcompress.io.keys import Key, listed
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.batches import Pool, to_tensors
+from hmrcompress.starter.captured import training_files
 from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, Log, crossed
 from hmrcompress.starter.losses import DenseReadout
 from hmrcompress.starter.optimisers import make_optimisers
@@ -35,6 +38,7 @@ STATE_FILE = "state.pt"
 SAVE_SECONDS = 120.0
 CHECK_STEPS = 10
 AVERAGE_STEPS = 4
+GOES_ON = "it goes on under this one, which renders the crops anew, so that no single version gives its result"
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progres
                 "the log of what it was trained on is missing", log, "Give a network with its log beside it"
             )
         shutil.copyfile(log, options.out / LOG_FILE)
-    seen = _seen(options.out / STATE_FILE)
+    seen = _seen(options.out / STATE_FILE, training_key(recipe, options))
     source = ShardSource(
         options.out / "shards", options.seed, recipe, options.motions, seen=seen, workers=options.workers
     )
@@ -91,8 +95,35 @@ def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progres
         meeting.unlink(missing_ok=True)
 
 
-def _seen(state: Path) -> int:
-    return int(torch.load(state, weights_only=True, mmap=True)["seen"]) if state.exists() else 0
+def training_key(recipe: Recipe, options: TrainOptions) -> Key:
+    """What the result of a run depends on, beside how many processes share the work. Raises UserError for motions that
+    cannot be used."""
+    files = () if options.motions is None else training_files(options.motions).files
+    return Key.of(
+        "starter network",
+        ("starter.train",),
+        recipe=recipe,
+        seed=options.seed,
+        motions=[sha256_file(file) for file in files],
+        body=starter_body().sha256,
+    )
+
+
+def _seen(state: Path, key: Key) -> int:
+    """Crops behind the run whose state this is; 0 where there is none. It is told where another version of the code, or
+    one that did not write down what it used, began the run. UserError for a state of other inputs."""
+    if not state.exists():
+        return 0
+    saved = torch.load(state, weights_only=True, mmap=True)
+    before = saved.get("inputs")
+    if before is None:
+        tell(f"the training began under a version of hmrcompress that did not note what it used; {GOES_ON}", state)
+    elif other := key.changed_beside_code(before):
+        remedy = "Give what it began with, or choose another --out"
+        raise UserError(f"was made with other inputs ({listed(other)})", state, remedy)
+    elif key.changed(before):
+        tell(f"the training began under another version of hmrcompress, torch or numpy; {GOES_ON}", state)
+    return int(saved["seen"])
 
 
 class Trainer:
@@ -100,6 +131,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, options: TrainOptions, rank: int) -> None:
         self.recipe, self.options, self.rank = recipe, options, rank
+        self.inputs = dict(training_key(recipe, options).inputs) if rank == 0 else {}
         self.device = torch.device(
             options.device if options.processes == 1 or options.device == "cpu" else f"cuda:{rank}"
         )
@@ -188,6 +220,7 @@ class Trainer:
             "seen": self.seen,
             "before": self.before,
             "seed": self.options.seed,
+            "inputs": self.inputs,
             "config": self.recipe.config.to_dict(),
             "network": self.network.state_dict(),
             "dense": self.dense.state_dict(),

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import UserError, tell
 from hmrcompress.io.atomic import atomic_file
 from hmrcompress.io.figures import json_line
 from hmrcompress.io.keys import Key, listed
@@ -31,6 +31,10 @@ from hmrcompress.training.optimisers import Optimisers, ParameterGroup, rate_sha
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
 SCHEMA = 3
 LOG_STEPS = 20
+OTHER_CODE = (
+    "the training began under another version of hmrcompress, torch or numpy and goes on under this one, so that no "
+    "single version gives its result"
+)
 
 
 class Task(Protocol):
@@ -100,8 +104,8 @@ def train(
 
     In the end the task's parameters hold their moving average, or, interrupted, what they were. The folder then has
     state.pt (all that is needed to go on) and log.jsonl (losses, validations, minutes of all runs). `report` gets each
-    validation. Raises UserError for a state of another task, other inputs, settings or code, and where a loss is not
-    finite.
+    validation. A state that other code wrote is gone on from, which is told. Raises UserError for a state of another
+    task, other inputs or settings, and where a loss is not finite.
     """
     if settings.steps is None and settings.max_minutes is None:
         raise UserError("got neither a number of steps nor of minutes", "training")
@@ -278,13 +282,19 @@ class _Loop:
             torch.save(state, temporary)
 
     def _load(self, path: Path) -> None:
-        state = _read(path)
-        if other := self._key().changed(state["identity"]):
+        state, key = _read(path), self._key()
+        before = state["identity"]
+        if not isinstance(before, dict) or before.get("schema") != SCHEMA:
+            what = "holds an unfinished run of another version of hmrcompress, whose states are made otherwise"
+            raise UserError(what, path.parent, "Finish it with that version, or remove the folder")
+        if other := key.changed_beside_code(before):
             raise UserError(
                 f"holds an unfinished run with other settings ({listed(sorted(other))})",
                 path.parent,
                 "Give the settings it began with, remove the folder, or choose another --out",
             )
+        if key.changed(before) and self.team.leads:
+            tell(OTHER_CODE, path.parent)
         self._put(state["parameters"])
         for name, tensor in state["average"].items():
             self.average[name].copy_(tensor)
