@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 
+from hmrcompress import opening
 from hmrcompress.body.files import load_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, write_crops
+from hmrcompress.metrics.points import PROTOCOLS
 from hmrcompress.models.folder import write_model_folder
 from hmrcompress.models.network import HMR2
 
@@ -81,3 +84,21 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[kind]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def _world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from kept import World
+
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def world(_world: Any) -> Iterator[Any]:
+    """`kept.World`, while its protocol is known and the same files give the same network."""
+    from kept import REGRESSED, load_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROTOCOLS, "regressed", REGRESSED)
+        patch.setattr(opening, "load_checkpoint", load_once())
+        yield _world

@@ -47,12 +47,17 @@ def sources(names: Iterable[str]) -> list[Path]:
         if path in found or path.relative_to(ROOT).with_suffix("").as_posix() in NOTHING_BUT_WORDS:
             continue
         found.add(path)
-        wanted += _taken(path.read_text(encoding="utf-8"))
+        wanted += _taken(path.read_text(encoding="utf-8"), ROOT)
     return sorted(found)
 
 
-def _taken(text: str) -> Iterator[Path]:
-    """The files of ours that a source imports, or names to import them later."""
+@cache
+def _taken(text: str, root: Path) -> tuple[Path, ...]:
+    """The files of ours, below `root`, that a source imports, or names to import them later."""
+    return tuple(dict.fromkeys(_taken_anew(text)))
+
+
+def _taken_anew(text: str) -> Iterator[Path]:
     for module, names, plain in IMPORTS.findall(text):
         yield from _files(module or plain)
         for name in re.findall(r"\w+", re.sub(r"\bas\s+\w+|#[^\n]*", "", names)):

@@ -1,7 +1,7 @@
 """What a result that is kept for later depends on: contents and options, never names of files.
 
 Whatever is kept (errors in a journal, features, stages of a run, rows of tables, rendered crops, training states) is
-kept under such a key. tests/test_keys.py changes every input of every one of them.
+kept under such a key. tests/test_keys*.py change every input of every one of them.
 """
 
 from __future__ import annotations
