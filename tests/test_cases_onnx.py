@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +27,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
 from hmrcompress.data.onnx_network import PictureNetwork
 from hmrcompress.errors import UserError
-from hmrcompress.io import onnx_process
+from hmrcompress.io import onnx_process, onnx_worker
 from hmrcompress.io.onnx_file import check_onnx
 from hmrcompress.io.onnx_process import SECONDS_ENV, OnnxProcess
 from hmrcompress.pipeline.detect import MOST_FOUND, Detector, decode_yolo
@@ -34,10 +37,13 @@ from hmrcompress_cli.main import app
 
 @pytest.fixture(autouse=True)
 def helpers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Helpers may take half a gigabyte, and none is left behind."""
+    """Helpers may take half a gigabyte, none is left behind, and what waits for one without end fails."""
     monkeypatch.setattr(onnx_process, "MEMORY", 1 << 29)
     before = {child.pid for child in psutil.Process().children()}
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("nobody ended it"))
+    signal.alarm(120)
     yield
+    signal.alarm(0)
     gc.collect()
     left = [child for child in psutil.Process().children() if child.pid not in before]
     gone, left = psutil.wait_procs(left, timeout=5)
@@ -186,6 +192,49 @@ def test_memory_that_is_taken_bit_by_bit(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(UserError, match="takes more than .* of memory and was stopped"):
         Detector(tmp_path / "a.onnx").boxes(frame())
+
+
+def test_a_helper_is_watched_from_outside() -> None:
+    """Where the system sets no limit, too: this process stands for one that says nothing and has grown."""
+    waiting = onnx_process._Helper.__new__(onnx_process._Helper)
+    waiting.answers, end = os.pipe()
+    waiting.text, waiting.process = b"", SimpleNamespace(pid=os.getpid())  # type: ignore[assignment]
+    for memory, seconds, fault in ((1 << 20, 60.0, "takes more than 0.0 GB"), (1 << 50, 0.1, "not come to an end")):
+        waiting.memory = memory
+        with pytest.raises(onnx_process._Fault, match=fault) as caught:
+            waiting.answer(seconds)
+        assert caught.value.ended
+    os.close(waiting.answers)
+    os.close(end)
+
+
+def test_bounds_follow_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute to open or run and a second more for ten megabytes of weights; four times the weights of memory beside
+    that of a small network. In the helper the system counts what is asked for, what there was before aside."""
+    given: dict[str, Any] = {}
+
+    class Helper:
+        def __init__(self, *settings: Any) -> None:
+            given["settings"] = settings
+
+        def answer(self, seconds: float) -> dict[str, Any]:
+            given["seconds"] = seconds
+            return {"inputs": [], "outputs": [], "names": ""}
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(onnx_process, "_Helper", Helper)
+    monkeypatch.setattr(onnx_process, "check_onnx", lambda path: [])
+    monkeypatch.delenv(SECONDS_ENV, raising=False)
+    (tmp_path / "b.onnx").write_bytes(bytes(20_000_000))
+    OnnxProcess(tmp_path / "b.onnx", threads=3)
+    assert given == {"settings": (tmp_path / "b.onnx", 3, False, (1 << 29) + 80_000_000), "seconds": 62.0}
+    limits: dict[int, int] = {}
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.update({kind: pair[0]}))
+    now = psutil.Process().memory_info().vms
+    onnx_worker._limit_memory(1 << 30)
+    assert limits[resource.RLIMIT_CORE] == 0 and abs(limits[resource.RLIMIT_AS] - now - (1 << 30)) < 1 << 26
 
 
 def test_more_numbers_than_a_picture_can_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """ONNX files of somebody else's, run in a process of their own with bounds on time and memory.
 
 Whatever is in such a file (a loop without end, gigabytes out of nothing, a crash of onnxruntime) ends in one sentence.
-Arrays go through shared memory: a picture of 640 x 640 costs a millisecond more than within one process.
+Arrays go through shared memory; docs/safety.md says what that costs.
 """
 
 from __future__ import annotations
