@@ -12,7 +12,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.searching.eclm import Groups, grouping
 from hmrcompress.searching.journal import Journal
-from hmrcompress.searching.probe import ErrorProbe, Fails, Measured, never
+from hmrcompress.searching.probe import Fails, FrameProbe, Measured, never
 
 TOO_FEW = Measured(math.inf)
 """The error of a candidate with too few layers: it loses to all others."""
@@ -24,13 +24,13 @@ class Evaluations:
     `fewest` layers are out unmeasured: the token merging of the plan would not fit into them.
 
     `asked` holds every grouping asked for beside the untouched one, in that order, with the last that is known of it.
-    `evaluated` counts what was measured now. Progress goes by the work that an evaluation takes (`ErrorProbe.work`;
+    `evaluated` counts what was measured now. Progress goes by the work that an evaluation takes (`FrameProbe.work`;
     late ones take many times that of early ones), times the share that those so far took of it, as candidates are
     rejected early and merged layers do not run. A bar that goes by speed is then right about the time left, and says
     too much at first where much is merged or rejected. What the journal knew is no work.
     """
 
-    probe: ErrorProbe
+    probe: FrameProbe
     journal: Journal
     layers: int
     early: bool = True

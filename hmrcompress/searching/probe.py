@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -65,7 +67,86 @@ class Counts:
     seconds: float = field(default=0.0, compare=False)
 
 
-class ErrorProbe:
+class FrameProbe(ABC):
+    """The error in mm of a network of `depth` layers with groups of them merged, on `frames` frames in batches.
+
+    What a candidate is and how a batch is measured is up to the subclass. `cache` keeps what enters layers of the
+    untouched network; `applications` counts layers times frames that were computed below the first merged one.
+    """
+
+    cache: LayerCache
+
+    def __init__(self, frames: int, batches: Sequence[slice], depth: int) -> None:
+        """batches: the rows of each batch, in order."""
+        self.frames, self.depth, self.parts = frames, depth, list(batches)
+        self.base: np.ndarray | None = None
+        """(frames,) errors in mm of the untouched network; they give the order of the batches."""
+        self.counts = Counts()
+
+    @property
+    @abstractmethod
+    def applications(self) -> int:
+        """Layers times frames computed of the untouched network so far."""
+
+    @abstractmethod
+    def candidate(self, groups: Groups) -> AbstractContextManager[Callable[[int, int], np.ndarray]]:
+        """While it is entered: what gives the errors (B,) in mm of a batch by its number, for the network with these
+        groups, whose layers differ from the layer given on."""
+
+    def __call__(
+        self, groups: Groups, fails: Fails = never, on_frames: Callable[[int], None] = lambda frames: None
+    ) -> Measured:
+        """The error of this grouping; `on_frames(n)` is called after every batch with its number of frames.
+
+        Errors are not negative, so the sum so far over the number of all frames is a lower bound: as soon as it `fails`
+        the candidate is out, exactly as it would be at the end. Batches with large errors of the untouched network
+        come first. NaN ends an evaluation at once.
+        """
+        started = time.perf_counter()
+        first = next((group[0] for group in groups if len(group) > 1), self.depth)
+        errors, ran, total = np.zeros(self.frames), 0, 0.0
+        before, found = self.applications, None
+        with self.candidate(groups) as errors_of:
+            for number in self._order():
+                errors[self.parts[number]] = part = errors_of(number, first)
+                ran, total = ran + len(part), total + float(part.sum())
+                on_frames(len(part))
+                if not np.isfinite(total):
+                    found = Measured(float("nan"))
+                    break
+                bound = total / self.frames * (1 - SLACK)
+                if ran < self.frames and fails(bound):
+                    found = Measured(bound, exact=False)
+                    break
+        self._count(len(groups), ran, (len(groups) - first) * ran + self.applications - before)
+        self.counts.seconds += time.perf_counter() - started
+        if found is None and len(groups) == self.depth:
+            self.base = errors
+        return found or Measured(float(errors.mean()))
+
+    def work(self, groups: Groups) -> float:
+        """About what an evaluation to the end takes, in applications of a layer to a frame: the layers that run, from
+        the nearest one kept, and as much as a layer for the head and the body."""
+        first = next((group[0] for group in groups if len(group) > 1), 0)
+        again = first - max((kept for kept in self.cache.layers if kept <= first), default=0)
+        return self.frames * (len(groups) - first + again + 1)
+
+    def _count(self, layers: int, frames: int, applications: int) -> None:
+        self.counts.evaluations += 1
+        self.counts.frames += frames
+        self.counts.all_frames += self.frames
+        self.counts.applications += applications
+        self.counts.without_cache += layers * frames
+        self.counts.without_either += layers * self.frames
+
+    def _order(self) -> list[int]:
+        """Numbers of the batches by falling error of the untouched network; as they come before it is known."""
+        numbers = list(range(len(self.parts)))
+        base = self.base
+        return numbers if base is None else sorted(numbers, key=lambda n: -float(base[self.parts[n]].mean()))
+
+
+class ErrorProbe(FrameProbe):
     """The error in mm of `network` (on its device, in evaluation mode) with groups of layers merged by `merge_rule`.
 
     `target` truth: MPJPE by `protocol`. `target` teacher: mean distance of the vertices to those that the untouched
@@ -94,15 +175,13 @@ class ErrorProbe:
         ground truth."""
         if network.conditioned and crops.conditions is None:
             raise missing_condition(crops.name)
+        count = len(indices)
+        parts = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+        super().__init__(count, parts, network.config.depth)
         self.network, self.crops = network, crops
         self.measure = body if isinstance(body, Measure) else Measure(body, protocol)
         self.merge_rule, self.masks, self.dtype, self.target = merge_rule, masks, dtype, target
         self.device = next(network.parameters()).device
-        self.frames = len(indices)
-        self.parts = [slice(start, min(start + batch_size, self.frames)) for start in range(0, self.frames, batch_size)]
-        self.base: np.ndarray | None = None
-        """(frames,) errors in mm of the untouched network; they give the order of the batches."""
-        self.counts = Counts()
         self._indices, self._patches = indices, patches
         self._batches: dict[int, FrameBatch] = {}
         self._teacher: dict[int, BodyParams] = {}
@@ -113,52 +192,16 @@ class ErrorProbe:
         self.cache = LayerCache(useful, size, cache_bytes, spill, cache_dtype)
         self.prefix = PrefixTokens(network, self._embed, self.cache, dtype=dtype)
 
-    def __call__(
-        self, groups: Groups, fails: Fails = never, on_frames: Callable[[int], None] = lambda frames: None
-    ) -> Measured:
-        """The error of this grouping; `on_frames(n)` is called after every batch with its number of frames.
+    @property
+    def applications(self) -> int:
+        """See `FrameProbe`."""
+        return self.prefix.applications
 
-        Errors are not negative, so the sum so far over the number of all frames is a lower bound: as soon as it `fails`
-        the candidate is out, exactly as it would be at the end. Batches with large errors of the untouched network
-        come first. NaN ends an evaluation at once.
-        """
-        started = time.perf_counter()
-        merged = self._merged(groups)
-        first = next((group[0] for group in groups if len(group) > 1), self.network.config.depth)
-        errors, ran, total = np.zeros(self.frames), 0, 0.0
-        before, found = self.prefix.applications, None
-        for number in self._order():
-            params = self._predict(merged, number, first, untouched=len(groups) == self.network.config.depth)
-            errors[self.parts[number]] = part = self._errors(number, params)
-            ran, total = ran + len(part), total + float(part.sum())
-            on_frames(len(part))
-            if not np.isfinite(total):
-                found = Measured(float("nan"))
-                break
-            bound = total / self.frames * (1 - SLACK)
-            if ran < self.frames and fails(bound):
-                found = Measured(bound, exact=False)
-                break
-        self._count(len(groups), ran, (len(groups) - first) * ran + self.prefix.applications - before)
-        self.counts.seconds += time.perf_counter() - started
-        if found is None and len(groups) == self.network.config.depth:
-            self.base = errors
-        return found or Measured(float(errors.mean()))
-
-    def work(self, groups: Groups) -> float:
-        """About what an evaluation to the end takes, in applications of a layer to a frame: the layers that run, from
-        the nearest one kept, and as much as a layer for the head and the body."""
-        first = next((group[0] for group in groups if len(group) > 1), 0)
-        again = first - max((kept for kept in self.cache.layers if kept <= first), default=0)
-        return self.frames * (len(groups) - first + again + 1)
-
-    def _count(self, layers: int, frames: int, applications: int) -> None:
-        self.counts.evaluations += 1
-        self.counts.frames += frames
-        self.counts.all_frames += self.frames
-        self.counts.applications += applications
-        self.counts.without_cache += layers * frames
-        self.counts.without_either += layers * self.frames
+    @contextmanager
+    def candidate(self, groups: Groups) -> Iterator[Callable[[int, int], np.ndarray]]:
+        """See `FrameProbe`."""
+        merged, untouched = self._merged(groups), len(groups) == self.depth
+        yield lambda number, first: self._errors(number, self._predict(merged, number, first, untouched=untouched))
 
     def _merged(self, groups: Groups) -> HMR2:
         config = replace(self.network.config, depth=len(groups))
@@ -166,12 +209,6 @@ class ErrorProbe:
         merged = from_state(config, merge_layers(self.network.state_dict(), groups, self.merge_rule, patches=patches))
         merged.backbone.reducer = self.network.backbone.reducer
         return merged
-
-    def _order(self) -> list[int]:
-        """Numbers of the batches by falling error of the untouched network; as they come before it is known."""
-        numbers = list(range(len(self.parts)))
-        base = self.base
-        return numbers if base is None else sorted(numbers, key=lambda n: -float(base[self.parts[n]].mean()))
 
     def _predict(self, merged: HMR2, number: int, first: int, *, untouched: bool) -> BodyParams:
         """The prediction for a batch when layers from `first` on are those of `merged`."""

@@ -129,27 +129,21 @@ def search(
     if settings.layers is not None and settings.layers < fewest:
         fault = f"got {settings.layers}, but {settings.tokens and settings.tokens.keep} tokens need {fewest} layers"
         raise UserError(fault, "--layers", "Ask for more, or raise --keep-tokens or --merge-per-layer")
-    chosen, fitted_on, indices = _frames(crops, settings)
+    count, fitted_on, indices = _frames(crops, settings)
     folder = journal.absolute().parent
     key = search_key(network, crops, measure=measure, masks=masks, settings=settings, mask_probe=mask_probe)
     fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
     book = Journal(journal, key.inputs)
     evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress, fewest)
-    if settings.layers is None:
-        trace = run_eclm(evaluations, settings.tau_mm, as_printed=settings.as_printed)
-        start = found(trace.final_mm, trace.groups)
-    else:
-        wanted = settings.layers
-        start, trace = eclm_with_layers(evaluations, wanted, settings.tau_mm, as_printed=settings.as_printed)
-    start_evaluations = len(evaluations.asked)
-    best = _refined(start, evaluations, settings)
+    chosen = choose(evaluations, settings)
+    best = chosen.best
     if fitter is not None:
         probe.counts.fitting = fitter.applications
     base = evaluations.base()
     record = {
         "method": settings.method,
         "tau_mm": settings.tau_mm if settings.layers is None else best.error_mm - base,
-        "frames": chosen,
+        "frames": count,
         "base_mpjpe_mm": base,
         "final_mpjpe_mm": best.error_mm,
         "evaluations": len(evaluations.asked),
@@ -172,9 +166,9 @@ def search(
     )
     return SearchResult(
         plan=plan,
-        trace=trace,
-        start=start,
-        start_evaluations=start_evaluations,
+        trace=chosen.trace,
+        start=chosen.start,
+        start_evaluations=chosen.start_evaluations,
         candidates=evaluations.asked,
         clips=len(np.unique(crops.clip[indices])),
         protocol=measure.protocol.name,
@@ -182,6 +176,29 @@ def search(
         counts=probe.counts,
         set_aside=book.set_aside,
     )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the methods found: the best plan, ECLM's, the trace of its run and the number of its evaluations."""
+
+    best: Found
+    start: Found
+    trace: Trace
+    start_evaluations: int
+
+
+def choose(evaluations: Evaluations, settings: SearchSettings) -> Chosen:
+    """Runs ECLM for a tau or a number of layers and what the method makes of its plan. Knows errors alone, no network.
+    UserError where the untouched network's error is not finite."""
+    if settings.layers is None:
+        trace = run_eclm(evaluations, settings.tau_mm, as_printed=settings.as_printed)
+        start = found(trace.final_mm, trace.groups)
+    else:
+        wanted = settings.layers
+        start, trace = eclm_with_layers(evaluations, wanted, settings.tau_mm, as_printed=settings.as_printed)
+    count = len(evaluations.asked)
+    return Chosen(_refined(start, evaluations, settings), start, trace, count)
 
 
 def search_key(

@@ -52,6 +52,13 @@ class SearchSettings:
 
     def check(self, layers: int, crops: CropSet) -> None:
         """UserError for what cannot be searched in a network of so many layers on these crops."""
+        self.check_options(layers)
+        if self.target == "truth" and not (crops.has_truth or "keypoints" in crops.arrays):
+            fault = "these data come without ground truth (poses and betas)"
+            raise UserError(fault, crops.name, "Try --target teacher")
+
+    def check_options(self, layers: int) -> None:
+        """UserError for what cannot be searched in a network of so many layers."""
         if self.method not in METHODS:
             raise UserError(f"got {self.method!r}, expected one of {', '.join(METHODS)}", "--method")
         if self.with_tokens and self.tokens is None:
@@ -67,9 +74,6 @@ class SearchSettings:
         for name in ("limit", "beam_width", "evaluations"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"got {value}, expected at least 1", f"--{name.replace('_', '-')}")
-        if self.target == "truth" and not (crops.has_truth or "keypoints" in crops.arrays):
-            fault = "these data come without ground truth (poses and betas)"
-            raise UserError(fault, crops.name, "Try --target teacher")
 
 
 def as_target(text: str) -> Target:
