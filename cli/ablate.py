@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from hmrcompress.io.texts import MOST_SEED
-from hmrcompress_cli.common import DebugOption, DeviceOption, JsonOption, LimitOption, Printer, QuietOption
+from hmrcompress_cli.common import (
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    LimitOption,
+    OverwriteOption,
+    Printer,
+    QuietOption,
+    outputs_here,
+)
 
 
 def ablate(
@@ -25,11 +34,11 @@ def ablate(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=MOST_SEED, help="Instead of the recipe's.", show_default=False)
     ] = None,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Measure tables of settings against one baseline; rows that are there already are kept. Then: `report`."""
-    from hmrcompress.io.atomic import write_json
     from hmrcompress.recipe.ablate import Ablation
     from hmrcompress.recipe.ablations import read_ablations
     from hmrcompress.runtime import progress_bar
@@ -37,7 +46,7 @@ def ablate(
     wanted = read_ablations(recipe)
     if seed is not None:
         wanted = wanted.model_copy(update={"seed": seed})
-    printer = Printer(quiet)
+    printer, rule = Printer(quiet), outputs_here()
 
     def row_done(table: str, name: str, row: dict[str, Any], reused: bool) -> None:
         speed = f", {row['speedup']:.2f}x" if "speedup" in row else ""
@@ -55,9 +64,10 @@ def ablate(
             timed=not no_bench,
             retimed=retime,
             device=device,
+            overwrite=rule,
             progress=progress,
         )
         written = run.run(row_done)
     if json is not None:
-        write_json(json, {"schema": 1, "command": "ablate", "tables": [str(path) for path in written]})
+        rule.write_json(json, {"schema": 1, "command": "ablate", "tables": [str(path) for path in written]}, "ablate")
     printer.say(f"{out}: {', '.join(path.name for path in written)}; `hmrcompress report {out} -o FILE.md` shows them")

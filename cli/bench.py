@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,10 +19,12 @@ from hmrcompress_cli.common import (
     FastOption,
     GraphsOption,
     JsonOption,
+    OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
     complain,
+    outputs_here,
     write_record,
 )
 from hmrcompress_cli.tokens import (
@@ -41,6 +43,9 @@ from hmrcompress_cli.tokens import (
     token_buckets,
     token_settings,
 )
+
+if TYPE_CHECKING:
+    from hmrcompress.io.outputs import OutputRule
 
 
 @takes_checkpoints("model", "against")
@@ -119,6 +124,7 @@ def bench(
     device: DeviceOption = "auto",
     dtype: FastDtypeOption = "float32",
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -137,7 +143,7 @@ def bench(
             "takes part neither in a suite nor with --tokens auto", f"--runtime {runtime}", "Leave one of them out"
         )
     if suite is not None or out is not None or only:
-        _run_suite(suite, out, only or [], quiet)
+        _run_suite(suite, out, only or [], quiet, outputs_here())
         return
     buckets = token_buckets(tokens)
     given = {
@@ -202,7 +208,7 @@ def bench(
     show(Printer(quiet), figures, str(where))
 
 
-def _run_suite(suite: str | None, out: Path | None, only: list[str], quiet: bool) -> None:
+def _run_suite(suite: str | None, out: Path | None, only: list[str], quiet: bool, rule: OutputRule) -> None:
     """Measures what is not there yet, a line for each run."""
     from hmrcompress.recipe.benchmarks import read_suite, run_suite
     from hmrcompress.runtime import progress_bar
@@ -219,5 +225,5 @@ def _run_suite(suite: str | None, out: Path | None, only: list[str], quiet: bool
         printer.say(f"{name}: {best['variant']} {best['speedup']:.2f}x{' (known)' if known else ''}")
 
     with progress_bar(quiet=quiet) as progress:
-        written = run_suite(read_suite(suite), out, only=only, on_run=done, progress=progress)
+        written = run_suite(read_suite(suite), out, only=only, overwrite=rule, on_run=done, progress=progress)
     printer.say(f"{out}: {len(written)} runs; `hmrcompress report {out} -o FILE.md` shows them")

@@ -19,11 +19,15 @@ from hmrcompress_cli.common import (
     JsonOption,
     LimitOption,
     OutOption,
+    OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
+    outputs_here,
     write_record,
 )
+
+KIND = "cka"
 
 
 @takes_checkpoints("model")
@@ -41,6 +45,7 @@ def cka(
     body: BodyOption = "starter",
     limit: LimitOption = 256,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -48,11 +53,14 @@ def cka(
     import numpy as np
 
     from hmrcompress.api import layer_similarity, load
-    from hmrcompress.io.atomic import atomic_file
     from hmrcompress.plan import Plan
-    from hmrcompress.report.plots import draw_similarity
+    from hmrcompress.report.plots import check_picture, draw_similarity
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
 
+    outputs, matrix_file = outputs_here(), out.with_suffix(".npz")
+    check_picture(out)
+    outputs.check_file(out, KIND)
+    outputs.check_file(matrix_file, KIND)
     checkpoint = load(model, seed=seed)
     groups = Plan.read(plan).groups if plan else ()
     if (planned := sum(map(len, groups))) != checkpoint.config.depth and plan:
@@ -69,8 +77,9 @@ def cka(
             seed=seed,
             progress=progress,
         )
-    draw_similarity(matrix, out, title=f"{model} on {data}", groups=groups)
-    with atomic_file(out.with_suffix(".npz")) as temporary:
+    with outputs.file(out, KIND) as temporary:
+        draw_similarity(matrix, temporary, title=f"{model} on {data}", groups=groups)
+    with outputs.file(matrix_file, KIND) as temporary:
         np.savez(temporary, cka=matrix)
     neighbours = np.diagonal(matrix, offset=1)[1:]
     closest = int(neighbours.argmax())

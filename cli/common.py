@@ -14,16 +14,30 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from hmrcompress.errors import HMRCompressError, Notice, UserError, first_line
 from hmrcompress.io.texts import MOST, MOST_SEED
 
+if TYPE_CHECKING:
+    from hmrcompress.io.outputs import OutputRule
+
 DEBUG_KEY = "hmrcompress.debug"
+OUTPUT_OPTIONS = ("out", "json", "json_file", "journal", "snapshot", "freeze", "sheets")
+INPUT_OPTIONS = (
+    "against", "body", "boxes", "checkpoint", "data", "decoder", "fast", "file", "masks", "model", "motions",
+    "overrides", "plan", "recipe", "regressor", "results", "source", "start", "suite", "teacher", "tokenizer", "vae",
+    "validation",
+)  # fmt: skip
+"""Parameters of commands that name what is written, and what is read. A test knows that there are no others."""
+WORDS = ("auto", "data", "full", "none", "self", "starter")
+"""What --masks, --boxes, --body and --motions may be instead of the name of a file."""
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """Disk full, file larger than is allowed, quota used up."""
@@ -86,6 +100,10 @@ MaskValueOption = Annotated[
     str | None,
     typer.Option("--mask-value", help="Of --masks files: the person's grey or index, N or N-M.", show_default=False),
 ]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what others wrote where this command writes; all else there stays."),
+]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 
 
@@ -124,6 +142,54 @@ class SafeGroup(TyperGroup):
             sentence, code = unexpected(error, words)
             complain(sentence)
             raise typer.Exit(code) from error
+
+
+class SafeCommand(TyperCommand):
+    """A command whose outputs follow one rule (`hmrcompress.io.outputs`); `--json` is looked at before it begins."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from hmrcompress.io.outputs import OutputRule
+
+        inputs = [
+            value
+            for name, value in ctx.params.items()
+            if name in INPUT_OPTIONS and not (name in ("masks", "boxes", "body", "motions") and value in WORDS)
+        ]
+        outputs = OutputRule(overwrite=bool(ctx.params.get("overwrite")), inputs=inputs)
+        record = ctx.params.get("json") or ctx.params.get("json_file")
+        if record is not None:
+            outputs.check_file(record, command_name(ctx), "json")
+        stdout = any(str(ctx.params.get(name)) == "-" for name in OUTPUT_OPTIONS)
+        token = _RUNNING.set(_Running(outputs, stdout))
+        try:
+            return super().invoke(ctx)
+        finally:
+            _RUNNING.reset(token)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """The command that runs: the rule for its outputs, and whether one of them is stdout."""
+
+    outputs: OutputRule
+    stdout: bool
+
+
+_RUNNING: ContextVar[_Running] = ContextVar("running")
+
+
+def command_name(context: Any) -> str:
+    """The command as its record has it, such as `starter train`."""
+    names: list[str] = []
+    while context.parent is not None:
+        names.insert(0, context.info_name)
+        context = context.parent
+    return " ".join(names)
+
+
+def outputs_here() -> OutputRule:
+    """The rule for the outputs of the command that runs."""
+    return _RUNNING.get().outputs
 
 
 @contextmanager
@@ -198,15 +264,17 @@ def complain(sentence: str) -> None:
 
 
 class Printer:
-    """Prints to stdout, or nothing at all when quiet. Progress bars are `hmrcompress.runtime.progress_bar`."""
+    """Prints to stdout, to stderr where an output is `-`, or nothing at all when quiet. Progress bars are
+    `hmrcompress.runtime.progress_bar`."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
+        running = _RUNNING.get(None)
+        self.quiet, self.err = quiet, running is not None and running.stdout
 
     def say(self, text: str) -> None:
         """A line of text, printed as it is (no markup, no wrapping)."""
         if not self.quiet:
-            typer.echo(text)
+            typer.echo(text, err=self.err)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table; floats with one decimal, None as a dash, all but the first column flush right.
@@ -226,7 +294,7 @@ class Printer:
             table.add_column(name, justify="right" if index else "left", no_wrap=True)
         for row in rows:
             table.add_row(*map(cell, row))
-        console = Console(highlight=False, markup=False, emoji=False)
+        console = Console(highlight=False, markup=False, emoji=False, stderr=self.err)
         needed = console.measure(table, options=console.options.update(max_width=MAX_WIDTH)).maximum
         console.width = max(console.width if console.is_terminal else 0, needed)
         console.print(table)
@@ -243,11 +311,10 @@ def write_record(
     path: Path | None, command: str, figures: dict[str, Any], *, device: Any = "cpu", seed: int | None = None
 ) -> dict[str, Any]:
     """The record of a command (`hmrcompress.runtime.record`); figures that are None are left out. Written if `path`."""
-    from hmrcompress.io.atomic import write_json
     from hmrcompress.runtime import record
 
     measured = {key: value for key, value in figures.items() if value is not None}
     made = record(command, measured, device=device, seed=seed)
     if path is not None:
-        write_json(path, made)
+        outputs_here().write_json(path, made, command)
     return made

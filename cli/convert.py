@@ -9,11 +9,22 @@ import typer
 
 from hmrcompress.errors import UserError
 from hmrcompress_cli.checkpoints import takes_checkpoints
-from hmrcompress_cli.common import DebugOption, JsonOption, OutOption, Printer, QuietOption, SeedOption, write_record
+from hmrcompress_cli.common import (
+    DebugOption,
+    JsonOption,
+    OutOption,
+    OverwriteOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    outputs_here,
+    write_record,
+)
 
 if TYPE_CHECKING:
     from hmrcompress.io.checkpoints import StateFile
     from hmrcompress.io.convert import Converted
+    from hmrcompress.io.outputs import OutputRule
     from hmrcompress.opening import ModelFile
 
 
@@ -41,6 +52,7 @@ def convert(
     ] = True,
     json: JsonOption = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -48,8 +60,9 @@ def convert(
 
     Nothing in a pickle is executed.
     """
+    outputs = outputs_here()
     if Path(str(file)).suffix in (".pkl", ".npz") or (format == "native" and _of_no_family(file)):
-        made = _converted(file, out)
+        made = _converted(file, out, outputs)
         written, about, record = made.path, made.record_path, made.record
     else:
         from hmrcompress.api import load
@@ -58,19 +71,19 @@ def convert(
 
         checkpoint = load(file, seed=seed)
         if format == "original":
-            original = write_original(checkpoint, out, pad_identity=pad_identity)
+            original = write_original(checkpoint, out, pad_identity=pad_identity, overwrite=outputs)
             write_record(json, "convert", {"layers": original.layers, "padded": original.padded}, seed=seed)
             Printer(quiet).say(
                 f"{original.weights}: {original.layers} layers; how to use it is in {original.card.name}"
             )
             return
         if format == "half":
-            folder = write_half(checkpoint, out)
+            folder = write_half(checkpoint, out, overwrite=outputs)
             sizes = {name: file.bytes for name, file in folder.config.files.items()}
             write_record(json, "convert", {"files": sizes}, seed=seed)
             Printer(quiet).say(f"{out}: {', '.join(f'{name} {size / 1e6:.1f} MB' for name, size in sizes.items())}")
             return
-        converted = convert_checkpoint(checkpoint, out)
+        converted = convert_checkpoint(checkpoint, out, overwrite=outputs)
         written, about, record = converted.weights, converted.record_path, converted.record
     write_record(json, "convert", record, seed=seed)
     Printer(quiet).say(f"{written}: {written.stat().st_size / 1e6:.1f} MB, described in {about.name}")
@@ -98,11 +111,13 @@ def _weights(file: str | ModelFile) -> StateFile:
     return open_state_file(asked.name, *MARKS, weights=asked.weights)
 
 
-def _converted(file: str | ModelFile, out: Path) -> Converted:
+def _converted(file: str | ModelFile, out: Path, outputs: OutputRule) -> Converted:
     from hmrcompress.body.pickled import convert_body, is_body
     from hmrcompress.io.convert import convert_values, convert_weights
 
     path = Path(str(file))
     if path.suffix == ".npz" or (path.suffix == ".pkl" and is_body(path)):
-        return convert_body(path, out)
-    return convert_values(path, out) if path.suffix == ".pkl" else convert_weights(_weights(file), out)
+        return convert_body(path, out, overwrite=outputs)
+    if path.suffix == ".pkl":
+        return convert_values(path, out, overwrite=outputs)
+    return convert_weights(_weights(file), out, overwrite=outputs)

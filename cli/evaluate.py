@@ -21,6 +21,7 @@ from hmrcompress_cli.common import (
     LimitOption,
     MasksOption,
     MaskValueOption,
+    OverwriteOption,
     Printer,
     ProtocolOption,
     QuietOption,
@@ -87,6 +88,7 @@ def evaluate(
     median_shape: Annotated[bool, typer.Option("--median-shape", help="One shape a clip, the median.")] = False,
     tokens: TokensOption = "plan",
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -15,10 +15,12 @@ from hmrcompress_cli.common import (
     MasksOption,
     MaskValueOption,
     OutOption,
+    OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
     masks_of_value,
+    outputs_here,
     write_record,
 )
 
@@ -45,6 +47,7 @@ def export(
     ] = "float32",
     json: JsonOption = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -53,9 +56,13 @@ def export(
     The temporal decoder of a model that holds one goes to NAME.decoder.onnx.
     """
     from hmrcompress import api
+    from hmrcompress.exporting.onnx import check_files
     from hmrcompress.runtime import pick_dtype, progress_bar
 
-    checkpoint, decoder = api.load(model, seed=seed), None
+    checkpoint, decoder, outputs = api.load(model, seed=seed), None, outputs_here()
+    decoder_out = out.with_name(f"{out.stem}.decoder.onnx")
+    if checkpoint.decoder is not None:
+        check_files(decoder_out, outputs)
     with progress_bar(quiet=quiet) as progress:
         made = api.export_onnx(
             checkpoint,
@@ -67,10 +74,11 @@ def export(
             limit=limit,
             dtype=pick_dtype(dtype),
             seed=seed,
+            overwrite=outputs,
             progress=progress,
         )
         if checkpoint.decoder is not None:
-            decoder = api.export_decoder(checkpoint, out.with_name(f"{out.stem}.decoder.onnx"))
+            decoder = api.export_decoder(checkpoint, decoder_out, overwrite=outputs)
     median = made.parity.median
     figures: dict[str, Any] = {
         "onnx_max_abs_diff": made.parity.max_abs_diff,

@@ -18,11 +18,13 @@ from hmrcompress_cli.common import (
     MasksOption,
     MaskValueOption,
     OutOption,
+    OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
     complain,
     masks_of_value,
+    outputs_here,
     write_record,
 )
 
@@ -106,6 +108,7 @@ def finetune(
     body: BodyOption = "starter",
     limit: Annotated[int | None, _option("--limit", min=1, help="At most this many frames of --data.")] = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -122,7 +125,7 @@ def finetune(
         given |= {"readout": readout, "vae": vae, "clip_frames": clip_frames}
         given |= {"preset": preset, "objective": objective, "steps": steps, "max_minutes": max_minutes, "rate": rate}
         given |= {"batch_size": batch_size, "body": body, "device": device, "workers": workers, "seed": seed}
-        run(model, out, data, given, json=json, quiet=quiet)
+        run(model, out, data, given | {"overwrite": outputs_here()}, json=json, quiet=quiet)
         return
     from hmrcompress import api, tuning
     from hmrcompress.runtime import fast_dtype, pick_device, pick_dtype, progress_bar
@@ -148,6 +151,7 @@ def finetune(
                 body=body,
                 device=device,
                 seed=seed,
+                overwrite=outputs_here(),
                 progress=progress,
             )
         about = fit.to_json() | {"macs": probe_macs(checkpoint.network)}
@@ -187,6 +191,7 @@ def finetune(
             device=device,
             limit=limit,
             workers=workers,
+            overwrite=outputs_here(),
             progress=progress,
             report=lambda record: printer.say(_line(record)),
         )

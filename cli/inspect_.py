@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from hmrcompress_cli.checkpoints import takes_checkpoints
-from hmrcompress_cli.common import DebugOption, JsonOption, Printer, QuietOption, SeedOption, write_record
+from hmrcompress_cli.common import (
+    DebugOption,
+    JsonOption,
+    OverwriteOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    write_record,
+)
 
 FOV = "macs_with_field_of_view"
 
@@ -18,6 +26,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="starter, random:FAMILY, a checkpoint or a compressed folder.")],
     json: JsonOption = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

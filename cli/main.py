@@ -21,7 +21,7 @@ from hmrcompress_cli import (
     search,
     starter,
 )
-from hmrcompress_cli.common import SafeGroup
+from hmrcompress_cli.common import SafeCommand, SafeGroup
 
 app = typer.Typer(
     name="hmrcompress",
@@ -32,20 +32,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("inspect")(inspect_.inspect)
-app.command("search")(search.search)
-app.command("cka")(cka.cka)
-app.command("merge")(merge.merge)
-app.command("finetune")(finetune.finetune)
-app.command("eval")(evaluate.evaluate)
-app.command("bench")(bench.bench)
-app.command("export")(export.export)
-app.command("convert")(convert.convert)
-app.command("predict")(predict.predict)
-app.command("profile")(profile_.profile)
-app.command("run")(run.run)
-app.command("ablate")(ablate.ablate)
-app.command("report")(report.report)
+COMMANDS = {
+    "inspect": inspect_.inspect,
+    "search": search.search,
+    "cka": cka.cka,
+    "merge": merge.merge,
+    "finetune": finetune.finetune,
+    "eval": evaluate.evaluate,
+    "bench": bench.bench,
+    "export": export.export,
+    "convert": convert.convert,
+    "predict": predict.predict,
+    "profile": profile_.profile,
+    "run": run.run,
+    "ablate": ablate.ablate,
+    "report": report.report,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name, cls=SafeCommand)(_command)
 app.add_typer(starter.app, name="starter")
 
 

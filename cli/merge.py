@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import typer
 
 from hmrcompress_cli.checkpoints import takes_checkpoints
-from hmrcompress_cli.common import DebugOption, JsonOption, OutOption, Printer, QuietOption, SeedOption, write_record
+from hmrcompress_cli.common import (
+    DebugOption,
+    JsonOption,
+    OutOption,
+    OverwriteOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    outputs_here,
+    write_record,
+)
 
 
 @takes_checkpoints("model")
@@ -45,6 +54,7 @@ def merge(
     ] = None,
     json: JsonOption = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -52,15 +62,19 @@ def merge(
     from hmrcompress.api import load
     from hmrcompress.api import merge as merge_model
     from hmrcompress.merging.describe import describe
-    from hmrcompress.models.original import check_name, write_original
+    from hmrcompress.models.original import check_original, write_original
 
-    written = None
-    with _folder_for(out if format == "native" else check_name(out), native=format == "native") as folder:
-        merge_model(model, plan, folder, force=force, seed=seed, data=data, masks=masks, decoder=decoder)
+    written, outputs = None, outputs_here()
+    if format == "original":
+        check_original(out, outputs)
+    with _folder_for(out, native=format == "native") as folder:
+        merge_model(
+            model, plan, folder, force=force, seed=seed, data=data, masks=masks, decoder=decoder, overwrite=outputs
+        )
         merged = load(folder, verify=False)
         found = describe(merged)
         if format == "original":
-            written = write_original(merged, out, pad_identity=pad_identity)
+            written = write_original(merged, out, pad_identity=pad_identity, overwrite=outputs)
     write_record(json, "merge", found, seed=seed)
     layers, macs, parameters = found["layers"], found["macs"], found["params"]
     printer = Printer(quiet)
@@ -83,6 +97,8 @@ def _folder_for(out: Path, *, native: bool) -> Iterator[Path]:
     if native:
         yield out
         return
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{out.stem}-", dir=out.absolute().parent) as room:
-        yield Path(room) / out.stem
+    from hmrcompress.io.atomic import room
+    from hmrcompress.io.places import real
+
+    with room(real(out)) as made:
+        yield made / out.stem

@@ -21,10 +21,12 @@ from hmrcompress_cli.common import (
     LimitOption,
     MaskValueOption,
     OutOption,
+    OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
     masks_of_value,
+    outputs_here,
     write_record,
 )
 from hmrcompress_cli.tokens import TokensOption, token_buckets
@@ -82,6 +84,7 @@ def predict(
     body: BodyOption = "starter",
     limit: LimitOption = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -119,6 +122,7 @@ def predict(
             device=device,
             dtype=wanted,
             path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
+            overwrite=outputs_here(),
             progress=progress,
         )
     figures = {"predict": summary.to_json()}

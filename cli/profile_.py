@@ -15,6 +15,7 @@ from hmrcompress_cli.common import (
     JsonOption,
     LimitOption,
     MaskValueOption,
+    OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
@@ -67,6 +68,7 @@ def profile(
     body: BodyOption = "starter",
     limit: LimitOption = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from hmrcompress_cli.common import DebugOption, JsonOption, Printer, QuietOption, SeedOption, write_record
+from hmrcompress_cli.common import (
+    DebugOption,
+    JsonOption,
+    OverwriteOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    outputs_here,
+    write_record,
+)
+
+KIND = "report"
 
 
 def report(
@@ -20,6 +31,7 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)] = None,
     json: JsonOption = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -28,30 +40,32 @@ def report(
     Given a page instead, brings the figures and tables that name their JSON file in a comment up to date in it.
     """
     from hmrcompress.errors import UserError
-    from hmrcompress.io.atomic import write_text
     from hmrcompress.report import benchmarks
     from hmrcompress.report.results import markdown, read_tables
 
+    outputs = outputs_here()
     if results.suffix == ".md":
         _refresh(results, quiet)
         return
     if out is None or out.suffix != ".md":
         raise UserError(f"got {str(out)!r}, expected a name ending in .md", "--out")
+    outputs.check_file(out, KIND)
     if runs := benchmarks.read_runs(results):
-        write_text(out, benchmarks.markdown(runs))
+        outputs.write_text(out, benchmarks.markdown(runs), KIND)
         rows = sum(len(each["rows"]) for each in runs)
         write_record(json, "report", {"tables": len(runs), "rows": rows}, seed=seed)
         Printer(quiet).say(f"{out}: {len(runs)} runs, {rows} rows")
         return
     tables = read_tables(results)
-    write_text(out, markdown(tables))
+    outputs.write_text(out, markdown(tables), KIND)
     rows = sum(len(table["rows"]) for table in tables)
     write_record(json, "report", {"tables": len(tables), "rows": rows}, seed=seed)
     Printer(quiet).say(f"{out}: {len(tables)} tables, {rows} rows")
 
 
 def _refresh(page: Path, quiet: bool) -> None:
-    from hmrcompress.io.atomic import write_text
+    from hmrcompress.io.atomic import whole_file
+    from hmrcompress.io.places import real
     from hmrcompress.io.texts import decoded, read_bytes
     from hmrcompress.report.figures import FIGURE, TABLE, updated
 
@@ -60,6 +74,7 @@ def _refresh(page: Path, quiet: bool) -> None:
     pairs = [zip(kind.finditer(before), kind.finditer(after), strict=True) for kind in (FIGURE, TABLE)]
     changed = sum(old[0] != new[0] for pair in pairs for old, new in pair)
     if after != before:
-        write_text(page, after)
+        with whole_file(real(page)) as temporary:  # the one file of a user's that is changed: that is what it is for
+            temporary.write_bytes(after.encode())
     told = f"{changed} figure{'s' if changed > 1 else ''} changed" if changed else "nothing changed"
     Printer(quiet).say(f"{page}: {told}")

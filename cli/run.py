@@ -14,8 +14,10 @@ from hmrcompress_cli.common import (
     DtypeOption,
     JsonOption,
     LimitOption,
+    OverwriteOption,
     Printer,
     QuietOption,
+    outputs_here,
 )
 
 
@@ -37,11 +39,11 @@ def run(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=MOST_SEED, help="Instead of the recipe's.", show_default=False)
     ] = None,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a recipe from search to gates; RUN/summary.json holds every figure. Exit code 3 where a gate fails."""
-    from hmrcompress.io.atomic import write_json
     from hmrcompress.recipe.gates import require
     from hmrcompress.recipe.runner import run_recipe
     from hmrcompress.recipe.schema import read_recipe
@@ -52,7 +54,7 @@ def run(
     line = read_recipe(recipe, [*(overrides or []), *chosen])
     if limit is not None:
         line = line.limited(limit)
-    printer = Printer(quiet)
+    printer, rule = Printer(quiet), outputs_here()
 
     def stage_done(name: str, seconds: float, reused: bool) -> None:
         printer.say(f"{name:<8}{'taken over' if reused else f'{seconds:.1f} s'}")
@@ -64,6 +66,7 @@ def run(
             resume=resume,
             device=device,
             dtype=pick_dtype(dtype),
+            overwrite=rule,
             progress=progress,
             stage_done=stage_done,
         )
@@ -72,7 +75,7 @@ def run(
         printer.say(f"gate {'held' if gate.passed else 'BROKEN'}: {gate}")
     printer.say(f"{result.folder}: {', '.join(result.written)}")
     if json is not None:
-        write_json(json, result.summary)
+        rule.write_json(json, result.summary, "run")
     require(result.gates)
 
 

@@ -20,12 +20,14 @@ from hmrcompress_cli.common import (
     LimitOption,
     MasksOption,
     MaskValueOption,
+    OverwriteOption,
     Printer,
     ProtocolOption,
     QuietOption,
     RegressorOption,
     SeedOption,
     masks_of_value,
+    outputs_here,
     write_record,
 )
 from hmrcompress_cli.tokens import (
@@ -122,6 +124,7 @@ def search(
     body: BodyOption = "starter",
     limit: LimitOption = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -130,12 +133,15 @@ def search(
     Beam and evolve start from ECLM's plan and are never worse on these data.
     """
     from hmrcompress import api
+    from hmrcompress.plan import KIND as PLAN
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
+    from hmrcompress.searching.journal import KIND as JOURNAL
     from hmrcompress.searching.search import SearchSettings
     from hmrcompress.searching.settings import as_cache_dtype, as_target
 
-    if out.is_dir():
-        raise UserError("is a folder, expected the name of the plan", out)
+    outputs, kept = outputs_here(), _journal(out, journal)
+    outputs.check_file(out, PLAN, "plan")
+    outputs.check_file(kept, JOURNAL, "jsonl")
     tokens = token_settings(
         keep_tokens=keep_tokens,
         merge_per_layer=merge_per_layer,
@@ -174,7 +180,8 @@ def search(
         result = api.search(
             checkpoint,
             data,
-            journal=journal or out.with_suffix(".journal.jsonl"),
+            journal=kept,
+            overwrite=outputs,
             settings=settings,
             masks=masks_of_value(masks, mask_value),
             protocol=protocol,
@@ -183,12 +190,21 @@ def search(
             device=device,
             progress=progress,
         )
-    result.plan.write(out)
+    result.plan.write(out, overwrite=outputs)
     figures = result.to_json()
     write_record(json, "search", figures, device=pick_device(device), seed=seed)
     printer = Printer(quiet)
     _tell(printer, result, figures)
     printer.say(f"{out}")
+
+
+def _journal(out: Path, journal: Path | None) -> Path:
+    """The journal's name. UserError where there is none, since the plan goes to no file that it could lie beside."""
+    from hmrcompress.io.places import is_stream
+
+    if journal is None and is_stream(out):
+        raise UserError("is no file that a journal could lie beside", out, "Give --journal FILE")
+    return journal or out.with_suffix(".journal.jsonl")
 
 
 def _tell(printer: Printer, result: SearchResult, figures: dict[str, Any]) -> None:

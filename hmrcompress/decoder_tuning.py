@@ -30,6 +30,7 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.decoder_data import TRAIN, clips_of, extract_for, features_of, held_motions, said_of_validation
 from hmrcompress.errors import UserError
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.starter.captured import HELD_OUT
 from hmrcompress.starter.dataset import cache_home
@@ -37,7 +38,7 @@ from hmrcompress.starter.world import CLIP_FRAMES
 from hmrcompress.training.decoder_fit import DecoderSettings
 from hmrcompress.training.distributed import own_device, process_of
 from hmrcompress.training.features import CropClips, FeatureSet
-from hmrcompress.training.finetune import check_out
+from hmrcompress.training.finetune import check_out, work_folder
 from hmrcompress.training.finetune_decoder import (
     DECODER,
     STAGES,
@@ -48,7 +49,7 @@ from hmrcompress.training.finetune_decoder import (
     fit_vae,
     write_decoder,
 )
-from hmrcompress.training.loop import LoopSettings
+from hmrcompress.training.loop import LoopSettings, check_work
 from hmrcompress.training.motions import MotionBank, MotionSettings, motion_files
 from hmrcompress.training.vae_fit import VAESettings
 
@@ -122,6 +123,7 @@ def fit_decoder(
     workers: int = 1,
     seed: int = 0,
     home: Path | None = None,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Fitted:
@@ -143,7 +145,10 @@ def fit_decoder(
         raise UserError(f"got {preset!r}, expected one of {', '.join(PRESETS)}", "--preset")
     if vae is not None and VAE in STAGES[stage]:
         raise UserError(f"the stage {stage} trains one of its own", "--vae", "Give --stage decoder, or leave --vae out")
-    check_out(out)
+    outputs = OutputRule.of(overwrite, checkpoint, data, validation, vae)
+    check_out(out, outputs)
+    for part in STAGES[stage]:
+        check_work(work_folder(out) / part)
     if checkpoint.config.num_joints != len(SMPL_JOINTS):
         raise UserError("predicts no whole bodies, which the temporal decoder is for", checkpoint.name)
     where, surface = pick_device(own_device(device)), body_for(checkpoint, body)
@@ -205,7 +210,7 @@ def fit_decoder(
         fitted = replace(fitted, runs={**fitted.runs, DECODER: run})
         if not run.finished:
             return fitted
-    return write_decoder(checkpoint, decoder, out, fitted, about)
+    return write_decoder(checkpoint, decoder, out, fitted, about, outputs)
 
 
 def _named(part: str, report: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[str, Any]], None] | None:

@@ -9,8 +9,9 @@ import torch
 
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
-from hmrcompress.exporting.onnx import OnnxExport
+from hmrcompress.exporting.onnx import OnnxExport, check_files
 from hmrcompress.exporting.onnx import export_onnx as export_network
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.opening import (
     Body,
     Data,
@@ -40,14 +41,17 @@ def export_onnx(
     limit: int | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> OnnxExport:
     """Writes ONNX with layers and tokens merged, in float32 or float16. See `exporting.onnx`.
 
     The file is compared with torch at batch 1 and `batch_size` on `limit` (by default `batch_size`) crops of `data`.
 
-    Raises UserError, and HMRCompressError where the file would differ from the network.
+    Raises UserError, also as `io.outputs`, and HMRCompressError where the file would differ from the network.
     """
+    outputs = OutputRule.of(overwrite, model, data)
+    check_files(Path(out), outputs)
     checkpoint = load(model, seed=seed)
     surface = body_for(checkpoint, body)
     crops = open_data(data, body=surface, clips=1 if of_starter(data) else None, progress=progress)
@@ -63,7 +67,7 @@ def export_onnx(
         "parity_data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
     }
     sizes = sorted({1, batch_size})
-    return export_network(network, out, batch, surface, batch_sizes=sizes, dtype=dtype, about=about)
+    return export_network(network, out, batch, surface, batch_sizes=sizes, dtype=dtype, about=about, overwrite=outputs)
 
 
 def parity_frames(crops: CropSet, count: int = PARITY_CROPS) -> np.ndarray:
@@ -71,9 +75,13 @@ def parity_frames(crops: CropSet, count: int = PARITY_CROPS) -> np.ndarray:
     return evenly(crops.stretches(), count)
 
 
-def export_decoder(model: Model, out: Path | str, *, steps: int = 1, seed: int = 0) -> OnnxExport:
+def export_decoder(
+    model: Model, out: Path | str, *, steps: int = 1, seed: int = 0, overwrite: bool | OutputRule = False
+) -> OnnxExport:
     """Writes the temporal decoder of a model as ONNX of its own, float32: a window of features in, pose numbers out.
-    See `exporting.decoder_onnx`. Raises UserError, also for a model without one."""
+    See `exporting.decoder_onnx`. Raises UserError, also for a model without one, and as `io.outputs`."""
+    outputs = OutputRule.of(overwrite, model)
+    check_files(Path(out), outputs)
     checkpoint = load(model, seed=seed)
     about = {"model": checkpoint.name, "checkpoint": checkpoint.reference.model_dump(mode="json")}
-    return export_temporal_decoder(decoder_for(checkpoint), out, steps=steps, about=about)
+    return export_temporal_decoder(decoder_for(checkpoint), out, steps=steps, about=about, overwrite=outputs)

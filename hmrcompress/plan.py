@@ -4,7 +4,6 @@ and doing: made before any arithmetic, readable, editable by hand."""
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,9 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hmrcompress.errors import UserError, shown
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.texts import read_bytes
 from hmrcompress.io.yamls import parse_yaml
 
+KIND = "plan"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 MergeRule = Literal["eq4", "keep_last", "keep_first", "mean", "lstsq"]
 
@@ -166,6 +167,7 @@ class Plan(_Frozen):
         values = parse_yaml(text, where)
         if not isinstance(values, dict):
             raise UserError(f"holds a {type(values).__name__}, expected the fields of a plan", where)
+        values.pop("sha256", None)  # the seal of the file: an edited plan is as good as any
         return cls.from_dict(values, where)
 
     @classmethod
@@ -186,16 +188,11 @@ class Plan(_Frozen):
         """The text of the plan, one group a line; equal plans give equal texts."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=100)
 
-    def write(self, path: Path | str) -> None:
-        """Writes the plan, in full or not at all."""
-        path = Path(path).absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            temporary.write_bytes(self.to_yaml().encode())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def write(self, path: Path | str, *, overwrite: bool | OutputRule = False) -> None:
+        """Writes the plan, in full or not at all, with the hash of its text in its last line. A plan that was edited
+        since it was written is kept beside; anything else at `path` is only replaced with `overwrite`, otherwise
+        UserError (see `io.outputs`)."""
+        OutputRule.of(overwrite).write_text(path, self.to_yaml(), KIND, "plan")
 
     def check(self, family: str, sha256: str, layers: int, force: bool = False, where: object = "plan") -> None:
         """UserError unless the plan was made for this checkpoint; `force` lets another hash or family pass."""

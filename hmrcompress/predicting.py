@@ -13,6 +13,7 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.masks import NoMasks
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError, tell
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.metrics.pose import network_outputs
 from hmrcompress.models.load import Checkpoint
@@ -33,7 +34,7 @@ from hmrcompress.opening_decoder import steps_a_second, temporal_decoder
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
 from hmrcompress.pipeline.detect import open_boxes
 from hmrcompress.pipeline.frames import open_source
-from hmrcompress.pipeline.predict import PredictSettings, Reader
+from hmrcompress.pipeline.predict import KIND, PredictSettings, Reader
 from hmrcompress.pipeline.predict import predict as predict_pipeline
 from hmrcompress.pipeline.profile import Profile
 from hmrcompress.pipeline.profile import profile as profile_pipeline
@@ -59,6 +60,7 @@ def predict(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     path: RunPath | None = None,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> Summary:
     """Bodies of the people in a picture, a folder of pictures or a video, written to the folder `out`: params.npz,
@@ -66,8 +68,11 @@ def predict(
 
     boxes: `full`, `onnx:FILE`, or a file (see `pipeline.boxes`). masks: `auto` is the model's own saliency probe where
     it holds one, else none, and then no tokens are merged. fps: of a folder that is a sequence. path: how the network
-    is run; its batch size is that of `settings`. Raises UserError.
+    is run; its batch size is that of `settings`. Raises UserError, also where something else is in `out`, unless
+    `overwrite` (see `io.outputs`).
     """
+    outputs = OutputRule.of(overwrite, model, source)
+    outputs.check_folder(out, KIND)
     settings = settings or PredictSettings()
     require_people(model)
     found, where = open_source(source, fps), pick_device(device)
@@ -77,7 +82,7 @@ def predict(
     path = replace(path or RunPath(), batch_sizes=(settings.batch_size,))
     surface = body_for(checkpoint, body)
     reader = pipeline_reader(checkpoint, masks, surface, device, dtype=dtype, buckets=buckets, path=path)
-    return predict_pipeline(found, people, reader, Path(out), settings, progress=progress)
+    return predict_pipeline(found, people, reader, Path(out), settings, overwrite=outputs, progress=progress)
 
 
 def profile(

@@ -32,6 +32,7 @@ from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.decoder_tuning import extract_features, fit_decoder
 from hmrcompress.errors import UserError
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.models.folder import Folder
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.runtime import Progress, no_progress, pick_device
@@ -72,6 +73,7 @@ def heal(
     device: str = "auto",
     limit: int | None = None,
     workers: int = 1,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Healed:
@@ -87,7 +89,8 @@ def heal(
     checkpoint, source = load(model, seed=settings.seed), open_masks(masks)
     taught = find_teacher(checkpoint, seed=settings.seed) if teacher is None else load(teacher, seed=settings.seed)
     check_healable(checkpoint, taught)
-    check_out(out)
+    outputs = OutputRule.of(overwrite, checkpoint, taught, data, validation)
+    check_out(out, outputs)
     probe, surface, where = probe_for(checkpoint, source), body_for(checkpoint, body), pick_device(device)
     steps = None if images is None else -(-images // batch_size)
     with _crops(
@@ -116,6 +119,7 @@ def heal(
             probe=probe,
             settings=settings,
             loop=replace(loop or LoopSettings(steps), steps=steps),
+            overwrite=outputs,
             progress=progress,
             report=report,
         )
@@ -195,6 +199,7 @@ def fit_probe(
     device: str = "auto",
     workers: int = 1,
     seed: int = 0,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> tuple[Folder, ProbeFit]:
     """Fits the saliency probe of a model, so that `--masks self` needs no masks, and writes the model with it to `out`.
@@ -207,7 +212,8 @@ def fit_probe(
     checkpoint, source, out = load(model, seed=seed), open_masks(masks), Path(out)
     if source.name == "self":
         raise UserError("a probe cannot be fitted on its own masks", "--masks self", "Try data, files:DIR or none")
-    check_out(out)
+    outputs = OutputRule.of(overwrite, checkpoint, data, validation)
+    check_out(out, outputs)
     network = on_device(checkpoint.network, pick_device(device))
     with _crops(
         data,
@@ -232,5 +238,6 @@ def fit_probe(
             frames=images,
             layer=layer,
             batch_size=batch_size,
+            overwrite=outputs,
             progress=progress,
         )

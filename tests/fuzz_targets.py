@@ -35,7 +35,6 @@ from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import mask_source
 from hmrcompress.data.pictures import decode_file
-from hmrcompress.io.atomic import write_json
 from hmrcompress.io.convert import convert_values
 from hmrcompress.models.convert import convert_checkpoint
 from hmrcompress.models.folder import write_model_folder
@@ -237,7 +236,9 @@ def make_boxes(name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         rows = [{"frame": n, "track": 0, "box": [2.0 + n, 3.0, 40.0, 60.0], "image_size": [48, 64]} for n in range(3)]
         columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
-        np.savez(folder / name, **columns) if name.endswith("npz") else write_json(folder / name, {"boxes": rows})
+        np.savez(folder / name, **columns) if name.endswith("npz") else (folder / name).write_text(
+            json.dumps({"boxes": rows})
+        )
         return folder / name
 
     return make

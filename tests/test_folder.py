@@ -13,7 +13,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.merging.layers import merge_layers
 from hmrcompress.merging.merge import merge_checkpoint, merge_network
 from hmrcompress.models.convert import convert_checkpoint
-from hmrcompress.models.folder import as_half, is_model_folder, read_model_folder, write_model_folder
+from hmrcompress.models.folder import as_half, read_model_folder, write_model_folder
 from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.plan import Plan, TokenSettings
 
@@ -71,7 +71,7 @@ def test_a_plan_that_does_not_fit_writes_nothing(tmp_path: Path, checkpoint: Che
         merge_checkpoint(checkpoint, few, out)
     assert not out.exists() and not list(tmp_path.glob("*.part"))
     merge_checkpoint(checkpoint, other, out, force=True)
-    assert is_model_folder(out)
+    assert load_checkpoint(out).config.depth == 3
 
 
 def test_only_our_own_folders_are_replaced(tmp_path: Path, checkpoint: Checkpoint, plan: Plan) -> None:
@@ -82,14 +82,15 @@ def test_only_our_own_folders_are_replaced(tmp_path: Path, checkpoint: Checkpoin
     assert load_checkpoint(out).tokens is None
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("x")
-    with pytest.raises(UserError, match="not empty and was not written by this command"):
+    with pytest.raises(UserError, match=r"is no model that this command wrote, and holds chapter1\.tex"):
         merge_checkpoint(checkpoint, plan, tmp_path / "thesis")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
-    # A model can be merged again over itself: the old weights stay mapped while the new ones are written.
     again = load_checkpoint(out)
     once_more = Plan(checkpoint=again.reference, groups=((0,), (1, 2)))
-    merge_checkpoint(again, once_more, out)
-    assert load_checkpoint(out).config.depth == 2
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is an input, and would be written over"):
+            merge_checkpoint(again, once_more, out, overwrite=overwrite)
+    assert load_checkpoint(out).config.depth == 3
 
 
 @pytest.mark.parametrize(
@@ -100,8 +101,8 @@ def test_only_our_own_folders_are_replaced(tmp_path: Path, checkpoint: Checkpoin
         ("remove", r"model\.safetensors: the file is missing"),
         ("plan", r"plan\.yaml: the file was changed"),
         ("config", r"config\.json: .*not JSON"),
-        ("field", r"config\.json: unknown or missing fields: depht, depth"),
-        ("family", r"family: got 'hmr9', expected one of hmr2"),
+        ("field", r"config\.json: was edited since it was written"),
+        ("family", r"config\.json: was edited since it was written"),
         ("none", r"not a compressed model: there is no readable config\.json"),
     ],
 )

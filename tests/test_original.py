@@ -13,8 +13,9 @@ from typer.testing import CliRunner, Result
 
 from hmrcompress import api
 from hmrcompress.errors import UserError
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.models.network import HMR2, build
-from hmrcompress.models.original import check_name, padded, write_original
+from hmrcompress.models.original import check_original, padded, write_original
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress_cli.main import app
 
@@ -105,4 +106,4 @@ def test_another_suffix_is_refused_before_anything_is_done(tiny_model: Path, pla
     assert done.exit_code == 2 and "expected .ckpt or .safetensors" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
     with pytest.raises(UserError):
-        check_name("folder")
+        check_original("folder", OutputRule())

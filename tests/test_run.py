@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hmrcompress.data.crops import CropSet
-from hmrcompress.errors import UserError
+from hmrcompress.errors import Notice, UserError
 from hmrcompress.plan import Plan
 from hmrcompress.recipe import runner
 from hmrcompress.recipe.runner import run_recipe
@@ -98,14 +98,15 @@ def test_resume_repeats_only_what_changed(recipe: Recipe, finished: Path) -> Non
     before = json.loads((finished / "summary.json").read_text())
     after = run_recipe(recipe, finished, resume=True, stage_done=note).summary
     assert [reused for _, reused in seen] == [True] * 5
-    apart = ("seconds", "commit")
+    apart = ("seconds", "commit", "seal")
     assert {k: v for k, v in before.items() if k not in apart} == {k: v for k, v in after.items() if k not in apart}
     assert stamps == {name: (finished / name).stat().st_mtime_ns for name in stamps}
 
     short = recipe.model_copy(update={"export": None, "gates": {}})
     seen.clear()
-    (finished / "bench.json").write_text('{"torn')
-    run_recipe(short, finished, resume=True, stage_done=note)
+    (finished / "bench.json").write_text((finished / "bench.json").read_text().replace('"rounds": 3', '"rounds": 4'))
+    with pytest.warns(Notice, match=r"bench\.json: was edited, or is of an earlier version"):
+        run_recipe(short, finished, resume=True, stage_done=note)
     assert seen == [("search", True), ("merge", True), ("eval", True), ("bench", False)]
 
     seen.clear()
@@ -137,7 +138,7 @@ def test_a_plan_by_hand_in_place_of_a_search(values: dict[str, Any], finished: P
 
 def test_nothing_is_written_where_something_else_lies(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear reader")
-    with pytest.raises(UserError, match="something else than a run"):
+    with pytest.raises(UserError, match=r"is no run that hmrcompress wrote, and holds letter\.txt"):
         run_recipe(recipe, tmp_path)
     missing = recipe.model_copy(update={"model": str(tmp_path / "missing.ckpt")})
     with pytest.raises(UserError, match=r"missing\.ckpt"):

@@ -9,10 +9,9 @@ import numpy as np
 from hmrcompress.body.files import EXAMPLES, load_body, require_joints
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_arrays
-from hmrcompress.io.atomic import atomic_file, write_json
-from hmrcompress.io.convert import Converted, target_of
-from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.convert import KIND, Converted, described, target_of
 from hmrcompress.io.npz import read_npz
+from hmrcompress.io.outputs import OutputRule
 
 KEYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")
 BODY_KEYS = {"v_template", "weights"}
@@ -24,35 +23,30 @@ def is_body(path: Path | str) -> bool:
     return BODY_KEYS <= set(read_arrays(path))
 
 
-def convert_body(path: Path | str, out: Path | str) -> Converted:
+def convert_body(path: Path | str, out: Path | str, *, overwrite: bool | OutputRule = False) -> Converted:
     """Writes OUT.npz, which holds what a body model needs of `path` (.pkl or .npz), and OUT.json.
 
     The result is loaded once, so that what is written is known to be a body. Raises UserError where `path` is
-    missing, damaged, asks for code, or is no body of SMPL's or MANO's joints, and for
-    an `out` that does not end in .npz.
+    missing, damaged, asks for code, or is no body of SMPL's or MANO's joints, for an `out` that does not end in .npz,
+    and as `io.outputs`.
     """
-    path = Path(path)
-    target = target_of(path, out, ".npz")
+    path, outputs = Path(path), OutputRule.of(overwrite)
+    target = target_of(path, out, ".npz", outputs)
     arrays = _of_npz(path) if path.suffix == ".npz" else _of_pickle(path)
     if (tree := arrays.get("kintree_table")) is not None and tree.ndim == 2:  # else `load_body` says what is wrong
         require_joints(tree.shape[1], EXAMPLES, path)
-    with atomic_file(target) as temporary:
+    with outputs.file(target, KIND) as temporary:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
         try:
             body = load_body(temporary)
         except UserError as error:
             raise UserError(error.what, error.where.replace(str(temporary), str(path)), error.remedy) from error
-    record = {
-        "schema": 1,
+    about = {
         "body": {"name": body.name, "faces_sha256": body.faces_sha256},
         "vertices": body.num_vertices,
         "joints": body.num_joints,
-        "source": {"name": path.name, "sha256": sha256_file(path)},
-        "sha256": sha256_file(target),
     }
-    record_path = target.with_suffix(".json")
-    write_json(record_path, record)
-    return Converted(target, record_path, record)
+    return described(path, target, about, outputs)
 
 
 def refuse_other_pickles(path: Path | str) -> None:

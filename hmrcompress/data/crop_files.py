@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.atomic import atomic_file, atomic_folder
+from hmrcompress.io.figures import json_text
 from hmrcompress.io.jsons import parse_json
+from hmrcompress.io.manifests import FILES, FolderKind
 from hmrcompress.io.npz import UNREADABLE
 from hmrcompress.io.npz import read_npz as read_arrays
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.seals import without_seal
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 SCHEMA = 1
@@ -36,6 +39,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "keypoints": (19, 3),
 }
 """Arrays and the shape of one frame's part of them."""
+KIND = FolderKind("crops", META_FILE, tuple(f"{name}.npy" for name in SHAPES))
 REQUIRED = ("images", "clip", "frame")
 TRUTH = ("poses", "betas")
 """The ground truth, which is there in full or not at all."""
@@ -75,7 +79,7 @@ def _parsed(text: str, where: Path) -> dict[str, Any]:
     meta = parse_json(text, where, "the text of meta data")
     if not isinstance(meta, dict):
         raise UserError("the meta data are not a JSON object", where)
-    return meta
+    return {name: value for name, value in without_seal(meta).items() if name != FILES}
 
 
 def check_meta(meta: Mapping[str, Any], where: object) -> None:
@@ -127,17 +131,20 @@ def content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def save(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+def save(
+    path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, overwrite: bool | OutputRule = False
+) -> None:
     """Writes an .npz file (by its suffix) or else a folder, in full or not at all; a set of crops there is replaced.
 
-    UserError where something other than a set of crops is in the way.
+    UserError where something other than a set of crops is in the way (`io.outputs`).
     """
+    outputs = OutputRule.of(overwrite)
     text = json.dumps(dict(meta), indent=1, sort_keys=True, ensure_ascii=False)
     if path.suffix == ".npz":
-        with atomic_file(path) as file:
+        with outputs.file(path, KIND.name) as file:
             np.savez(file, allow_pickle=False, **{META_ARRAY: np.array(text)}, **arrays)
         return
-    with atomic_folder(path, replaceable=lambda folder: (folder / META_FILE).is_file()) as folder:
+    with outputs.folder(path, KIND) as folder:
         for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values, allow_pickle=False)
-        (folder / META_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / META_FILE).write_text(json_text(dict(meta)), encoding="utf-8")

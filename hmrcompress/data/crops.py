@@ -40,6 +40,7 @@ from hmrcompress.data.masks import MaskSource, NoMasks
 from hmrcompress.data.on_demand import OnDemand
 from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import axis_angle_to_matrix
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.measure import Measure
 from hmrcompress.metrics.points import STARTER24
 from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD, BodyParams, FrameBatch
@@ -280,10 +281,13 @@ def _middle(values: np.ndarray, count: int) -> np.ndarray:
     return values[start : start + count]
 
 
-def write_crops(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+def write_crops(
+    path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, overwrite: bool | OutputRule = False
+) -> None:
     """Checks and writes a set of crops: one file where `path` ends in .npz, else a folder. Whole, or not at all.
 
-    `sha256` is added to the meta data where it is not given, from the contents. UserError as `CropSet`.
+    `sha256` is added to the meta data where it is not given, from the contents. UserError as `CropSet` and
+    `io.outputs`.
     """
     crops = CropSet(arrays, meta, where=path)
-    save(Path(path), crops.arrays, {**crops.meta, "sha256": crops.sha256})
+    save(Path(path), crops.arrays, {**crops.meta, "sha256": crops.sha256}, overwrite=overwrite)

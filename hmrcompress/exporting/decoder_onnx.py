@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,22 @@ from torch import Tensor, nn
 from hmrcompress.decoder.diffusion import sampling_steps
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.errors import UserError
-from hmrcompress.exporting.onnx import EXAMPLE_BATCH, SCHEMA, OnnxExport, check_export, quietly
+from hmrcompress.exporting.onnx import (
+    EXAMPLE_BATCH,
+    KIND,
+    SCHEMA,
+    OnnxExport,
+    check_export,
+    check_files,
+    put_all,
+    quietly,
+)
 from hmrcompress.exporting.parity import BATCH_SIZES, Parity
 from hmrcompress.exporting.session import open_session
-from hmrcompress.io.atomic import write_json
-from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.atomic import room
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.places import real
+from hmrcompress.io.seals import seal
 from hmrcompress.runtime import generator
 
 WINDOWS = 5
@@ -52,42 +61,38 @@ def export_decoder(
     steps: int = 1,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     about: Mapping[str, Any] | None = None,
+    overwrite: bool | OutputRule = False,
 ) -> OnnxExport:
     """Writes FILE.onnx, the contract of its inputs and outputs, FILE.onnx.json, with `about` (provenance) in it, and
     FILE.onnx.golden.npz: inputs, and what torch gives for them.
 
     decoder: float32 on the CPU. frames: of a window (None: as many as the decoder takes). steps: of sampling, unrolled.
     The file is compared with torch on windows of random features, with frames missing, at every one of `batch_sizes`
-    (at most `WINDOWS`) before anything gets its name. `parity.crops` counts windows. Raises UserError, MissingExtra,
-    and HMRCompressError where the two differ by 1e-3 or 0.1 mm on a joint.
+    (at most `WINDOWS`) before anything gets its name. `parity.crops` counts windows. Raises UserError, also as
+    `io.outputs`, MissingExtra, and HMRCompressError where the two differ by 1e-3 or 0.1 mm on a joint.
     """
-    path = Path(path)
+    path, outputs = Path(path), OutputRule.of(overwrite)
     check_export(decoder, path)
+    check_files(path, outputs)
     frames = decoder.config.frames if frames is None else frames
     if not 1 <= frames <= decoder.config.frames:
         raise UserError(f"got {frames}, expected 1 to {decoder.config.frames}", "frames")
-    path.parent.mkdir(parents=True, exist_ok=True)
     exported = _Exported(decoder.eval(), steps).eval()
     inputs = _windows(decoder, frames)
     with torch.no_grad():
         expected = exported(*inputs.values())
-    with TemporaryDirectory(prefix=f".{path.stem}-", suffix=".part", dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    with room(real(path)) as folder:
+        made = folder / path.name
         _write_graph(exported, made, inputs)
+        seal(made, KIND)
         parity = _measure(made, inputs, expected, batch_sizes)
         parity.require(path)
         size = made.stat().st_size
-        golden = Path(folder) / f"{path.name}.golden.npz"
         tensors = {name: tensor.numpy() for name, tensor in (inputs | {"pose": expected}).items()}
-        np.savez(golden, **tensors)
-        written = (golden, made)
-        files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in written}
-        contract = path.with_name(f"{path.name}.json")
-        more = {"dtype": "float32", "golden": golden.name, "files": files} | dict(about or {})
-        write_json(contract, _contract(decoder, frames, steps, parity) | more)
-        for file in written:
-            os.replace(file, path.parent / file.name)
-    return OnnxExport(path, contract, path.with_name(golden.name), size, parity)
+        np.savez(folder / f"{path.name}.golden.npz", **tensors)
+        contract = _contract(decoder, frames, steps, parity) | {"dtype": "float32"} | dict(about or {})
+        written = put_all(folder, path, contract, outputs)
+    return OnnxExport(path, *written, size, parity)
 
 
 def _windows(decoder: TemporalDecoder, frames: int) -> dict[str, Tensor]:

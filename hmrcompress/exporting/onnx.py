@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,11 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.conditions import CONDITION, check_condition
 from hmrcompress.errors import MissingExtra, UserError
 from hmrcompress.exporting.parity import BATCH_SIZES, OUTPUTS, OnnxNetwork, Parity, mask_or_nobody, measure
-from hmrcompress.io.atomic import write_json
-from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.atomic import room
+from hmrcompress.io.manifests import reference
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.places import is_stream, real
+from hmrcompress.io.seals import seal
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD, FrameBatch
 from hmrcompress.runtime import dtype_name
@@ -32,6 +33,9 @@ SINGLE_FILE_BYTES = 1_800_000_000
 """Weights above this go to FILE.data beside FILE: an ONNX file itself ends at 2 GiB."""
 EXAMPLE_BATCH = 2
 GOLDEN_CROPS = 2
+KIND = "export"
+BESIDE = (".json", ".golden.npz", ".data")
+"""What goes beside FILE.onnx: the contract, golden tensors, and weights that it has no room for."""
 DTYPES = (torch.float32, torch.float16)
 
 
@@ -81,6 +85,7 @@ def export_onnx(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     dtype: torch.dtype = torch.float32,
     about: Mapping[str, Any] | None = None,
+    overwrite: bool | OutputRule = False,
 ) -> OnnxExport:
     """Writes FILE.onnx, the contract of its inputs and outputs, FILE.onnx.json, with `about` (provenance) in it, and
     FILE.onnx.golden.npz: inputs, and what the network gives for them in torch.
@@ -89,30 +94,53 @@ def export_onnx(
     `condition` (`data.conditions`) where the network is told of boxes and focal lengths.
     batch: real crops, on which the file is compared with torch at every one of `batch_sizes` before anything gets its
     name. dtype: float32 or float16, of weights and arithmetic inside; inputs and outputs are float32 either way.
-    Raises UserError, MissingExtra, and HMRCompressError where the two differ.
+    Raises UserError, also as `io.outputs`, MissingExtra, and HMRCompressError where the two differ.
     """
-    path = Path(path)
+    path, outputs = Path(path), OutputRule.of(overwrite)
     if dtype not in DTYPES:
         raise UserError(f"got {dtype_name(dtype)}, expected {' or '.join(map(dtype_name, DTYPES))}", "export")
     check_export(network, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_files(path, outputs)
     network.eval()
-    with TemporaryDirectory(prefix=f".{path.stem}-", suffix=".part", dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    with room(real(path)) as folder:
+        made = folder / path.name
         _write_graph(in_half_precision(network) if dtype == torch.float16 else network, made, batch)
+        _seal_all(folder)
         parity = measure(network, OnnxNetwork(made), batch, body, batch_sizes)
         parity.require(path, dtype)
-        size = sum(file.stat().st_size for file in Path(folder).iterdir())
-        golden = Path(folder) / f"{path.name}.golden.npz"
-        np.savez(golden, **_golden(network, batch))  # type: ignore[arg-type]
-        written = sorted(Path(folder).iterdir(), key=lambda file: file == made)
-        contract = path.with_name(f"{path.name}.json")
-        files = {file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size} for file in written}
-        about = {"dtype": dtype_name(dtype), "golden": golden.name} | dict(about or {})
-        write_json(contract, _contract(network, files, parity, body) | about)
-        for file in written:
-            os.replace(file, path.parent / file.name)
-    return OnnxExport(path, contract, path.with_name(golden.name), size, parity)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        np.savez(folder / f"{path.name}.golden.npz", **_golden(network, batch))  # type: ignore[arg-type]
+        about = {"dtype": dtype_name(dtype)} | dict(about or {})
+        written = put_all(folder, path, _contract(network, parity, body) | about, outputs)
+    return OnnxExport(path, *written, size, parity)
+
+
+def check_files(path: Path, outputs: OutputRule) -> None:
+    """UserError where a graph, or what goes beside it, must not be written."""
+    if is_stream(path):
+        raise UserError("is no file, and there are several to be written", path, "Give it a name that ends in .onnx")
+    outputs.check_file(path, KIND)
+    for more in BESIDE:
+        outputs.check_file(path.with_name(f"{path.name}{more}"), KIND)
+
+
+def put_all(folder: Path, path: Path, contract: dict[str, Any], outputs: OutputRule) -> tuple[Path, Path]:
+    """Puts what lies in a room beside `path` in its place, the graph last, and writes the contract with `files` and
+    `golden`; gives the names of contract and golden tensors."""
+    golden = path.with_name(f"{path.name}.golden.npz")
+    seal(folder / golden.name, KIND)
+    written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
+    files = {file.name: reference(file) for file in written}
+    told = path.with_name(f"{path.name}.json")
+    outputs.write_json(told, contract | {"files": files, "golden": golden.name}, KIND)
+    for file in written:
+        outputs.put(file, path.with_name(file.name), KIND)
+    return told, golden
+
+
+def _seal_all(folder: Path) -> None:
+    for file in folder.iterdir():
+        seal(file, KIND)
 
 
 def check_export(network: nn.Module, path: Path) -> None:
@@ -201,7 +229,7 @@ def quietly() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _contract(network: HMR2, files: Mapping[str, Any], parity: Parity, body: BodyModel) -> dict[str, Any]:
+def _contract(network: HMR2, parity: Parity, body: BodyModel) -> dict[str, Any]:
     """What someone needs who has only the file: names, shapes, units, normalisation, and how it was checked."""
     config = network.config
     rows, columns = config.grid
@@ -228,7 +256,6 @@ def _contract(network: HMR2, files: Mapping[str, Any], parity: Parity, body: Bod
     return {
         "schema": SCHEMA,
         "kind": "hmrcompress onnx",
-        "files": dict(files),
         "inputs": {"images": image}
         | ({"person_mask": mask} if takes_mask(network) else {})
         | ({"condition": condition} if network.conditioned else {}),

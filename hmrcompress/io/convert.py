@@ -12,11 +12,12 @@ import numpy as np
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import SPARE_BYTES, read_values
-from hmrcompress.io.atomic import atomic_file, write_json
 from hmrcompress.io.checkpoints import StateFile
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.safetensors_file import write_safetensors
 
+KIND = "conversion"
 BYTES_OF_A_VALUE = 64
 UNSAFE = re.compile(r"[^\w.-]+")
 
@@ -30,26 +31,27 @@ class Converted:
     record: dict[str, Any]
 
 
-def target_of(path: Path | str, out: Path | str, suffix: str) -> Path:
-    """`out` with `suffix`. UserError where it has another, or where it is the file that is read."""
+def target_of(path: Path | str, out: Path | str, suffix: str, outputs: OutputRule) -> Path:
+    """`out` with `suffix`. UserError where it has another, and where it or the JSON beside must not be written."""
     out = Path(out)
     if out.suffix not in ("", suffix):
         raise UserError(f"got a name ending in {out.suffix!r}, expected {suffix}", out)
     target = out.with_suffix(suffix)
-    if target.exists() and Path(path).exists() and target.samefile(path):
-        raise UserError("is the file to be converted", target, "Choose another name")
+    outputs.reads(path)
+    outputs.check_file(target, KIND)
+    outputs.check_file(target.with_suffix(".json"), KIND, "json")
     return target
 
 
-def convert_values(path: Path | str, out: Path | str) -> Converted:
+def convert_values(path: Path | str, out: Path | str, *, overwrite: bool | OutputRule = False) -> Converted:
     """A pickle of arrays in dictionaries and lists, such as those of 3DPW and EMDB, to OUT.npz and OUT.json.
 
     The npz has one array for each of the pickle, named by its keys (`smpl/poses_root`, `poses/0`); the JSON has the
     whole structure, numbers and text in it, and in the place of an array {array, shape, dtype}. Raises UserError as
-    `read_values`, and where there is no array in it.
+    `read_values`, where there is no array in it, and as `io.outputs`.
     """
-    path = Path(path)
-    target = target_of(path, out, ".npz")
+    path, outputs = Path(path), OutputRule.of(overwrite)
+    target = target_of(path, out, ".npz", outputs)
     tree = _Tree(8 * path.stat().st_size + SPARE_BYTES if path.is_file() else 0)
     try:
         content = tree.plain(read_values(path), "")
@@ -58,29 +60,32 @@ def convert_values(path: Path | str, out: Path | str) -> Converted:
     arrays = tree.arrays
     if not arrays:
         raise UserError("holds no arrays", path)
-    with atomic_file(target) as temporary:
+    with outputs.file(target, KIND) as temporary:
         np.savez(temporary, allow_pickle=False, **arrays)
-    return _described(path, target, {"content": content})
+    return described(path, target, {"content": content}, outputs)
 
 
-def convert_weights(file: StateFile, out: Path | str) -> Converted:
+def convert_weights(file: StateFile, out: Path | str, *, overwrite: bool | OutputRule = False) -> Converted:
     """The tensors of a checkpoint of any network to OUT.safetensors, and to OUT.json what they are and the
-    configuration pickled beside them. Raises UserError as `write_safetensors`."""
-    target = target_of(file.path, out, ".safetensors")
-    write_safetensors(target, file.tensors)
+    configuration pickled beside them. Raises UserError as `write_safetensors` and `io.outputs`."""
+    outputs = OutputRule.of(overwrite)
+    target = target_of(file.path, out, ".safetensors", outputs)
+    with outputs.file(target, KIND) as temporary:
+        write_safetensors(temporary, file.tensors, seal=KIND)
     tensors = {
         name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         for name, tensor in sorted(file.tensors.items())
     }
     about = {"weights": file.taken.to_dict(), "hyper_parameters": file.hyper_parameters, "tensors": tensors}
-    return _described(file.path, target, {"family": None, **about})
+    return described(file.path, target, {"family": None, **about}, outputs)
 
 
-def _described(path: Path, target: Path, about: dict[str, Any]) -> Converted:
+def described(path: Path, target: Path, about: dict[str, Any], outputs: OutputRule) -> Converted:
+    """Writes the JSON beside what `path` was converted to: hashes of both, and `about`."""
     source = {"name": path.name, "sha256": sha256_file(path)}
     record = {"schema": 1, "source": source, "sha256": sha256_file(target), **about}
     record_path = target.with_suffix(".json")
-    write_json(record_path, record)
+    outputs.write_json(record_path, record, KIND)
     return Converted(target, record_path, record)
 
 

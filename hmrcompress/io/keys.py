@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 from hmrcompress.errors import UserError, tell
-from hmrcompress.io.atomic import write_json
 from hmrcompress.io.code import code_sha256
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import read_json
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.seals import without_seal
 
-KEY_FILE = "key.json"
+KEY_FILE, KIND = "key.json", "key"
 CODE = ("code", "versions")
 """Inputs that tell which program makes a result, in keys and in the identities inside of them."""
 MOST_NAMED = 5
@@ -97,10 +98,10 @@ def folder_of(home: Path, key: Key, named: Mapping[str, str], what: str) -> Path
         if (fresh := earlier(sorted(home.glob(f"*/{KEY_FILE}")), key, named)) is not None:
             tell(f"made anew, as {listed(fresh)} changed since they were kept", what)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**about, "named": dict(named)})
+        OutputRule().write_json(path, {**about, "named": dict(named)}, KIND)
         return folder
     found = read_json(path)
-    if not isinstance(found, dict) or {**found, "named": None} != {**about, "named": None}:
+    if not isinstance(found, dict) or {**without_seal(found), "named": None} != {**about, "named": None}:
         raise UserError(
             "is kept under a name that is not its own", folder, "Remove the folder, so that it is made anew"
         )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.atomic import atomic_file
+from hmrcompress.io.atomic import whole_file
+from hmrcompress.io.seals import FIELD, UNKNOWN, seal_text
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -27,14 +28,18 @@ DTYPE_NAMES = {
 }
 
 
-def write_safetensors(path: Path | str, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes CPU-readable tensors to `path` atomically, one at a time; the same state gives the same bytes.
+def write_safetensors(
+    path: Path | str, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, seal: str = ""
+) -> None:
+    """Writes CPU-readable tensors to `path` atomically, one at a time; the same state gives the same bytes. With
+    `seal`, a kind of file, there is room in the header for what `io.seals.seal` fills in.
 
     Tensors are laid out by falling item size, then by name, so that each starts at a multiple of its item size.
     Raises UserError for a dtype that the format does not have.
     """
     names = sorted(state, key=lambda name: (-state[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    sealed = {FIELD: seal_text(seal, UNKNOWN)} if seal else {}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {}), **sealed}}
     offset = 0
     for name in names:
         tensor = state[name]
@@ -49,7 +54,7 @@ def write_safetensors(path: Path | str, state: Mapping[str, Tensor], metadata: M
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             flat = state[name].detach().to("cpu").contiguous().reshape(-1)

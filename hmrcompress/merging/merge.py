@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from hmrcompress.errors import UserError
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.fit import Patches
 from hmrcompress.merging.layers import merge_layers
-from hmrcompress.models.folder import Folder, checkpoint_record, write_model_folder
+from hmrcompress.models.folder import KIND, Folder, checkpoint_record, write_model_folder
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2, build, from_state
 from hmrcompress.plan import Plan
@@ -42,17 +43,20 @@ def merge_checkpoint(
     patches: Patches | None = None,
     fitted_on: Mapping[str, Any] | None = None,
     decoder_of: Checkpoint | None = None,
+    overwrite: bool | OutputRule = False,
 ) -> Folder:
     """Merges layers, records token merging, and writes the compressed model. Needs little memory beyond merged layers.
 
     `patches` are what the rule `lstsq` adds; `fitted_on` says on which data, for the provenance. Raises UserError where
-    the plan was made for another checkpoint (`force`: only where the numbers of layers differ), cannot be applied, or
-    `out` is a folder of something else. A saliency probe is handed on where the layers up to the one that it reads stay
-    as they are; a temporal decoder is not, because it was trained on the features of the network as it was.
-    `decoder_of` is another compressed version of the same network, whose temporal decoder the new one is to have:
-    UserError where it holds none, or has another head.
+    the plan was made for another checkpoint (`force`: only where the numbers of layers differ) or cannot be applied,
+    and as `io.outputs`. A saliency probe is handed on where the layers up to the one that it reads stay as they are; a
+    temporal decoder is not, because it was trained on the features of the network as it was. `decoder_of` is another
+    compressed version of the same network, whose temporal decoder the new one is to have: UserError where it holds
+    none, or has another head.
     """
     plan.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, plan_name)
+    outputs = OutputRule.of(overwrite, checkpoint, decoder_of)
+    outputs.check_folder(out, KIND)
     config = replace(checkpoint.config, depth=len(plan.groups))
     with_token_merging(build(config, "meta"), plan.tokens)  # rehearsal: says what does not fit before anything is done
     state = merge_layers(checkpoint.state(), plan.groups, plan.merge_rule, patches=patches)
@@ -70,6 +74,7 @@ def merge_checkpoint(
         body=checkpoint.body,
         probe=checkpoint.probe if checkpoint.probe and _untouched(plan, checkpoint.probe.layer) else None,
         decoder=None if decoder_of is None else decoder_of.decoder,
+        overwrite=outputs,
     )
 
 

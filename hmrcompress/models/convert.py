@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.atomic import write_json
 from hmrcompress.io.checkpoints import open_state_file
+from hmrcompress.io.convert import KIND
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.models.families import MARKS
 from hmrcompress.models.folder import Folder, as_half, checkpoint_record, write_model_folder
@@ -27,44 +28,42 @@ class Converted:
     record: dict[str, Any]
 
 
-def convert_checkpoint(checkpoint: Checkpoint, out: Path | str) -> Converted:
+def convert_checkpoint(checkpoint: Checkpoint, out: Path | str, *, overwrite: bool | OutputRule = False) -> Converted:
     """Writes OUT.safetensors (the network's weights, float32; sizes and origin in its header) and OUT.json.
 
     `out` may end in .safetensors or have no suffix. Keys that inference does not need are left out and listed in the
     JSON, which also holds the configuration that was pickled beside the weights. Raises UserError for another suffix,
-    or where `out` is the file that is read.
+    and as `io.outputs`.
     """
-    out = Path(out)
+    out, outputs = Path(out), OutputRule.of(overwrite, checkpoint)
     if out.suffix not in ("", ".safetensors"):
         raise UserError(f"got a name ending in {out.suffix!r}, expected .safetensors", out)
     weights = out.with_suffix(".safetensors")
-    if checkpoint.path is not None and weights.exists() and weights.samefile(checkpoint.path):
-        raise UserError("is the file to be converted", weights, "Choose another name")
+    record_path = weights.with_suffix(".json")
+    outputs.check_file(weights, KIND)
+    outputs.check_file(record_path, KIND, "json")
     described = {
         "family": checkpoint.family,
         "network": checkpoint.config.to_dict(),
         "source": {"name": checkpoint.name, "sha256": checkpoint.sha256, "dtype": checkpoint.stored_dtype},
     }
-    write_safetensors(weights, checkpoint.state(), {METADATA_KEY: json.dumps(described, sort_keys=True)})
+    with outputs.file(weights, KIND) as temporary:
+        metadata = {METADATA_KEY: json.dumps(described, sort_keys=True)}
+        write_safetensors(temporary, checkpoint.state(), metadata, seal=KIND)
     record = {"schema": 1, **described, "sha256": sha256_file(weights), "left_out": sorted(checkpoint.ignored)}
     if checkpoint.path is not None and checkpoint.path.is_file():
         file = open_state_file(checkpoint.path, *MARKS, weights=checkpoint.chosen)
         record["hyper_parameters"] = file.hyper_parameters
-    record_path = weights.with_suffix(".json")
-    write_json(record_path, record)
+    outputs.write_json(record_path, record, KIND)
     return Converted(weights, record_path, record)
 
 
-def write_half(checkpoint: Checkpoint, out: Path | str) -> Folder:
+def write_half(checkpoint: Checkpoint, out: Path | str, *, overwrite: bool | OutputRule = False) -> Folder:
     """Writes a model folder with float16 weights: network, probe, and what there is of a temporal decoder, whose
     statistics stay as they are (`DecoderPart.half`). Plan, provenance and card go with them.
 
-    Weights that are stored in float16 already stay the same. Raises UserError where `out` is the folder that is read,
-    or something else than a model folder is there.
+    Weights that are stored in float16 already stay the same. Raises UserError as `io.outputs`.
     """
-    out = Path(out)
-    if checkpoint.path is not None and out.exists() and out.samefile(checkpoint.path):
-        raise UserError("is the model to be converted", out, "Choose another name")
     decoder = checkpoint.motion_vae
     return write_model_folder(
         out,
@@ -76,4 +75,5 @@ def write_half(checkpoint: Checkpoint, out: Path | str) -> Folder:
         body=checkpoint.body,
         probe=checkpoint.probe,
         decoder=None if decoder is None else decoder.half(),
+        overwrite=OutputRule.of(overwrite, checkpoint),
     )

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.atomic import atomic_file, write_text
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.safetensors_file import write_safetensors
+from hmrcompress.io.torch_file import save_torch
 from hmrcompress.models.families import family
 from hmrcompress.models.load import METADATA_KEY, Checkpoint
 from hmrcompress.plan import TokenSettings
 
 BLOCKS = "backbone.blocks."
 SUFFIXES = (".ckpt", ".safetensors")
+KIND, CARD = "original checkpoint", "card"
 LIGHTNING = {"epoch": 0, "global_step": 0, "pytorch-lightning_version": "2.0.0"}
 """What Lightning's `load_from_checkpoint` asks for beside the weights (it raises KeyError without a version)."""
 
@@ -38,36 +40,43 @@ class Original:
     padded: int
 
 
-def check_name(out: Path | str) -> Path:
-    """UserError unless the name ends in .ckpt or .safetensors, which decides the kind of file."""
+def check_original(out: Path | str, outputs: OutputRule) -> tuple[Path, Path]:
+    """The names of checkpoint and card. UserError unless the former ends in .ckpt or .safetensors, which decides the
+    kind of file, and where one of the two must not be written."""
     out = Path(out)
     if out.suffix not in SUFFIXES:
         raise UserError(f"got a name ending in {out.suffix!r}, expected {' or '.join(SUFFIXES)}", out)
-    return out
+    card = out.with_suffix(".md")
+    outputs.check_file(out, KIND)
+    outputs.check_file(card, CARD)
+    return out, card
 
 
-def write_original(checkpoint: Checkpoint, out: Path | str, *, pad_identity: bool = True) -> Original:
+def write_original(
+    checkpoint: Checkpoint, out: Path | str, *, pad_identity: bool = True, overwrite: bool | OutputRule = False
+) -> Original:
     """Writes the weights of a (compressed) model in the original layout, and a card: OUT with the suffix .md.
 
     A .ckpt is `{"state_dict": …}` as Lightning writes it, readable by `torch.load(weights_only=True)`. `pad_identity`
     brings the layers back to the number that the plan started from. What the family keeps in a file of its own, such as
-    TokenHMR's tokenizer, stays out of it. Raises UserError for another suffix.
+    TokenHMR's tokenizer, stays out of it. Raises UserError for another suffix, and as `io.outputs`.
     """
-    out = check_name(out)
+    outputs = OutputRule.of(overwrite, checkpoint)
+    out, card = check_original(out, outputs)
     layers = checkpoint.config.depth
     wanted = checkpoint.plan.checkpoint.layers if pad_identity and checkpoint.plan else layers
     part = family(checkpoint.family).part
     own = {name: tensor for name, tensor in checkpoint.state().items() if not part or not name.startswith(part.prefix)}
     state = padded(own, layers, wanted)
     if out.suffix == ".ckpt":
-        with atomic_file(out) as temporary, open(temporary, "wb") as file:
-            torch.save({"state_dict": state, **LIGHTNING}, file)
+        with outputs.file(out, KIND) as temporary:
+            save_torch({"state_dict": state, **LIGHTNING}, temporary)
     else:
         network = checkpoint.config.to_dict() | {"depth": wanted}
         described = {"family": checkpoint.family, "network": network, "source": checkpoint.source}
-        write_safetensors(out, state, {METADATA_KEY: json.dumps(described, sort_keys=True)})
-    card = out.with_suffix(".md")
-    write_text(card, card_text(out.name, checkpoint, wanted))
+        with outputs.file(out, KIND) as temporary:
+            write_safetensors(temporary, state, {METADATA_KEY: json.dumps(described, sort_keys=True)}, seal=KIND)
+    outputs.write_text(card, card_text(out.name, checkpoint, wanted), CARD)
     return Original(out, card, wanted, wanted - layers)
 
 

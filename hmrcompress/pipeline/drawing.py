@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import MissingExtra, UserError, first_line
-from hmrcompress.io.atomic import atomic_file
+from hmrcompress.io.atomic import whole_file
 from hmrcompress.pipeline.frames import Frame, Picture
 from hmrcompress.pipeline.store import RowStore
 from hmrcompress.records import BodyParams
@@ -90,7 +90,7 @@ def video_writer(
         import av
     except ImportError as error:
         raise MissingExtra("av", "video") from error
-    with atomic_file(path) as temporary, av.open(str(temporary), "w") as container:
+    with whole_file(path) as temporary, av.open(str(temporary), "w") as container:
         stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(100_000))
         stream.pix_fmt = pixels
         stream.options = options if options is not None else {"crf": QUALITY, "preset": "veryfast"}
@@ -140,9 +140,9 @@ def fitted(picture: Picture, size: tuple[int, int]) -> Picture:
 
 
 def write_png(path: Path, picture: Picture) -> None:
-    """Writes a picture (H,W,3) RGB, whole or not at all."""
-    with atomic_file(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+    """Writes a picture (H,W,3) RGB; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, format="PNG")
 
 
 def picture_name(frame: Frame) -> str:

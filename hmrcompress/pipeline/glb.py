@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from hmrcompress.body.model import BodyModel
-from hmrcompress.io.atomic import write_bytes
 from hmrcompress.render.overlay import COLOURS
 from hmrcompress.render.raster import vertex_normals
 
@@ -83,7 +82,7 @@ class _Writer:
 
 
 def write_glb(path: Path, motions: Sequence[Motion], body: BodyModel) -> None:
-    """Writes the tracks, whole or not at all. A track of one frame stands still; one that is not there all the time is
+    """Writes the tracks. A track of one frame stands still; one that is not there all the time is
     shrunk to nothing before its first and after its last frame."""
     writer = _Writer()
     begin = min(each.seconds[0] for each in motions)
@@ -100,7 +99,7 @@ def write_glb(path: Path, motions: Sequence[Motion], body: BodyModel) -> None:
     if channels:
         writer.document["animations"] = [{"name": "tracks", "channels": channels, "samplers": samplers}]
     writer.document |= {"scenes": [{"nodes": [top, *meshes]}], "scene": 0}
-    write_bytes(path, writer.packed())
+    path.write_bytes(writer.packed())
 
 
 def _distinct(motion: Motion, begin: float) -> Motion:

@@ -24,8 +24,9 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError, hearing, tell
 from hmrcompress.evaluation.sequences import LONGEST_HOLE
-from hmrcompress.io.atomic import atomic_folder, write_json
 from hmrcompress.io.figures import json_text
+from hmrcompress.io.manifests import FolderKind
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.pose import Outputs
 from hmrcompress.pipeline.boxes import Box, BoxSource
 from hmrcompress.pipeline.camera import default_focal
@@ -42,6 +43,7 @@ from hmrcompress.pipeline.work import Work, work_batches
 from hmrcompress.runtime import Progress, no_progress
 
 PARAMS, OVERLAY, PICTURES, GLB, SUMMARY = "params.npz", "overlay.mp4", "overlay", "track.glb", "summary.json"
+KIND = FolderKind("predict", SUMMARY, (PARAMS, OVERLAY, f"{PICTURES}/*.png", GLB))
 FRAMES_AHEAD, BATCHES_AHEAD = 4, 2
 LONGEST_FOCAL = 1e7
 """Pixels: a telescope's. With longer ones bodies would be further away than numbers tell."""
@@ -106,15 +108,17 @@ def predict(
     settings: PredictSettings | None = None,
     *,
     clock: StageClock | None = None,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> Summary:
     """Writes the folder `out`, whole or not at all: params.npz, overlay.mp4 (PNG files for pictures), track.glb (for
     sequences and single pictures) and summary.json. What a user has to know of the source is told, and stands in the
-    summary. Raises UserError, also where nobody is on any frame."""
+    summary. Raises UserError, also where nobody is on any frame, and as `io.outputs`."""
+    rule = OutputRule.of(overwrite, source)
     settings, clock = settings or PredictSettings(), clock or StageClock()
     settings.check(source)
     begun, checked = time.perf_counter(), CheckedBoxes(boxes, same_size=source.is_video)
-    with hearing() as told, atomic_folder(out, replaceable=lambda folder: (folder / SUMMARY).is_file()) as folder:
+    with hearing() as told, rule.folder(out, KIND) as folder:
         if source.left_out:
             pictures = f"{len(source.files)} {'picture' if len(source.files) == 1 else 'pictures'}"
             tell(f"{pictures}; left out: {source.left_out}", source.path)
@@ -154,7 +158,7 @@ def predict(
         )
         del store
         shutil.rmtree(rows)
-        write_json(folder / SUMMARY, summary.to_json() | about)
+        (folder / SUMMARY).write_text(json_text(summary.to_json() | about), encoding="utf-8")
     return summary
 
 

@@ -16,13 +16,18 @@ from PIL import Image, ImageFilter
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.mask_files import MASK_FILE
 from hmrcompress.errors import UserError
-from hmrcompress.io.atomic import atomic_file
+from hmrcompress.io.manifests import FolderKind
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.places import is_stream
+from hmrcompress.io.seals import seal
 from hmrcompress.pipeline.drawing import video_writer
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 HEIGHT, MARGIN, GAP = 360, 48, 96
 LOSSLESS = {"codec": "ffv1", "pixels": "bgr0", "options": {}}
 """FFV1 in RGB: what is read is what was written, bit for bit."""
+KIND = "starter video"
+MASKS = FolderKind(KIND, None, ("*.png",))
 PERIOD = 90
 """Frames of a person's way around its place."""
 
@@ -37,13 +42,22 @@ def places(people: int, frames: int) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def write_crop_video(
-    path: Path, crops: CropSet, clips: Sequence[int], *, frames: int | None = None, lossless: bool = False
+    path: Path,
+    crops: CropSet,
+    clips: Sequence[int],
+    *,
+    frames: int | None = None,
+    lossless: bool = False,
+    overwrite: bool | OutputRule = False,
 ) -> tuple[Path, Path | None]:
     """Writes a video of these clips side by side, track by clip number; beside it `NAME.boxes.npz`, and the folder
     `NAME.masks` for `--masks files:` where the data have masks. Returns both paths.
 
-    lossless: FFV1 (.mkv), else x264 at a constant rate factor of 12. UserError for clips that are not there.
+    lossless: FFV1 (.mkv), else x264 at a constant rate factor of 12. UserError for clips that are not there, and as
+    `io.outputs`.
     """
+    outputs = OutputRule.of(overwrite)
+    check_video(path, outputs)
     for clip in clips:
         if clip not in crops.clip_ids:
             raise UserError(
@@ -54,7 +68,7 @@ def write_crop_video(
     corners, (width, height) = places(len(clips), count)
     behind = _backdrop(np.asarray(crops.arrays["images"][rows[0][0]]), (width, height))
     how = LOSSLESS if lossless else {"options": {"crf": "12", "preset": "fast"}}
-    with video_writer(path, crops.fps, **how) as write:
+    with outputs.file(path, KIND) as temporary, video_writer(temporary, crops.fps, **how) as write:
         for number in range(count):
             picture = behind.copy()
             for person, mine in enumerate(rows):
@@ -62,7 +76,7 @@ def write_crop_video(
                 picture[y : y + CROP_HEIGHT, x : x + CROP_WIDTH] = crops.arrays["images"][mine[number]]
             write(picture)
     boxes = path.with_suffix(".boxes.npz")
-    with atomic_file(boxes) as temporary:
+    with outputs.file(boxes, KIND) as temporary:
         centre = corners + np.array([CROP_WIDTH / 2, CROP_HEIGHT / 2])
         np.savez(
             temporary,
@@ -72,21 +86,31 @@ def write_crop_video(
             side=np.full(count * len(clips), float(CROP_HEIGHT)),
             image_size=np.tile([width, height], (count * len(clips), 1)),
         )
-    return boxes, _write_masks(path.with_suffix(".masks"), crops, clips, rows, count)
+    return boxes, _write_masks(path.with_suffix(".masks"), crops, clips, rows, count, outputs)
+
+
+def check_video(path: Path, outputs: OutputRule) -> None:
+    """UserError where the video, or what goes beside it, must not be written."""
+    if is_stream(path):
+        raise UserError("is no file, and boxes and masks go beside it", path, "Give it a name")
+    outputs.check_file(path, KIND)
+    outputs.check_file(path.with_suffix(".boxes.npz"), KIND)
+    outputs.check_folder(path.with_suffix(".masks"), MASKS)
 
 
 def _write_masks(
-    folder: Path, crops: CropSet, clips: Sequence[int], rows: Sequence[np.ndarray], count: int
+    folder: Path, crops: CropSet, clips: Sequence[int], rows: Sequence[np.ndarray], count: int, outputs: OutputRule
 ) -> Path | None:
     if crops.column("masks") is None:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    for clip, mine in zip(clips, rows, strict=True):
-        for number in range(count):
-            masks = crops.pixel_masks(mine[number : number + 1])
-            assert masks is not None
-            picture = Image.fromarray(masks[0].astype(np.uint8) * np.uint8(255))
-            picture.save(folder / MASK_FILE.format(clip=clip, frame=number))
+    with outputs.folder(folder, MASKS) as temporary:
+        for clip, mine in zip(clips, rows, strict=True):
+            for number in range(count):
+                masks = crops.pixel_masks(mine[number : number + 1])
+                assert masks is not None
+                picture = temporary / MASK_FILE.format(clip=clip, frame=number)
+                Image.fromarray(masks[0].astype(np.uint8) * np.uint8(255)).save(picture)
+                seal(picture, KIND)
     return folder
 
 

@@ -13,8 +13,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from hmrcompress.io.atomic import atomic_file
-
 ROWS_AT_ONCE = 4096
 
 
@@ -50,9 +48,9 @@ class RowStore:
         return np.lexsort((self.column("track"), self.column("frame")))
 
     def write_npz(self, path: Path, extra: Mapping[str, np.ndarray]) -> None:
-        """All columns in order, and other arrays, as an uncompressed .npz that `numpy.load` reads; whole or not."""
+        """All columns in order, and other arrays, as an uncompressed .npz that `numpy.load` reads."""
         order = self.order() if self.count else np.zeros(0, np.int64)
-        with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
             for name in self.files:
                 dtype, shape = self.kinds[name]
                 column = self.column(name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,20 +17,24 @@ import torch
 from hmrcompress import api
 from hmrcompress.data.masks import masks_sha256
 from hmrcompress.errors import UserError, tell
-from hmrcompress.io.atomic import write_json
+from hmrcompress.io.atomic import room
 from hmrcompress.io.hashes import sha256_json
-from hmrcompress.io.jsons import read_json
 from hmrcompress.io.keys import Key, earlier, listed
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.seals import read_sealed
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.bootstrap import LEVEL, RESAMPLES
 from hmrcompress.models.load import Checkpoint
+from hmrcompress.plan import KIND as PLAN
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.recipe.ablations import Ablations, Setting, TableSpec
 from hmrcompress.recipe.bed import CODE, Bed, Case
+from hmrcompress.recipe.folder import WORDS
 from hmrcompress.runtime import Progress, environment, no_progress, record
 from hmrcompress.searching.search import SearchSettings
 
 COMMAND = "ablate"
+ROW, RATES = "ablate row", "ablate rates"
 WORK = "work"
 RowDone = Callable[[str, str, dict[str, Any], bool], None]
 """Told after every row: table, row, its figures, and whether an earlier run's were taken over."""
@@ -51,13 +54,19 @@ class Ablation:
         timed: bool = True,
         retimed: bool = False,
         device: str = "auto",
+        overwrite: bool | OutputRule = False,
         progress: Progress = no_progress,
     ) -> None:
         self.number = {table.name: number for number, table in enumerate(recipe.tables)}
         self.recipe = recipe.only(only) if only else recipe
         self.out, self.timed, self.retimed = Path(out), timed, retimed
-        if self.out.is_file():
+        self.rule = OutputRule.of(overwrite, *inputs_of(self.recipe))
+        if self.out.exists() and not self.out.is_dir():
             raise UserError("is a file, expected the name of a folder", self.out)
+        for table in self.recipe.tables:
+            self.rule.check_file(self.out / f"{table.name}.json", COMMAND)
+        for name in self.recipe.searches:
+            self.rule.check_file(self.out / WORK / "searches" / f"{name}.yaml", PLAN, "plan")
         self.bed = Bed(recipe, self.out / WORK, limit=limit, device=device, progress=progress)
         every = recipe.model_copy(update={"frames_per_clip": None})
         self.whole = Bed(every, self.out / WORK, limit=limit, device=device, progress=progress)
@@ -96,7 +105,7 @@ class Ablation:
                 row |= rates.get(str(row["name"]), {})
                 row_done(table.name, str(row["name"]), row, reused)
             written.append(self.out / f"{table.name}.json")
-            write_json(written[-1], self._table(table, rows))
+            self.rule.write_json(written[-1], self._table(table, rows), COMMAND)
         return written
 
     def _bed(self, table: TableSpec) -> Bed:
@@ -107,14 +116,14 @@ class Ablation:
         plan = self._plan(setting)
         key = Key.of("row", CODE, **bed.common, **self._depends_on(setting, plan, bed))
         file = self._work("rows") / f"{key.short}.json"
-        if file.is_file():
-            return key, read_json(file)["figures"] | _found(plan), True
+        if (known := read_sealed(file, ROW)) is not None:
+            return key, known["figures"] | _found(plan), True
         named = {"setting": sha256_json(setting.model_dump(mode="json", exclude={"name", "reference"}))}
         if (fresh := earlier(sorted(file.parent.glob("*.json")), key, named)) is not None:
             tell(f"measured anew, as {listed(fresh)} changed since it was", f"row {setting.name}")
         with self._case(setting, plan) as case:
             figures = bed.scored(case)
-        write_json(file, {"named": named, "inputs": dict(key.inputs), "figures": figures})
+        self.rule.write_json(file, {"named": named, "inputs": dict(key.inputs), "figures": figures}, ROW)
         return key, figures | _found(plan), False
 
     def rates(self, table: TableSpec, rows: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -125,8 +134,8 @@ class Ablation:
         machine["threads"] = torch.get_num_threads()
         key = Key.of("rates", CODE, rows=dict(rows), bench=self.recipe.bench, machine=machine)
         file = self._work("rates") / f"{key.short}.json"
-        if file.is_file() and not (self.timed and self.retimed):
-            return read_json(file)["rates"]
+        if (known := read_sealed(file, RATES)) is not None and not (self.timed and self.retimed):
+            return known["rates"]
         if not self.timed:
             return {}
         named = {"table": table.name}
@@ -138,7 +147,7 @@ class Ablation:
                 for setting in table.settings
             }
             found = bed.timed(cases)
-        write_json(file, {"named": named, "inputs": dict(key.inputs), "rates": found})
+        self.rule.write_json(file, {"named": named, "inputs": dict(key.inputs), "rates": found}, RATES)
         return found
 
     def _work(self, *parts: str) -> Path:
@@ -174,9 +183,10 @@ class Ablation:
             protocol=self.recipe.protocol,
             body=self.bed.body,
             device=str(self.bed.device),
+            overwrite=self.rule.fresh(),
             progress=self.bed.progress,
         )
-        result.plan.write(work / f"{name}.yaml")
+        result.plan.write(work / f"{name}.yaml", overwrite=self.rule)
         self._plans[name] = result.plan
         return result.plan
 
@@ -202,8 +212,8 @@ class Ablation:
         if model.plan is not None:
             raise UserError("is compressed already: give neither search nor groups", f"{setting.name}: {model.name}")
         fitted = plan.merge_rule == FITTED
-        with TemporaryDirectory(prefix="merged-", dir=self._work()) as room:
-            folder = Path(room) / "model"
+        with room(self._work() / "merged") as made:
+            folder = made / "model"
             api.merge(
                 model,
                 plan,
@@ -252,6 +262,14 @@ class Ablation:
             "rows": rows,
         }  # fmt: skip
         return record(COMMAND, figures, seed=self.recipe.seed, device=self.bed.device)
+
+
+def inputs_of(recipe: Ablations) -> list[str]:
+    """What a recipe of tables reads, by name."""
+    found = [recipe.model, recipe.data.search, recipe.data.eval]
+    found += [setting.model for _, setting in recipe.rows() if setting.model is not None]
+    found += [setting.masks for _, setting in recipe.rows() if ":" in setting.masks]
+    return found + [each for each in (recipe.masks, recipe.body) if each not in WORDS]
 
 
 def _tokens(setting: Setting, model: Checkpoint) -> TokenSettings | None:

@@ -21,10 +21,10 @@ from hmrcompress.evaluation.forced import ForcedMerges
 from hmrcompress.evaluation.pipeline_bench import PipelineSettings
 from hmrcompress.evaluation.row_bench import TimedRow, time_rows
 from hmrcompress.evaluation.sequences import Timeline, interpolated, observe, sequence_predict, spans
-from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_json
-from hmrcompress.io.jsons import read_json
 from hmrcompress.io.keys import Key
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.seals import read_sealed
 from hmrcompress.merging.apply import (
     forced_merges,
     merging_settings,
@@ -45,6 +45,7 @@ from hmrcompress.runtime import Progress, pick_device
 
 CODE = ("recipe",)
 """What makes a row, with all that it imports."""
+BASELINE = "ablate baseline"
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ class Bed(Opened):
     def baseline(self) -> np.ndarray:
         """(N,) MPJPE of the untouched network by frame, measured once and kept."""
         file = self.work / f"baseline-{Key.of('baseline', CODE, **self.common).short}.json"
-        if not file.is_file():
+        known = read_sealed(file, BASELINE)
+        if known is None:
             scores = self._score(self.checkpoint.network, api.open_masks("none"), "baseline")
-            write_json(file, scores.per_frame.tolist())
-        return np.array(read_json(file))
+            known = {"mpjpe_mm": scores.per_frame.tolist()}
+            OutputRule().write_json(file, known, BASELINE)
+        return np.array(known["mpjpe_mm"])
 
     def model(self, name: str | None) -> Checkpoint:
         """Another model by its name or path, the baseline's without one."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.jsons import read_json
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.texts import MOST, MOST_SEED
 from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import TokenSettings
@@ -90,33 +91,37 @@ def run_suite(
     out: Path | str,
     *,
     only: Sequence[str] = (),
+    overwrite: bool | OutputRule = False,
     on_run: Callable[[str, dict[str, Any] | None, bool], None] = lambda name, record, known: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Path]:
     """Measures the runs that `out` does not hold yet, each into NAME.json; gives the files of all that are there.
 
     A run for a device that is not here is left out: `on_run` is told of each (name, its record or None, whether it was
-    known). Raises UserError, also for a record in `out` of other settings, and for a run of `only` without its device.
+    known). Raises UserError, also for a record in `out` of other settings (`overwrite` measures it anew), for a run of
+    `only` without its device, and as `io.outputs`.
     """
     import torch
 
     from hmrcompress import opening, opening_decoder
     from hmrcompress.evaluation.pipeline_bench import PipelineSettings
     from hmrcompress.evaluation.suite import RunSettings, run_suite_row
-    from hmrcompress.io.atomic import write_json
     from hmrcompress.runtime import pick_device, pick_dtype, record
 
-    out, checkpoint, written = Path(out), None, []
+    out, checkpoint, written, rule = Path(out), None, [], OutputRule.of(overwrite)
+    for run in suite.runs:
+        rule.check_file(out / f"{run.name}.json", COMMAND)
     common = suite.model_dump(mode="json", exclude={"runs"})
     for run in (suite.only(only) if only else suite).runs:
         path, settings = out / f"{run.name}.json", {"suite": common, "run": run.model_dump(mode="json")}
         if path.is_file():
             kept = _kept(path)
-            if kept.get("settings") != settings:
-                raise UserError("was measured with other settings", path, "Remove it, so that it is measured anew")
-            on_run(run.name, kept, True)
-            written.append(path)
-            continue
+            if kept.get("settings") == settings:
+                on_run(run.name, kept, True)
+                written.append(path)
+                continue
+            if not rule.overwrite:
+                raise UserError("was measured with other settings", path, "--overwrite measures it anew")
         if run.device == "cuda" and not torch.cuda.is_available() and not only:
             on_run(run.name, None, False)
             continue
@@ -143,7 +148,7 @@ def run_suite(
             progress=progress,
         )
         made = record(COMMAND, {"settings": settings} | found, seed=suite.seed, device=device)
-        write_json(path, made)
+        rule.write_json(path, made, COMMAND)
         on_run(run.name, made, False)
         written.append(path)
     return written

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from hmrcompress.data.masks import masks_sha256
 from hmrcompress.decoder_data import TRAIN, validated_on
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.models.folder import KIND
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.recipe.schema import Finetune
 from hmrcompress.runtime import Progress
@@ -52,6 +53,7 @@ def train_stages(
     device: str,
     batch_size: int,
     seed: int,
+    rule: OutputRule,
     progress: Progress,
 ) -> dict[str, Any]:
     """Trains a model as `settings` say and writes the last result to `out`; those in between lie beside it meanwhile.
@@ -70,6 +72,7 @@ def train_stages(
         "progress": progress,
     }
     for number, stage in enumerate(settings.stages, start=1):
+        common["overwrite"] = rule.fresh()
         target = out if number == len(settings.stages) else out.with_name(f"{out.name}-{stage}")
         if stage == "heal":
             done: Any = tuning.heal(
@@ -102,5 +105,5 @@ def train_stages(
         between += [] if target == out else [target]
         model = target
     for folder in between:
-        shutil.rmtree(folder)
+        rule.remove_folder(folder, KIND)
     return {"finetune": figures}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +12,16 @@ import torch
 import yaml
 
 from hmrcompress.errors import UserError, tell
-from hmrcompress.io.atomic import write_json, write_text
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.keys import Key, listed
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.seals import FIELD, Seal, json_seal
+from hmrcompress.recipe.folder import KIND, RECIPE, SUMMARY, check_run, clear_run, inputs_of, manifest, stage_kind
 from hmrcompress.recipe.gates import GateResult, check_gates
 from hmrcompress.recipe.schema import Recipe
-from hmrcompress.recipe.stages import MORE, OUTPUTS, Line
+from hmrcompress.recipe.stages import OUTPUTS, Line
 from hmrcompress.runtime import Progress, environment, no_progress, record
 
-RECIPE, SUMMARY = "recipe.yaml", "summary.json"
 INPUTS, MADE = "inputs", "made"
 """What a stage's result depends on, and what it left for later ones, in its record."""
 
@@ -49,6 +49,7 @@ def run_recipe(
     resume: bool = False,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
     stage_done: StageDone = lambda name, seconds, reused: None,
 ) -> RunResult:
@@ -56,15 +57,18 @@ def run_recipe(
 
     Without `resume` an earlier run in `out` is cleared away; with it, a stage is taken over where its settings, the
     contents of its inputs, the code and the machine are the same, and what it left is as it was; otherwise it is told
-    what changed. Raises UserError, also where `out` holds anything but a run.
+    what changed. Raises UserError, also where `out` holds anything but a run, and as
+    `io.outputs`.
     """
-    folder = Path(out)
-    line = Line(recipe, folder, device=device, dtype=dtype, progress=progress)
+    folder, rule = Path(out), OutputRule.of(overwrite, *inputs_of(recipe))
+    check_run(folder, recipe, rule)
+    line = Line(recipe, folder, device=device, dtype=dtype, rule=rule, progress=progress)
     start = time.perf_counter()
     line.check()
     taken = {"inputs": round(time.perf_counter() - start, 2)}
     stage_done("inputs", taken["inputs"], False)
-    _prepare(folder, recipe, resume)
+    clear_run(folder, rule, resume=resume)
+    rule.write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), KIND)
     figures: dict[str, Any] = {}
     machine = {name: value for name, value in environment(line.device).items() if name != "commit"}
     for stage in OUTPUTS:
@@ -78,41 +82,28 @@ def run_recipe(
         if found is None:
             found = getattr(line, stage)()
             written = record(stage, found, device=line.device, seed=recipe.seed)
-            write_json(folder / f"{stage}.json", {**written, INPUTS: dict(key.inputs), MADE: line.made(stage)})
+            whole = {**written, INPUTS: dict(key.inputs), MADE: line.made(stage)}
+            rule.write_json(folder / f"{stage}.json", whole, stage_kind(stage))
         for name, value in found.items():
             figures[name] = figures[name] | value if isinstance(figures.get(name), dict) else value
         taken[stage] = round(time.perf_counter() - start, 2)
         stage_done(stage, taken[stage], reused)
-    return _finish(recipe, folder, figures | {"seconds": taken}, line.device)
+    return _finish(recipe, folder, figures | {"seconds": taken}, line.device, rule)
 
 
-def _finish(recipe: Recipe, folder: Path, figures: dict[str, Any], device: torch.device) -> RunResult:
+def _finish(recipe: Recipe, folder: Path, figures: dict[str, Any], device: torch.device, rule: OutputRule) -> RunResult:
     gates = check_gates(recipe.gates, figures)
     outcomes = [
         {"name": gate.name, **gate.gate.model_dump(exclude_none=True), "value": gate.value, "passed": gate.passed}
         for gate in gates
     ]
-    whole = {"recipe": recipe.model_dump(mode="json", exclude={"gates"}), **figures, "gates": outcomes}
+    ran = [stage for stage in OUTPUTS if getattr(recipe, stage) is not None]
+    names = [name for stage in ran for name in OUTPUTS[stage]]
+    files = manifest(folder, [RECIPE, *names, *(f"{stage}.json" for stage in ran)])
+    whole = {"recipe": recipe.model_dump(mode="json", exclude={"gates"}), **figures, "gates": outcomes, "files": files}
     summary = record("run", whole, device=device, seed=recipe.seed)
-    write_json(folder / SUMMARY, summary)
-    names = [name for stage, made in OUTPUTS.items() if getattr(recipe, stage) is not None for name in made]
+    rule.write_json(folder / SUMMARY, summary, KIND)
     return RunResult(folder, summary, gates, [*names, SUMMARY])
-
-
-def _prepare(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """The folder, with the recipe in it; what an earlier run left goes unless it is to be resumed."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError("is a file, expected the name of a folder", folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).is_file():
-        raise UserError("the folder holds something else than a run", folder, "Choose another name with -o.")
-    old = [SUMMARY] if resume else [SUMMARY, *(name for made in OUTPUTS.values() for name in made)]
-    old += [] if resume else [f"{stage}.json" for stage in OUTPUTS] + [*MORE]
-    for path in (found for name in old for found in folder.glob(name)):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
 def _earlier(line: Line, stage: str, key: Key) -> dict[str, Any] | None:
@@ -125,13 +116,15 @@ def _earlier(line: Line, stage: str, key: Key) -> dict[str, Any] | None:
         return None
     if not isinstance(found, dict) or not isinstance(found.get(INPUTS), dict):
         return None
+    if json_seal(found) != Seal(stage_kind(stage), True):
+        return None
     if other := key.changed(found[INPUTS]):
         tell(f"done again, as {listed(other)} changed", f"stage {stage}")
         return None
     if not all((line.folder / name).exists() for name in OUTPUTS[stage]) or found.get(MADE) != _made(line, stage):
         tell("done again, as what it left is not what it was", f"stage {stage}")
         return None
-    own = {"schema", "command", "seed", "versions", "device", "cpu", "commit", INPUTS, MADE}
+    own = {"schema", "command", "seed", "versions", "device", "cpu", "commit", INPUTS, MADE, FIELD}
     return {name: value for name, value in found.items() if name not in own}
 
 

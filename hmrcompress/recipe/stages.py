@@ -21,6 +21,7 @@ from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings, ti
 from hmrcompress.evaluation.row_bench import TimedRow, time_rows
 from hmrcompress.io.keys import Key
 from hmrcompress.io.onnx_file import sha256_onnx
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.layers import FITTED
@@ -47,16 +48,23 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 """Stages in the order in which they run, and the files or folders that each leaves beside its record."""
 SAID_BY_ALL = ("code", "versions", "batch_size", "dtype")
 """Inputs of a search that every stage's key holds."""
-MORE = (f"{FINETUNED}*", f"{DECODER_ONNX}*")
-"""Patterns of what some recipes leave there besides."""
 
 
 class Line(Opened):
     """A recipe's stages over one folder. Every stage returns figures under the keys of `summary.json`."""
 
-    def __init__(self, recipe: Recipe, folder: Path, *, device: str, dtype: torch.dtype, progress: Progress) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        rule: OutputRule,
+        progress: Progress,
+    ) -> None:
         super().__init__(recipe, progress)
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self.rule = recipe, folder, rule
         self.device, self.dtype = pick_device(device), dtype
 
     def check(self) -> None:
@@ -186,6 +194,7 @@ class Line(Opened):
             decoder=given.decoder,
             body=self.body,
             device=str(self.device),
+            overwrite=self.rule.fresh(),
             progress=self.progress,
         )
         before, layers = self.checkpoint.config, self.merged.config
@@ -215,6 +224,7 @@ class Line(Opened):
             device=str(self.device),
             batch_size=self.recipe.batch_size,
             seed=self.recipe.seed,
+            rule=self.rule,
             progress=self.progress,
         )
         decoded = self._decoded_cost(self.compressed)
@@ -318,11 +328,16 @@ class Line(Opened):
     def export(self) -> dict[str, Any]:
         """Writes ONNX, of the decoder too where there is one."""
         made = api.export_onnx(
-            self.compressed, self.folder / ONNX, data=self.test, masks=self.recipe.masks, body=self.body
+            self.compressed,
+            self.folder / ONNX,
+            data=self.test,
+            masks=self.recipe.masks,
+            body=self.body,
+            overwrite=self.rule.fresh(),
         )
         gap, joints, size = made.parity.max_abs_diff, made.parity.joints_mm, made.size_bytes
         if self.compressed.decoder is not None:
-            decoder = api.export_decoder(self.compressed, self.folder / DECODER_ONNX)
+            decoder = api.export_decoder(self.compressed, self.folder / DECODER_ONNX, overwrite=self.rule.fresh())
             gap, joints = max(gap, decoder.parity.max_abs_diff), max(joints, decoder.parity.joints_mm)
             size += decoder.size_bytes
         return {"onnx_max_abs_diff": gap, "onnx_joints_mm": joints, "onnx_bytes": size}

@@ -15,17 +15,19 @@ from hmrcompress.body.files import starter_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
-from hmrcompress.io.atomic import atomic_file
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.points import mpjpe
+from hmrcompress.models.folder import KIND as MODEL
 from hmrcompress.models.network import HMR2
 from hmrcompress.pipeline.camera import CROP_FOCAL
 from hmrcompress.records import CROP_HEIGHT
 from hmrcompress.render.overlay import COLOURS, draw_meshes
 from hmrcompress.report.plots import draw_similarity
-from hmrcompress.report.sheets import EXTREME_POSES, body_sheet
+from hmrcompress.report.sheets import EXTREME_POSES, KIND, body_sheet
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.dataset import open_split
 
+SHEETS = ("body_poses.png", "starter_crops.jpg", "starter_meshes.jpg")
 OUTLINE = np.array([255, 64, 32], np.uint8)
 Picture = NDArray[np.uint8]
 
@@ -56,30 +58,39 @@ def grid(tiles: Sequence[Picture], columns: int) -> Picture:
     return np.concatenate([np.concatenate(padded[i : i + columns], 1) for i in range(0, len(padded), columns)], 0)
 
 
-def save_picture(picture: Picture, path: Path) -> Path:
-    """Write as JPEG or PNG by the suffix."""
-    with atomic_file(path) as temporary:
+def save_picture(picture: Picture, path: Path, overwrite: bool | OutputRule = False) -> Path:
+    """Write as JPEG or PNG by the suffix. UserError as `io.outputs`."""
+    with OutputRule.of(overwrite).file(path, KIND) as temporary:
         kind = "JPEG" if path.suffix in (".jpg", ".jpeg") else "PNG"
         Image.fromarray(picture).save(temporary, format=kind, quality=88, optimize=True)
     return path
 
 
-def crop_sheet(crops: CropSet, indices: Sequence[int], path: Path, columns: int = 8) -> Path:
-    """Crops, each beside itself with the outline of its person mask."""
+def crop_sheet(
+    crops: CropSet, indices: Sequence[int], path: Path, columns: int = 8, overwrite: bool | OutputRule = False
+) -> Path:
+    """Crops, each beside itself with the outline of its person mask. UserError as `io.outputs`."""
     chosen = np.asarray(indices)
     masks = crops.pixel_masks(chosen)
     tiles = []
     for place, index in enumerate(chosen):
         image = np.asarray(crops.arrays["images"][index])
         tiles += [image, image if masks is None else outlined(image, masks[place])]
-    return save_picture(grid(tiles, columns), path)
+    return save_picture(grid(tiles, columns), path, overwrite)
 
 
 @torch.no_grad()
 def mesh_sheet(
-    networks: Sequence[HMR2], crops: CropSet, indices: Sequence[int], body: BodyModel, path: Path, columns: int = 8
+    networks: Sequence[HMR2],
+    crops: CropSet,
+    indices: Sequence[int],
+    body: BodyModel,
+    path: Path,
+    columns: int = 8,
+    overwrite: bool | OutputRule = False,
 ) -> Path:
-    """For every crop the image, then the mesh that each network predicts laid over it. Networks are on the CPU."""
+    """For every crop the image, then the mesh that each network predicts laid over it. Networks are on the CPU.
+    UserError as `io.outputs`."""
     chosen = np.asarray(indices)
     batch = next(crops.batches(chosen, len(chosen), mask_source("data")))
     rows: list[list[Picture]] = [[np.asarray(crops.arrays["images"][index])] for index in chosen]
@@ -89,19 +100,23 @@ def mesh_sheet(
         meshes = (posed.vertices - posed.joints[:, :1]).numpy()
         for row, mesh, cam in zip(rows, meshes, output.cam.tolist(), strict=True):
             row.append(lay_over(row[0], mesh, body.faces, cam))
-    return save_picture(grid([tile for row in rows for tile in row], columns), path)
+    return save_picture(grid([tile for row in rows for tile in row], columns), path, overwrite)
 
 
-def write_starter_sheets(folder: Path, model: str = "starter", progress: Progress = no_progress) -> list[Path]:
-    """The pictures of the documentation, into a folder. Returns what was written.
+def write_starter_sheets(
+    folder: Path, model: str = "starter", progress: Progress = no_progress, *, overwrite: bool | OutputRule = False
+) -> list[Path]:
+    """The pictures of the documentation, into a folder. Returns what was written. UserError as `io.outputs`.
 
     body_poses.png: the body in extreme poses; starter_crops.jpg: a frame of every clip of `starter:val` with its mask;
     starter_meshes.jpg: crops with the mesh of `model` (a model string of `api.load`) laid over, the worst in the last
     row; where `model` is compressed, the starter network's mesh stands between the two.
     """
+    outputs = OutputRule.of(overwrite, model)
+    for name in SHEETS:
+        outputs.check_file(folder / name, KIND)
     body = starter_body()
     crops = open_split("val", body, progress=progress)
-    folder.mkdir(parents=True, exist_ok=True)
     frames = crops.sample(1)
     checkpoint = load(model)
     networks = [compressed_network(checkpoint)]
@@ -109,22 +124,24 @@ def write_starter_sheets(folder: Path, model: str = "starter", progress: Progres
         networks.insert(0, compressed_network(load("starter")))
     columns = 4 * (1 + len(networks))
     chosen = from_best_to_worst(networks[-1], crops, body)
+    poses, shown, meshes = (folder / name for name in SHEETS)
     return [
-        body_sheet(body, EXTREME_POSES, folder / "body_poses.png"),
-        crop_sheet(crops, [int(i) for i in frames], folder / "starter_crops.jpg"),
-        mesh_sheet(networks, crops, chosen, body, folder / "starter_meshes.jpg", columns),
+        body_sheet(body, EXTREME_POSES, poses, overwrite=outputs),
+        crop_sheet(crops, [int(i) for i in frames], shown, overwrite=outputs),
+        mesh_sheet(networks, crops, chosen, body, meshes, columns, outputs),
     ]
 
 
 def write_card_pictures(folder: Path, progress: Progress = no_progress) -> list[Path]:
-    """What the card of a starter network in `folder` shows: cka.png and meshes.jpg, written there."""
+    """What the card of a starter network in `folder` shows: cka.png and meshes.jpg, added to it."""
     body, checkpoint = starter_body(), load(folder)
     crops = open_split("val", body, progress=progress)
     matrix = layer_similarity(checkpoint, crops, progress=progress)
-    draw_similarity(matrix, folder / "cka.png", title="starter network on starter:val")
     chosen = from_best_to_worst(checkpoint.network, crops, body)
-    meshes = mesh_sheet([checkpoint.network], crops, chosen, body, folder / "meshes.jpg")
-    return [folder / "cka.png", meshes]
+    with OutputRule().additions(folder, MODEL) as more:
+        draw_similarity(matrix, more / "cka.png", title="starter network on starter:val")
+        mesh_sheet([checkpoint.network], crops, chosen, body, more / "meshes.jpg")
+    return [folder / "cka.png", folder / "meshes.jpg"]
 
 
 def from_best_to_worst(network: HMR2, crops: CropSet, body: BodyModel) -> list[int]:

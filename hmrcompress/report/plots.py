@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from hmrcompress.errors import MissingExtra, UserError
-from hmrcompress.io.atomic import atomic_file
 
 INK, FRAME = "#222222", "#c2185b"
 INSET = 0.06
@@ -17,13 +16,11 @@ INSET = 0.06
 
 
 def draw_similarity(matrix: np.ndarray, path: Path, *, title: str, groups: Sequence[Sequence[int]] = ()) -> None:
-    """Writes the picture of a CKA matrix (L+1,L+1) between layers as PNG. Raises UserError, MissingExtra.
+    """Writes the picture of a CKA matrix (L+1,L+1) between layers as PNG. Raises MissingExtra.
 
     Row 0 is what enters the first block, row i what block i-1 puts out. `groups` (blocks that a plan merges) get a
     frame around their outputs.
     """
-    if Path(path).suffix != ".png":
-        raise UserError("the name has to end in .png", path)
     figure = _figure(6.4, 5.6)
     axes = figure.add_subplot()
     shown = axes.imshow(matrix, vmin=0.0, vmax=1.0, cmap="viridis", origin="lower")
@@ -41,8 +38,14 @@ def draw_similarity(matrix: np.ndarray, path: Path, *, title: str, groups: Seque
         axes.add_patch(_frame(group[0] + 0.5, len(group)))
     figure.colorbar(shown, ax=axes, label="CKA", shrink=0.85)
     figure.tight_layout()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def check_picture(path: Path) -> None:
+    """UserError for a name that does not end in .png, MissingExtra where nothing can be drawn."""
+    if path.suffix != ".png":
+        raise UserError("the name has to end in .png", path)
+    _figure(1, 1)
 
 
 def _figure(width: float, height: float) -> Any:

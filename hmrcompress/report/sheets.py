@@ -18,13 +18,14 @@ from hmrcompress.body.files import starter_body
 from hmrcompress.body.joints import SMPL_JOINTS, mirrored_name
 from hmrcompress.body.model import BodyModel
 from hmrcompress.geometry.rotations import axis_angle_to_matrix
-from hmrcompress.io.atomic import atomic_file
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.records import BodyParams
 from hmrcompress.render.raster import vertex_normals, visibility
 
 Turns = Sequence[tuple[str, float]]
 """Rotations about a joint's x, y or z axis in degrees, the first one outermost."""
 
+KIND = "sheet"
 TILE = 300, 330
 COLUMNS = 4
 OVERSAMPLING = 3
@@ -197,8 +198,16 @@ EXTREME_POSES = (
 )
 
 
-def body_sheet(body: BodyModel, poses: Sequence[NamedPose], out: Path, *, betas: Sequence[float] = ()) -> Path:
-    """Draw `poses` of a 24-joint body on one labelled sheet, four a row, and write it as PNG. Returns `out`."""
+def body_sheet(
+    body: BodyModel,
+    poses: Sequence[NamedPose],
+    out: Path,
+    *,
+    betas: Sequence[float] = (),
+    overwrite: bool | OutputRule = False,
+) -> Path:
+    """Draw `poses` of a 24-joint body on one labelled sheet, four a row, and write it as PNG. Returns `out`. UserError
+    as `io.outputs`."""
     shape = torch.zeros(1, body.num_betas, dtype=body.v_template.dtype)
     shape[0, : len(betas)] = torch.tensor(list(betas))
     rotations = torch.stack([pose.rotations() for pose in poses]).to(body.v_template)
@@ -214,7 +223,7 @@ def body_sheet(body: BodyModel, poses: Sequence[NamedPose], out: Path, *, betas:
         picture = clay_picture(posed[index].numpy().astype(np.float64), body.faces, pose.view_degrees, TILE)
         sheet.paste(Image.fromarray(picture), corner)
         draw.text((corner[0] + 12, corner[1] + 10), pose.label, fill=INK, font=font)
-    with atomic_file(out) as temporary:
+    with OutputRule.of(overwrite).file(out, KIND) as temporary:
         sheet.quantize(256, dither=Image.Dither.NONE).save(temporary, optimize=True)
     return out
 

@@ -14,32 +14,38 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.errors import UserError, tell
+from hmrcompress.io.atomic import flush, free_name
 from hmrcompress.io.figures import json_line
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import parse_json
 from hmrcompress.io.keys import changed, listed
+from hmrcompress.io.places import is_stream, pour, real
+from hmrcompress.io.seals import JOURNAL_START as START
 from hmrcompress.searching.eclm import Groups
 from hmrcompress.searching.probe import Measured
 
 SCHEMA = 1
-START = b'{"schema": 1, "settings_sha256": "'
+KIND = "journal"
 
 
 class Journal:
     """Errors by grouping, kept in a file. Opening one reads it; the file appears with the first error written.
 
     A last line that was torn is dropped. A journal made for other settings is set aside under a new name, which is told
-    and which `set_aside` then gives. UserError where the file is no journal or is damaged before its last line.
+    and which `set_aside` then gives. To a pipe or device it is written and nothing is read. UserError where the file is
+    damaged before its last line, and where it is no journal, which with `overwrite` makes room for one.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.stream = is_stream(path)
+        self.path = path if self.stream else real(path)
+        self.overwrite = overwrite
         self.settings = dict(settings)
         self.set_aside: Path | None = None
         self.frames_mm: list[float] | None = None
         """Errors of the untouched model, frame by frame, if they are in it."""
         self._errors: dict[Groups, Measured] = {}
-        if path.exists():
+        if not self.stream and self.path.exists():
             self._read()
 
     def __len__(self) -> int:
@@ -60,12 +66,15 @@ class Journal:
             line["at_least"] = True
         if frames_mm is not None:
             line["frames_mm"] = self.frames_mm = [float(value) for value in frames_mm]
-        lines = [line] if self.path.exists() else [self._header(), line]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(map(json_line, lines))
-            file.flush()
-            os.fsync(file.fileno())
+        begun = bool(self._errors) if self.stream else self.path.exists()
+        text = "".join(json_line(each) for each in ([line] if begun else [self._header(), line]))
+        if self.stream:
+            pour(text.encode(), self.path)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(text)
+            flush(self.path)
         self._errors[groups] = Measured(error_mm, measured.exact)
         return self._errors[groups]
 
@@ -75,10 +84,11 @@ class Journal:
     def _read(self) -> None:
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        if not whole and data[: len(START)] == START[: len(data)]:  # killed while writing the very first line
+        begun = data[: len(START)] == START[: len(data)]
+        if (not whole and begun) or (not begun and self.overwrite):  # killed while writing the very first line
             self.path.unlink()
             return
-        if not whole:
+        if not begun:
             raise UserError("this is not a journal of a search", self.path, "Give another name")
         header, *lines = whole.splitlines()
         first = self._parsed(header, 1)
@@ -86,7 +96,7 @@ class Journal:
         if found is None:
             raise UserError("this is not a journal of a search", self.path, "Give another name")
         if found != sha256_json(self.settings):
-            self.set_aside = _free_name(self.path)
+            self.set_aside = free_name(self.path, "")
             os.rename(self.path, self.set_aside)
             other = listed(changed(self.settings, before if isinstance(before, dict) else {})) or "settings"
             tell(f"{other} changed since, so it is now {self.set_aside.name}, and all is measured anew", self.path)
@@ -124,10 +134,3 @@ def _is_entry(line: dict[str, Any]) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while (taken := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    return taken

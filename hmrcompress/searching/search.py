@@ -105,6 +105,7 @@ def search(
     source: str | None = None,
     mask_probe: SaliencyProbe | None = None,
     measure: Measure | None = None,
+    overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> SearchResult:
     """Chooses the layers of `network` to merge. ECLM makes L-1 evaluations beside the baseline for a tau.
@@ -114,7 +115,7 @@ def search(
     `settings.with_tokens` and by the rule `lstsq`. `source` is what the crops were opened from, for the plan.
     `mask_probe` finds the person where tokens are merged without masks. `measure` says what is compared where that
     takes more than `body` and `protocol` (which then do not count). The rule `lstsq` fits on every second clip and
-    measures on the others; the plan's number of frames counts both.
+    measures on the others; the plan's number of frames counts both. `overwrite` replaces a `journal` that is none.
     With `settings.tokens` no candidate is looked at that has too few layers to merge so many tokens.
     Raises UserError for settings that do not fit, data without usable masks or, for the target truth, without ground
     truth, and a network that predicts NaN.
@@ -133,7 +134,7 @@ def search(
     folder = journal.absolute().parent
     key = search_key(network, crops, measure=measure, masks=masks, settings=settings, mask_probe=mask_probe)
     fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
-    book = Journal(journal, key.inputs)
+    book = Journal(journal, key.inputs, overwrite=overwrite)
     evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress, fewest)
     chosen = choose(evaluations, settings)
     best = chosen.best

@@ -16,13 +16,14 @@ import numpy as np
 
 from hmrcompress.body.joints import MIRROR, SMPL_JOINTS, SMPL_PARENTS
 from hmrcompress.body.topology import hash_faces
-from hmrcompress.io.atomic import write_bytes
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.body_decimate import decimate_symmetric
 from hmrcompress.starter.body_landmarks import LEAF_SLOTS, find_landmarks, order_with_slots
 from hmrcompress.starter.body_sample import Samples, sample_bodies
 
 NAME = "hmrcompress-starter-body"
+KIND = "starter body"
 VERTICES = 6890
 BETAS = 10
 WEIGHTS_A_VERTEX = 4
@@ -38,12 +39,22 @@ REGRESSOR_REACH = 0.2
 ZIP_DATE = (2020, 1, 1, 0, 0, 0)
 
 
-def build_body(out: Path, *, seed: int = 0, bodies: int = 1200, progress: Progress = no_progress) -> dict[str, Any]:
+def build_body(
+    out: Path,
+    *,
+    seed: int = 0,
+    bodies: int = 1200,
+    overwrite: bool | OutputRule = False,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
     """Build the starter body and write it to `out` (npz in SMPL's layout, about 0.6 MB); the same bytes for a seed.
 
     Returns a summary: name, faces_sha256, bytes, mean and spread of the height (m), share of variance that the ten
-    betas hold, and the errors (mm) of shape and joints on bodies held out. Needs the extra `starter-build`.
+    betas hold, and the errors (mm) of shape and joints on bodies held out. Needs the extra `starter-build`. Raises
+    UserError as `io.outputs`.
     """
+    outputs = OutputRule.of(overwrite)
+    outputs.check_file(out, KIND)
     samples = sample_bodies(bodies, seed, progress)
     samples = _reduce(samples)
     faces = samples.faces
@@ -70,7 +81,7 @@ def build_body(out: Path, *, seed: int = 0, bodies: int = 1200, progress: Progre
         "leaf_vertices": np.asarray(LEAF_SLOTS, np.int32),
         "faces_sha256": np.asarray(hash_faces(faces)),
     }
-    size = write_npz(out, arrays)
+    size = write_npz(out, arrays, outputs)
     return {
         "name": NAME,
         "faces_sha256": hash_faces(faces),
@@ -207,8 +218,9 @@ def quantise_rows(rows: np.ndarray, steps: int) -> np.ndarray:
     return whole / steps
 
 
-def write_npz(out: Path, arrays: dict[str, np.ndarray]) -> int:
-    """Write a compressed npz whose bytes depend on the arrays alone (fixed date); atomically. Returns its size."""
+def write_npz(out: Path, arrays: dict[str, np.ndarray], overwrite: bool | OutputRule = False) -> int:
+    """Write a compressed npz whose bytes depend on the arrays alone (fixed date). Returns its size. UserError as
+    `io.outputs`."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, array in arrays.items():
@@ -217,5 +229,6 @@ def write_npz(out: Path, arrays: dict[str, np.ndarray]) -> int:
             entry = zipfile.ZipInfo(f"{name}.npy", ZIP_DATE)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(entry, member.getvalue(), compresslevel=9)
-    write_bytes(out, buffer.getvalue())
-    return buffer.tell()
+    with OutputRule.of(overwrite).file(out, KIND) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return out.stat().st_size

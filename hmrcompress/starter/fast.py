@@ -10,34 +10,40 @@ from dataclasses import replace
 from pathlib import Path
 
 from hmrcompress.errors import UserError, tell
-from hmrcompress.io.atomic import write_json
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.jsons import read_json
+from hmrcompress.io.keys import KIND as KEY
 from hmrcompress.io.keys import Key, earlier, listed
 from hmrcompress.io.locks import alone_in
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.models.decoder_part import DecoderPart
 from hmrcompress.models.load import Checkpoint, load_checkpoint
+from hmrcompress.plan import KIND as PLAN_KIND
 from hmrcompress.plan import Plan
 from hmrcompress.starter.dataset import cache_home
 
+KIND = "starter fast"
 PLAN, WEIGHTS, SETTINGS = "plan.yaml", "decoder.safetensors", "decoder.json"
 
 
-def write_parts(checkpoint: Checkpoint, out: Path | str) -> list[Path]:
+def write_parts(checkpoint: Checkpoint, out: Path | str, *, overwrite: bool | OutputRule = False) -> list[Path]:
     """Writes plan and decoder (float16 weights) of a compressed starter network into the folder `out`; gives the files.
 
-    Raises UserError where it holds no plan or no temporal decoder.
+    Raises UserError where it holds no plan or no temporal decoder, and as `io.outputs`.
     """
     if checkpoint.plan is None or checkpoint.decoder is None:
         raise UserError("holds no plan or no temporal decoder", checkpoint.name, "See `finetune --stage decoder`")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out, outputs = Path(out), OutputRule.of(overwrite, checkpoint)
+    outputs.check_file(out / PLAN, PLAN_KIND, "plan")
+    outputs.check_file(out / WEIGHTS, KIND)
+    outputs.check_file(out / SETTINGS, KIND)
     half = checkpoint.decoder.half()
-    checkpoint.plan.write(out / PLAN)
-    write_safetensors(out / WEIGHTS, half.tensors)
-    write_json(out / SETTINGS, {"config": dict(half.config), "source": checkpoint.source})
+    checkpoint.plan.write(out / PLAN, overwrite=outputs)
+    with outputs.file(out / WEIGHTS, KIND) as temporary:
+        write_safetensors(temporary, half.tensors, seal=KIND)
+    outputs.write_json(out / SETTINGS, {"config": dict(half.config), "source": checkpoint.source}, KIND)
     return [out / PLAN, out / WEIGHTS, out / SETTINGS]
 
 
@@ -60,7 +66,8 @@ def fast_folder(starter: Path, parts: Path, home: Path | None = None) -> Path:
         part = DecoderPart(settings["config"], read_safetensors(parts / WEIGHTS)[0])
         donor = replace(checkpoint, name="starter-fast", decoder=part)
         merge_checkpoint(checkpoint, Plan.read(parts / PLAN), folder, decoder_of=donor)
-        write_json(folder.with_suffix(".json"), {"named": named, "inputs": dict(key.inputs)})
+        about = {"named": named, "inputs": dict(key.inputs)}
+        OutputRule().write_json(folder.with_suffix(".json"), about, KEY)
     return folder
 
 

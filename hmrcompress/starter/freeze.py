@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.evaluation.evaluate import evaluate, stages_of
-from hmrcompress.models.folder import as_half, write_model_folder
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.models.folder import KIND, as_half, write_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, from_state
 from hmrcompress.runtime import Progress, environment, no_progress
 from hmrcompress.starter.breakdown import by_joint, by_kind, by_occlusion, drop_costs
@@ -33,13 +34,16 @@ def freeze(
     command: str,
     note: str = "",
     motions: Path | None = None,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> Path:
     """Write the network trained in `folder` to `out`, scored with the weights as they are stored.
 
     command is what the card names as having made it, note a remark below it. With motion capture (`motions`) it is
-    scored on `test-mocap` too.
+    scored on `test-mocap` too. UserError as `io.outputs`.
     """
+    outputs = OutputRule.of(overwrite)
+    outputs.check_folder(out, KIND)
     state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
     config = NetworkConfig.from_dict(state["config"])
     body = starter_body()
@@ -57,8 +61,9 @@ def freeze(
     }
     figures = measure(network, motions, progress)
     card = network_card(config, provenance, figures, records, sum(t.numel() for t in half.values()))
-    write_model_folder(out, half, config, provenance=provenance, body=body.name, card=card)
-    shutil.copyfile(folder / LOG_FILE, out / SHIPPED_LOG)
+    write_model_folder(out, half, config, provenance=provenance, body=body.name, card=card, overwrite=outputs)
+    with outputs.additions(out, KIND) as more:
+        shutil.copyfile(folder / LOG_FILE, more / SHIPPED_LOG)
     return out
 
 

@@ -11,6 +11,7 @@ from hmrcompress.io.figures import json_line
 from hmrcompress.io.jsons import parse_json
 from hmrcompress.io.texts import read_bytes
 
+KIND = "log"
 LOG_FILE = "log.jsonl"
 SHIPPED_LOG = "training_log.jsonl"
 

@@ -11,11 +11,20 @@ from typing import Any
 from hmrcompress.body.files import starter_body
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.keys import KEY_FILE, Key, folder_of
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.motion.clip import Motion
 from hmrcompress.starter.captured import load_captured, training_files
 from hmrcompress.starter.filming import surface_of
 from hmrcompress.starter.recipe import Recipe
-from hmrcompress.starter.shards import SHARD_NAME, ShardSettings, make_shard, read_shard, shard_path, write_shard
+from hmrcompress.starter.shards import (
+    KIND,
+    SHARD_NAME,
+    ShardSettings,
+    make_shard,
+    read_shard,
+    shard_path,
+    write_shard,
+)
 from hmrcompress.training.background import Background
 
 STAGE_STRIDE = 10_000
@@ -83,12 +92,11 @@ def shard_key(seed: int, motions: Path | None) -> Key:
 
 def _remove_others(folder: Path, own: Path) -> None:
     """Removes the shards of a run that other code rendered, or of other motions, which are of no use to it."""
-    for path in folder.iterdir():
-        if SHARD_NAME.fullmatch(path.name):
-            path.unlink()
-        elif path != own and (path / KEY_FILE).is_file():
-            for shard in filter(lambda file: SHARD_NAME.fullmatch(file.name), path.iterdir()):
-                shard.unlink()
+    others = [path for path in folder.iterdir() if path != own and (path / KEY_FILE).is_file()]
+    for place in (folder, *others):
+        for path in list(place.iterdir()):
+            if SHARD_NAME.fullmatch(path.name):
+                OutputRule().remove_file(path, KIND)
 
 
 class ShardSource:
@@ -126,7 +134,7 @@ class ShardSource:
         self.used.value = max(self.used.value, self.place.get((stage, newest), 0))
         for old in range(newest - self.recipe.window - 1, max(-1, newest - self.recipe.window - 4), -1):
             if old >= 0:
-                self.path(stage, old).unlink(missing_ok=True)
+                OutputRule().remove_file(self.path(stage, old), KIND)
 
     def close(self) -> None:
         """Stop the renderers."""

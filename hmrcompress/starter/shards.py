@@ -6,7 +6,6 @@ memory afterwards, and can be deleted at any time.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from hmrcompress.body.joints import ARMS, LEGS
 from hmrcompress.body.model import BodyModel
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.motion import augment, procedural
 from hmrcompress.motion.clip import Motion
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
@@ -25,6 +25,7 @@ from hmrcompress.render.scene import Surface, View, render_crop
 from hmrcompress.starter.filming import POSED_AT_ONCE, camera_vertices
 from hmrcompress.starter.world import FPS, VERSION, Clip, draw_betas, stage
 
+KIND = "shard"
 FRAMES_PER_MOTION = 32
 MOTION_FRAMES = 160
 PATCH = 16
@@ -134,12 +135,9 @@ def shard_path(folder: Path, index: int, settings: ShardSettings) -> Path:
 
 
 def write_shard(path: Path, arrays: dict[str, NDArray]) -> None:
-    """Written under a temporary name and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
+    """Writes a shard, whole or not at all."""
+    with OutputRule().file(path, KIND, hashed=False) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]
 
 
 def read_shard(path: Path) -> dict[str, NDArray]:

@@ -17,14 +17,18 @@ from torch import Tensor, nn
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError, tell
+from hmrcompress.io.atomic import clear_leftovers, room
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.jsons import parse_json, read_json
 from hmrcompress.io.keys import Key, listed
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
+from hmrcompress.io.torch_file import STATE, save_torch
 from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.batches import Pool, to_tensors
 from hmrcompress.starter.captured import training_files
+from hmrcompress.starter.log import KIND as LOG
 from hmrcompress.starter.log import LOG_FILE, SHIPPED_LOG, Log, crossed
 from hmrcompress.starter.losses import DenseReadout
 from hmrcompress.starter.optimisers import make_optimisers
@@ -35,6 +39,7 @@ from hmrcompress.starter.step import follow, losses_of, share_gradients, survivo
 from hmrcompress.starter.validate import Validator, mean_state
 
 STATE_FILE = "state.pt"
+SNAPSHOT = "snapshot"
 SAVE_SECONDS = 120.0
 CHECK_STEPS = 10
 AVERAGE_STEPS = 4
@@ -46,7 +51,7 @@ class TrainOptions:
     """Where and how to train. processes: data-parallel processes on this machine; workers: renderers of crops;
     max_minutes ends this run early (a later one resumes); validate_every in crops; start: a shipped network's folder,
     or a snapshot, to begin from, its log taken over (default: from scratch); snapshot: where to write the averaged
-    weights (.safetensors, with the log beside them as .jsonl) at every validation."""
+    weights (.safetensors, with the log beside them as .jsonl) at every validation; overwrite: whatever is there."""
 
     out: Path
     seed: int = 0
@@ -58,13 +63,16 @@ class TrainOptions:
     validate_every: int = 20_000
     start: Path | None = None
     snapshot: Path | None = None
+    overwrite: bool = False
 
 
 def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progress) -> dict[str, Any]:
     """Train, or go on training, in options.out. Returns the last validation record.
 
-    The folder then holds state.pt (everything to resume), log.jsonl, and the shards in use.
+    The folder then holds state.pt (everything to resume), log.jsonl, and the shards in use. UserError where files of
+    these names are something else (`io.outputs`).
     """
+    check_train(options)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.start is not None and not (options.out / LOG_FILE).exists():
         log = options.start / SHIPPED_LOG if options.start.is_dir() else options.start.with_suffix(".jsonl")
@@ -77,22 +85,33 @@ def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progres
     source = ShardSource(
         options.out / "shards", options.seed, recipe, options.motions, seen=seen, workers=options.workers
     )
-    meeting = options.out / f"meeting-{os.getpid()}"
     context = mp.get_context("spawn")
-    helpers = [
-        context.Process(target=_run, args=(recipe, options, rank, str(meeting), source.folder), daemon=True)
-        for rank in range(1, options.processes)
-    ]
-    for helper in helpers:
-        helper.start()
-    try:
-        return _run(recipe, options, 0, str(meeting), source.folder, source, progress)
-    finally:
-        source.close()
+    with room(options.out / "meeting") as made:
+        meeting = made / "meeting"
+        helpers = [
+            context.Process(target=_run, args=(recipe, options, rank, str(meeting), source.folder), daemon=True)
+            for rank in range(1, options.processes)
+        ]
         for helper in helpers:
-            helper.join(timeout=20)
-            helper.terminate()
-        meeting.unlink(missing_ok=True)
+            helper.start()
+        try:
+            return _run(recipe, options, 0, str(meeting), source.folder, source, progress)
+        finally:
+            source.close()
+            for helper in helpers:
+                helper.join(timeout=20)
+                helper.terminate()
+
+
+def check_train(options: TrainOptions) -> None:
+    """UserError where a training must not write. With state and log it goes on, so they replace nothing else."""
+    OutputRule().check_file(options.out / STATE_FILE, STATE)
+    OutputRule().check_file(options.out / LOG_FILE, LOG)
+    clear_leftovers(options.out / "meeting")
+    if options.snapshot is not None:
+        outputs = OutputRule(overwrite=options.overwrite)
+        outputs.check_file(options.snapshot, SNAPSHOT)
+        outputs.check_file(options.snapshot.with_suffix(".jsonl"), LOG)
 
 
 def training_key(recipe: Recipe, options: TrainOptions) -> Key:
@@ -175,8 +194,11 @@ class Trainer:
         notes = {"network": json.dumps(self.recipe.config.to_dict()), "images": str(self.before + self.seen)}
         state = averaged_state(self.network, self.average)
         half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        write_safetensors(path, half, notes)
-        shutil.copyfile(self.options.out / LOG_FILE, path.with_suffix(".jsonl"))
+        outputs = OutputRule(overwrite=self.options.overwrite)
+        with outputs.file(path, SNAPSHOT) as temporary:
+            write_safetensors(temporary, half, notes, seal=SNAPSHOT)
+        with outputs.file(path.with_suffix(".jsonl"), LOG) as temporary:
+            shutil.copyfile(self.options.out / LOG_FILE, temporary)
 
     def step(self, pool: Pool) -> dict[str, Tensor]:
         """One optimisation step; returns the parts of the loss."""
@@ -349,7 +371,6 @@ def _stop(wish: bool) -> bool:
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Write a training state under a temporary name and rename it."""
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
+    """Write a training state, whole or not at all."""
+    with OutputRule().file(path, STATE, hashed=False) as temporary:
+        save_torch(state, temporary)

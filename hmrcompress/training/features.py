@@ -22,14 +22,15 @@ from hmrcompress.data.masks import MaskSource, masks_sha256
 from hmrcompress.data.seen import record
 from hmrcompress.errors import UserError, tell
 from hmrcompress.geometry.rotations import axis_angle_to_matrix, matrix_to_sixd, sixd_to_matrix
-from hmrcompress.io.atomic import atomic_file
 from hmrcompress.io.hashes import sha256_arrays
 from hmrcompress.io.keys import Key, folder_of
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.merging.apply import network_identity
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import BodyParams
 from hmrcompress.runtime import Progress, autocast, no_progress
 
+KIND = "features"
 SCHEMA = 2
 META = "meta.json"
 
@@ -171,8 +172,9 @@ class FeatureSet:
 
     def append(self, found: ClipFeatures, made_of: str) -> None:
         """Adds a clip, or replaces it."""
-        with atomic_file(self._path(found.clip)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{"made_of": np.array(made_of)} | {name: getattr(found, name) for name in _ARRAYS})
+        with OutputRule().file(self._path(found.clip), KIND, hashed=False) as temporary:
+            arrays = {name: getattr(found, name) for name in _ARRAYS}
+            np.savez(temporary, made_of=np.array(made_of), **arrays)
 
     def read(self, clip: int) -> ClipFeatures:
         """One clip. UserError where its file is not there or damaged."""

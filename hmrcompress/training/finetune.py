@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +15,17 @@ from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.data.seen import KEY
 from hmrcompress.errors import UserError
-from hmrcompress.models.folder import Folder, checkpoint_record, is_model_folder, read_model_folder, write_model_folder
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.places import real
+from hmrcompress.io.work import remove_work
+from hmrcompress.models.folder import KIND, Folder, checkpoint_record, read_model_folder, write_model_folder
 from hmrcompress.models.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import REACH, SaliencyProbe
 from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.training.heal import Healing, HealSettings, Pair, Validation
-from hmrcompress.training.loop import LoopSettings, Trained, train
+from hmrcompress.training.loop import LoopSettings, Trained, check_work, train
 from hmrcompress.training.probe_fit import ProbeFit, fit_probe
 from hmrcompress.training.streams import Crops, Stream
 
@@ -61,16 +63,15 @@ class Healed:
 
 
 def work_folder(out: Path) -> Path:
-    """Where a run that writes `out` keeps its state: beside it."""
-    return out.with_name(f"{out.name}.training")
+    """Where a run that writes `out` keeps its state: beside it, under a name that nobody else uses."""
+    out = real(out)
+    return out.with_name(f"{out.name}.hmrcompress-training")
 
 
-def check_out(out: Path) -> None:
+def check_out(out: Path, outputs: OutputRule) -> None:
     """UserError where a model could not be written to `out` in the end."""
-    if out.is_file():
-        raise UserError("is a file, expected the name of a folder", out)
-    if out.is_dir() and any(out.iterdir()) and not is_model_folder(out):
-        raise UserError("the folder is not empty and was not written by this command", out, "Choose another name")
+    outputs.check_folder(out, KIND)
+    check_work(work_folder(out))
 
 
 def plan_to_heal(checkpoint: Checkpoint) -> Plan:
@@ -102,6 +103,7 @@ def heal(
     probe: SaliencyProbe | None = None,
     settings: HealSettings | None = None,
     loop: LoopSettings,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Healed:
@@ -112,7 +114,8 @@ def heal(
     stays valid: what it reads is not trained. Raises UserError (see `check_healable`, `check_out`, `loop.train`).
     """
     check_healable(checkpoint, teacher)
-    check_out(out)
+    outputs = OutputRule.of(overwrite, checkpoint, teacher)
+    check_out(out, outputs)
     plan = plan_to_heal(checkpoint)
     crops, indices = validation
     indices = evenly(indices, VALIDATION_FRAMES)
@@ -152,8 +155,9 @@ def heal(
         body=checkpoint.body,
         probe=checkpoint.probe,
         decoder=None,  # a temporal decoder was trained on the features of the network before it was healed
+        overwrite=outputs,
     )
-    shutil.rmtree(work)
+    remove_work(work)
     return replace(healed, folder=folder)
 
 
@@ -168,6 +172,7 @@ def add_probe(
     frames: int = PROBE_FRAMES,
     layer: int | None = None,
     batch_size: int = 32,
+    overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> tuple[Folder, ProbeFit]:
     """Fits a saliency probe for a model and writes the model with it to `out`; the weights stay as they are.
@@ -176,7 +181,8 @@ def add_probe(
     `fit_probe`. validation: crops and the frames of them to judge it on. Raises UserError (see `fit_probe`,
     `check_out`).
     """
-    check_out(out)
+    outputs = OutputRule.of(overwrite, checkpoint)
+    check_out(out, outputs)
     crops, indices = validation
     judged = crops.batches(evenly(indices, VALIDATION_FRAMES), batch_size, masks, truth=False)
     fit = fit_probe(
@@ -204,8 +210,9 @@ def add_probe(
         body=checkpoint.body,
         probe=fit.probe,
         decoder=checkpoint.decoder,
+        overwrite=outputs,
     )
-    shutil.rmtree(work_folder(out), ignore_errors=True)
+    remove_work(work_folder(out))
     return folder, fit
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,8 @@ from hmrcompress.decoder.files import decoder_tensors
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.work import remove_work
 from hmrcompress.models.decoder_part import DecoderPart
 from hmrcompress.models.folder import Folder, checkpoint_record, write_model_folder
 from hmrcompress.models.load import Checkpoint
@@ -117,7 +118,12 @@ def fit_denoiser(
 
 
 def write_decoder(
-    checkpoint: Checkpoint, decoder: TemporalDecoder, out: Path, fitted: Fitted, about: Mapping[str, Any]
+    checkpoint: Checkpoint,
+    decoder: TemporalDecoder,
+    out: Path,
+    fitted: Fitted,
+    about: Mapping[str, Any],
+    overwrite: bool | OutputRule = False,
 ) -> Fitted:
     """Writes the model with its decoder (with the VAE alone, where the denoiser was not trained) to `out`, and removes
     the state of the training. about: provenance of the parts trained, by their names. Of several processes the first
@@ -143,8 +149,9 @@ def write_decoder(
             body=checkpoint.body,
             probe=checkpoint.probe,
             decoder=DecoderPart(decoder.config.to_dict(), tensors),
+            overwrite=overwrite,
         )
-        shutil.rmtree(work_folder(out), ignore_errors=True)
+        remove_work(work_folder(out))
     team.wait()
     return replace(fitted, folder=folder)
 

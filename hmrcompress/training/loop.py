@@ -21,14 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from hmrcompress.errors import UserError, tell
-from hmrcompress.io.atomic import atomic_file
 from hmrcompress.io.figures import json_line
 from hmrcompress.io.keys import Key, listed
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.torch_file import STATE, save_torch
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.training.distributed import Team
 from hmrcompress.training.optimisers import Optimisers, ParameterGroup, rate_share
 
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
+LOG = "log"
 SCHEMA = 3
 LOG_STEPS = 20
 OTHER_CODE = (
@@ -105,7 +107,7 @@ def train(
     In the end the task's parameters hold their moving average, or, interrupted, what they were. The folder then has
     state.pt (all that is needed to go on) and log.jsonl (losses, validations, minutes of all runs). `report` gets each
     validation. A state that other code wrote is gone on from, which is told. Raises UserError for a state of another
-    task, other inputs or settings, and where a loss is not finite.
+    task, other inputs or settings, files of these names that are something else, and where a loss is not finite.
     """
     if settings.steps is None and settings.max_minutes is None:
         raise UserError("got neither a number of steps nor of minutes", "training")
@@ -129,6 +131,12 @@ def _read(path: Path, **options: Any) -> dict[str, Any]:
     return state
 
 
+def check_work(folder: Path) -> None:
+    """UserError where something else than state and log of a training has their names in `folder`."""
+    OutputRule().check_file(folder / STATE_FILE, STATE)
+    OutputRule().check_file(folder / LOG_FILE, LOG)
+
+
 class _Loop:
     def __init__(
         self,
@@ -148,6 +156,7 @@ class _Loop:
         self.best, self.lowest = self.average, math.inf
         self.records: list[dict[str, Any]] = []
         self.started = self.saved = time.monotonic()
+        check_work(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE_FILE).exists():
             self._load(folder / STATE_FILE)
@@ -278,8 +287,8 @@ class _Loop:
             "optimisers": self.optimisers.state_dict(),
             "records": self.records,
         }
-        with atomic_file(self.folder / STATE_FILE) as temporary:
-            torch.save(state, temporary)
+        with OutputRule().file(self.folder / STATE_FILE, STATE, hashed=False) as temporary:
+            save_torch(state, temporary)
 
     def _load(self, path: Path) -> None:
         state, key = _read(path), self._key()

@@ -19,9 +19,9 @@ from torch import Tensor
 from hmrcompress.body.joints import ARMS, LEGS, MIRROR
 from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import axis_angle_to_matrix
-from hmrcompress.io.atomic import atomic_file
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.keys import Key, folder_of
+from hmrcompress.io.outputs import OutputRule
 from hmrcompress.motion import augment, procedural
 from hmrcompress.motion.amass import amass_files, load_amass_segments
 from hmrcompress.motion.clip import Motion
@@ -29,6 +29,7 @@ from hmrcompress.records import BodyParams
 from hmrcompress.training.background import Background
 from hmrcompress.training.distributed import process_of
 
+KIND = "motions"
 SCHEMA = 1
 MOTIONS_A_SHARD = 48
 SPEEDS = (0.8, 1.25)
@@ -195,7 +196,7 @@ def _make_shards(folder: str, seed: int, settings: MotionSettings, files: list[s
     for number in numbers:
         path = Path(folder) / f"{number:04d}.npz"
         if not path.exists():
-            with atomic_file(path) as temporary:
+            with OutputRule().file(path, KIND, hashed=False) as temporary:
                 np.savez(temporary, poses=make_shard(seed, number, settings, captured))
 
 
