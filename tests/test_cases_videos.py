@@ -788,11 +788,12 @@ def test_the_commands_tell_and_go_on(
     tmp_path: Path, videos: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(videos)
-    common = ["--body", str(tiny_body_file), "--device", "cpu", "--json", str(tmp_path / "f.json")]
+    common = ["--body", str(tiny_body_file), "--device", "cpu"]
     for command, more in (("predict", ["-o", str(tmp_path / "out"), "--no-overlay", "--no-glb"]), ("profile", [])):
+        more = [*more, "--json", str(tmp_path / f"{command}.json")]
         done = CliRunner().invoke(app, [command, str(tiny_model), "truncated.mp4", *common, *more])
         assert done.exit_code == 0 and done.stderr.count("24 of 40 frames could be read") == 1, done.output
-        figures = json.loads((tmp_path / "f.json").read_text())[command]
+        figures = json.loads((tmp_path / f"{command}.json").read_text())[command]
         assert figures["time"]["base"] == "stamps" and "24 of 40" in figures["notes"][0]
         done = CliRunner().invoke(app, [command, str(tiny_model), "playlists/concat.mp4", *common, *more])
         assert done.exit_code == 2 and "Give the video itself" in done.stderr and done.stderr.count("\n") == 1

@@ -225,7 +225,7 @@ def test_export(
     def network(model: Checkpoint, out: Path, **options: Any) -> OnnxExport:
         return OnnxExport(out, out, out, 1, Parity(1e-6, 1e-4, 5, (1, 5)))
 
-    def decoder(given: TemporalDecoder, out: Path, *, steps: int, about: dict[str, Any]) -> OnnxExport:
+    def decoder(given: TemporalDecoder, out: Path, *, steps: int, about: dict[str, Any], overwrite: Any) -> OnnxExport:
         assert given.config == SIZES and about["model"] == "decoded"
         written.append((out.name, steps))
         return OnnxExport(out, out.with_name("contract"), out, 2_000_000, Parity(2e-6, 3e-4, 5, (1, 5)))

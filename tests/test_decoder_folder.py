@@ -18,6 +18,7 @@ from hmrcompress.decoder.files import build_decoder, decoder_part, decoder_tenso
 from hmrcompress.decoder.model import STATISTICS, TemporalDecoder
 from hmrcompress.errors import UserError
 from hmrcompress.io.safetensors_file import read_safetensors
+from hmrcompress.io.seals import sealed_json
 from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.models.convert import write_half
 from hmrcompress.models.decoder_part import DecoderPart
@@ -98,7 +99,7 @@ def test_damage_is_noticed(tmp_path: Path, decoder: TemporalDecoder, damage: str
     elif damage == "remove":
         file.unlink()
     else:
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"decoder": None}))
+        config.write_text(json.dumps(sealed_json(json.loads(config.read_text()) | {"decoder": None}, "model")))
     with pytest.raises(UserError, match=message):
         load_checkpoint(path)
 
@@ -205,7 +206,7 @@ def test_packed_for_shipping(tmp_path: Path, decoder: TemporalDecoder) -> None:
     made = build_decoder(half.decoder.config, half.decoder.tensors).state_dict()
     assert torch.equal(made["pose_mean"], decoder.pose_mean)
     assert torch.equal(made["vae.pose_in.weight"], decoder.vae.pose_in.weight.half().float())
-    with pytest.raises(UserError, match="is the model to be converted"):
+    with pytest.raises(UserError, match="is an input"):
         write_half(full, path)
     again = write_half(half, tmp_path / "again")
     assert again.sha256 == half.sha256, "what is in half precision already stays as it is"

@@ -98,7 +98,7 @@ def test_parity_is_in_metres_and_refuses(decoder: TemporalDecoder, tmp_path: Pat
     (tmp_path / "old.onnx").write_text("what was there before")
     for name in ("old.onnx", "new.onnx"):
         with pytest.raises(HMRCompressError, match=r"by 0\.004 and 5 mm on joints.*nothing was written"):
-            decoder_onnx.export_decoder(moved, tmp_path / name)
+            decoder_onnx.export_decoder(moved, tmp_path / name, overwrite=True)
     moved.pose_mean[15] = float("nan")
     with pytest.raises(HMRCompressError, match="nan"):
         decoder_onnx.export_decoder(moved, tmp_path / "new.onnx")

@@ -173,7 +173,7 @@ def test_a_file_that_differs_leaves_nothing_behind(
     monkeypatch.setattr(OnnxNetwork, "__call__", broken)
     for name in ("old.onnx", "new.onnx"):
         with pytest.raises(HMRCompressError, match="nothing was written"):
-            exporting.export_onnx(network, tmp_path / name, batch, tiny_body)
+            exporting.export_onnx(network, tmp_path / name, batch, tiny_body, overwrite=True)
     good = {"good.onnx", "good.onnx.json", "good.onnx.golden.npz"}
     assert {file.name for file in tmp_path.iterdir()} == good | {"old.onnx"}
     assert (tmp_path / "old.onnx").read_text() == "what was there before"

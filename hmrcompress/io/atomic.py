@@ -71,6 +71,10 @@ def room(path: Path, ours: Ours = never) -> Iterator[Path]:
             lock = _locked(here)
         except FileNotFoundError:  # another process took the empty folder for a leftover
             continue
+        except BaseException:  # no room for the signature, say
+            (here / LOCK).unlink(missing_ok=True)
+            _remove_all_empty(*new, here)
+            raise
         break
     try:
         (here / MADE).mkdir()
@@ -79,9 +83,7 @@ def room(path: Path, ours: Ours = never) -> Iterator[Path]:
         _remove(here, path, ours)
         if lock is not None:
             os.close(lock)
-        for folder in reversed(new):
-            if not _removed_if_empty(folder):
-                break
+        _remove_all_empty(*new)
 
 
 def clear_leftovers(path: Path, ours: Ours = never) -> None:
@@ -261,6 +263,13 @@ def _remove(here: Path, path: Path, ours: Ours) -> None:
     for name in (SWAPPING, LOCK):
         (here / name).unlink(missing_ok=True)
     _removed_if_empty(here)
+
+
+def _remove_all_empty(*folders: Path) -> None:
+    """The last of these folders first, as long as they are empty."""
+    for folder in reversed(folders):
+        if not _removed_if_empty(folder):
+            return
 
 
 def _removed_if_empty(folder: Path) -> bool:
