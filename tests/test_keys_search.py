@@ -113,6 +113,7 @@ def of_search(world: World) -> Iterator[Step]:
         },
         {
             "checkpoint": "names the network, which is in the key itself", "journal": PLACE, "progress": TELLS,
+            "overwrite": "what stood there before is no journal",
             "source": "what the data were opened from, for the plan; what is in them is in the key",
         },
     )  # fmt: skip

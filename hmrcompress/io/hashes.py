@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 CHUNK = 1 << 22
 
@@ -46,7 +48,9 @@ def sha256_arrays(arrays: Mapping[str, np.ndarray | torch.Tensor]) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {str(array.dtype).removeprefix('torch.')} {tuple(array.shape)}\n".encode())
-        if isinstance(array, torch.Tensor):
+        if not isinstance(array, np.ndarray):
+            import torch  # plans and recipes, whose files are hashed, need none
+
             array = array.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

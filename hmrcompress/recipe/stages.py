@@ -60,11 +60,11 @@ class Line(Opened):
         *,
         device: str,
         dtype: torch.dtype,
-        rule: OutputRule,
+        rule: OutputRule | None = None,
         progress: Progress,
     ) -> None:
         super().__init__(recipe, progress)
-        self.recipe, self.folder, self.rule = recipe, folder, rule
+        self.recipe, self.folder, self.rule = recipe, folder, rule or OutputRule()
         self.device, self.dtype = pick_device(device), dtype
 
     def check(self) -> None:
