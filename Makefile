@@ -1,4 +1,4 @@
-# make demo | bench | test | test-slow | lint | clean. Everything happens in .venv; PYTHON chooses what it is made from, and
+# make demo | bench | test | test-slow | lint | docs | release | clean. Everything happens in .venv; PYTHON chooses what it is made from, and
 # PIP_ARGS goes to pip: --extra-index-url https://download.pytorch.org/whl/cpu saves gigabytes where there is no GPU.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -6,11 +6,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
-SOURCES := hmrcompress cli recipes tests
+SOURCES := hmrcompress cli recipes tests tools
 # Tests in as many processes as tests/conftest.py counts cores; neighbouring tests, which share fixtures, stay together.
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: help install demo bench test test-slow lint clean
+.PHONY: help install demo bench test test-slow lint docs serve pictures release clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,9 @@ help:
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-slow  the tests that take longer"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       build the site into site/; a warning or a broken link fails (make serve shows it)"
+	@echo "make pictures   draw the pictures of the documentation and run its notebook again"
+	@echo "make release    build and check what is published, into dist/"
 	@echo "make clean      remove $(VENV), caches and runs"
 
 install: $(STAMP)
@@ -47,6 +50,20 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+serve: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+pictures: $(STAMP)
+	$(BIN)/python tools/line.py
+	$(BIN)/python tools/rooms.py
+	$(BIN)/python tools/notebook.py docs/quickstart.ipynb
+
+release: $(STAMP)
+	$(BIN)/python tools/release.py $(RELEASE_ARGS)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist site *.egg-info runs
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
