@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,6 +108,20 @@ def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path: Path, monkeypat
     assert rest.finished and rest.steps_now == 117
     assert torch.equal(whole.weight, again.weight) and torch.equal(whole.bias, again.bias)
     assert rest.validations == undisturbed.validations
+
+
+def test_the_log_of_a_continued_run_keeps_its_first_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by six seconds whenever it is looked at: steps and minutes of both parts rise."""
+    ticks = itertools.count(step=6.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(loop._Loop, "_out_of_time", lambda self: self.step == 83)
+    train(Line(), SETTINGS, tmp_path)
+    first = (tmp_path / LOG_FILE).read_text()
+    monkeypatch.setattr(loop._Loop, "_out_of_time", lambda self: False)
+    train(Line(), SETTINGS, tmp_path)
+    log = (tmp_path / LOG_FILE).read_text()
+    minutes = [json.loads(line)["minutes"] for line in log.splitlines()]
+    assert log.startswith(first) and minutes == sorted(set(minutes)) and minutes[0] > 0
 
 
 def test_a_run_stopped_between_saves_goes_back_to_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
