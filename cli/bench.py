@@ -132,11 +132,12 @@ def bench(
 
     With a temporal decoder whole clips are timed, too, networks running on every k-th frame.
     """
-    from hmrcompress import api
-    from hmrcompress.evaluation.bench import BenchSettings, parse_sizes
-    from hmrcompress.evaluation.pipeline_bench import PipelineSettings
-    from hmrcompress.models.running import RunPath
+    import hmrcompress as hc
+    from hmrcompress.api import bench
+    from hmrcompress.models.fast.running import RunPath
     from hmrcompress.runtime import fast_dtype, pick_device, pick_fast_dtype, progress_bar
+    from hmrcompress.timing.bench import BenchSettings, parse_sizes
+    from hmrcompress.timing.pipeline_bench import PipelineSettings
 
     if runtime != "torch" and (suite is not None or out is not None or only or tokens == "auto"):
         raise UserError(
@@ -176,7 +177,7 @@ def bench(
         complain(f"warning: this CPU has no units for {dtype}, which is emulated: expect it to be slower than float32")
     if buckets is not None:
         with progress_bar(quiet=quiet) as progress:
-            adaptive = api.bench_adaptive(
+            adaptive = bench.bench_adaptive(
                 model or "starter",
                 tokens=token_settings(**given) if asked else None,
                 buckets=buckets,
@@ -189,7 +190,7 @@ def bench(
         show_adaptive(Printer(quiet), adaptive, f"{dtype} on {where}")
         return
     with progress_bar(quiet=quiet) as progress:
-        result = api.bench(
+        result = hc.bench(
             model,
             against=against,
             layers=layers,

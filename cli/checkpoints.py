@@ -44,7 +44,7 @@ def takes_checkpoints(*arguments: str) -> Callable[[Callable[..., None]], Callab
         def run(**given: Any) -> None:
             told = {name: given.pop(name, None) for name in OPTIONS}
             if any(value is not None for value in told.values()):
-                from hmrcompress.opening import ModelFile
+                from hmrcompress.api.opening import ModelFile
 
                 given |= {name: ModelFile(given[name], **told) for name in arguments if given.get(name) is not None}
             command(**given)

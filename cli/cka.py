@@ -52,7 +52,8 @@ def cka(
     """Draw how alike the layers of a network are (centred kernel alignment); the matrix goes beside it as .npz."""
     import numpy as np
 
-    from hmrcompress.api import layer_similarity, load
+    from hmrcompress.api.evaluate import layer_similarity
+    from hmrcompress.api.opening import load
     from hmrcompress.plan import Plan
     from hmrcompress.report.plots import check_picture, draw_similarity
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar

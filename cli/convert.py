@@ -22,10 +22,10 @@ from hmrcompress_cli.common import (
 )
 
 if TYPE_CHECKING:
+    from hmrcompress.api.opening import ModelFile
     from hmrcompress.io.checkpoints import StateFile
     from hmrcompress.io.convert import Converted
     from hmrcompress.io.outputs import OutputRule
-    from hmrcompress.opening import ModelFile
 
 
 @takes_checkpoints("file")
@@ -65,9 +65,9 @@ def convert(
         made = _converted(file, out, outputs)
         written, about, record = made.path, made.record_path, made.record
     else:
-        from hmrcompress.api import load
-        from hmrcompress.models.convert import convert_checkpoint, write_half
-        from hmrcompress.models.original import write_original
+        from hmrcompress.api.opening import load
+        from hmrcompress.models.files.convert import convert_checkpoint, write_half
+        from hmrcompress.models.files.original import write_original
 
         checkpoint = load(file, seed=seed)
         if format == "original":
@@ -93,7 +93,7 @@ def _of_no_family(file: str | ModelFile) -> bool:
     """Whether this is a checkpoint file whose keys belong to no known network; its tensors are taken as they are."""
     if not Path(str(file)).is_file():
         return False
-    from hmrcompress.models.families import recognise
+    from hmrcompress.models.families.registry import recognise
 
     try:
         recognise(_weights(file).tensors, file)
@@ -103,9 +103,9 @@ def _of_no_family(file: str | ModelFile) -> bool:
 
 
 def _weights(file: str | ModelFile) -> StateFile:
+    from hmrcompress.api.opening import ModelFile
     from hmrcompress.io.checkpoints import open_state_file
-    from hmrcompress.models.families import MARKS
-    from hmrcompress.opening import ModelFile
+    from hmrcompress.models.families.registry import MARKS
 
     asked = ModelFile.of(file)
     return open_state_file(asked.name, *MARKS, weights=asked.weights)

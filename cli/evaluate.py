@@ -97,17 +97,18 @@ def evaluate(
     A model that holds a temporal decoder is measured with it, too. Strides and filters need none: in between, poses are
     then interpolated.
     """
-    from hmrcompress import api
-    from hmrcompress.evaluation.bench import parse_sizes
+    import hmrcompress as hc
+    from hmrcompress.api import opening_decoder
     from hmrcompress.evaluation.decoded import SequenceSettings
     from hmrcompress.evaluation.sizes import sizes
-    from hmrcompress.models.running import RunPath
+    from hmrcompress.models.fast.running import RunPath
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
+    from hmrcompress.timing.bench import parse_sizes
 
     wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
-    checkpoint = api.load(model, seed=seed)
+    checkpoint = hc.load(model, seed=seed)
     if steps > 1:
-        api.decoder_for(checkpoint)
+        opening_decoder.decoder_for(checkpoint)
     sequences = SequenceSettings(
         strides=parse_sizes(stride, "--stride"),
         steps=steps,
@@ -116,9 +117,9 @@ def evaluate(
         median_shape=median_shape,
         seed=seed,
     )
-    reference = None if against is None else api.load(against, seed=seed)
+    reference = None if against is None else hc.load(against, seed=seed)
     with progress_bar(quiet=quiet) as progress:
-        result = api.evaluate(
+        result = hc.evaluate(
             checkpoint,
             data,
             against=reference,

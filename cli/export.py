@@ -55,16 +55,17 @@ def export(
 
     The temporal decoder of a model that holds one goes to NAME.decoder.onnx.
     """
-    from hmrcompress import api
+    import hmrcompress as hc
+    from hmrcompress.api import export
     from hmrcompress.exporting.onnx import check_files
     from hmrcompress.runtime import pick_dtype, progress_bar
 
-    checkpoint, decoder, outputs = api.load(model, seed=seed), None, outputs_here()
+    checkpoint, decoder, outputs = hc.load(model, seed=seed), None, outputs_here()
     decoder_out = out.with_name(f"{out.stem}.decoder.onnx")
     if checkpoint.decoder is not None:
         check_files(decoder_out, outputs)
     with progress_bar(quiet=quiet) as progress:
-        made = api.export_onnx(
+        made = hc.export_onnx(
             checkpoint,
             out,
             data=data,
@@ -78,7 +79,7 @@ def export(
             progress=progress,
         )
         if checkpoint.decoder is not None:
-            decoder = api.export_decoder(checkpoint, decoder_out, overwrite=outputs)
+            decoder = export.export_decoder(checkpoint, decoder_out, overwrite=outputs)
     median = made.parity.median
     figures: dict[str, Any] = {
         "onnx_max_abs_diff": made.parity.max_abs_diff,

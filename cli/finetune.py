@@ -127,13 +127,14 @@ def finetune(
         given |= {"batch_size": batch_size, "body": body, "device": device, "workers": workers, "seed": seed}
         run(model, out, data, given | {"overwrite": outputs_here()}, json=json, quiet=quiet)
         return
-    from hmrcompress import api, tuning
+    import hmrcompress as hc
+    from hmrcompress.api import finetune as tuning
     from hmrcompress.runtime import fast_dtype, pick_device, pick_dtype, progress_bar
     from hmrcompress.training.finetune import PROBE_FRAMES, probe_macs
     from hmrcompress.training.heal import HealSettings
     from hmrcompress.training.loop import LoopSettings
 
-    checkpoint = api.load(model, seed=seed)
+    checkpoint = hc.load(model, seed=seed)
     where, printer = pick_device(device), Printer(quiet)
     if stage == "probe":
         with progress_bar(quiet=quiet) as progress:
@@ -163,7 +164,7 @@ def finetune(
         )
         printer.say(f"{out}")
         return
-    taught = None if teacher is None else api.load(teacher, seed=seed)
+    taught = None if teacher is None else hc.load(teacher, seed=seed)
     if taught and checkpoint.plan and checkpoint.plan.checkpoint.sha256 != taught.sha256:
         complain(f"warning: {teacher} is not the checkpoint that {model} was made from")
     if images is None and max_minutes is None:

@@ -13,7 +13,7 @@ PARTS = {"vae": "motion VAE", "decoder": "decoder"}
 def run(model: str, out: Path, data: str | None, options: dict[str, Any], *, json: Path | None, quiet: bool) -> None:
     """Trains, tells of every validation in a line, and in the end what was written where. options: those of
     `hmrcompress.fit_decoder`. Of several processes only the first one speaks."""
-    from hmrcompress import tuning
+    from hmrcompress.api import finetune as tuning
     from hmrcompress.runtime import pick_device, progress_bar
     from hmrcompress.training.distributed import process_of
 

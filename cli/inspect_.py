@@ -33,9 +33,8 @@ def inspect(
     """Say what a model is: family, layers, sizes, tokens, parameters, MACs, what its weights were wrapped in, what it
     needs beside its file, and keys that are not understood. Files that belong to a family and are no model by
     themselves are told too."""
-    from hmrcompress.api import load
+    from hmrcompress.api.opening import ModelFile, load
     from hmrcompress.merging.describe import describe, describe_helper
-    from hmrcompress.opening import ModelFile
 
     printer, asked = Printer(quiet), ModelFile.of(model)
     if Path(asked.name).is_file() and (helper := describe_helper(Path(asked.name), asked.weights)) is not None:

@@ -59,10 +59,10 @@ def merge(
     debug: DebugOption = False,
 ) -> None:
     """Merge layers as a plan says, record its token merging, and write a compressed model."""
-    from hmrcompress.api import load
     from hmrcompress.api import merge as merge_model
+    from hmrcompress.api.opening import load
     from hmrcompress.merging.describe import describe
-    from hmrcompress.models.original import check_original, write_original
+    from hmrcompress.models.files.original import check_original, write_original
 
     written, outputs = None, outputs_here()
     if format == "original":

@@ -89,8 +89,8 @@ def predict(
     debug: DebugOption = False,
 ) -> None:
     """Bodies in pictures or a video: SMPL parameters (npz), an overlay (mp4, png), an animated mesh (glb)."""
-    from hmrcompress import predicting
-    from hmrcompress.models.running import RunPath
+    from hmrcompress.api import predict as predicting
+    from hmrcompress.models.fast.running import RunPath
     from hmrcompress.pipeline.predict import PredictSettings
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 

@@ -73,8 +73,8 @@ def profile(
     debug: DebugOption = False,
 ) -> None:
     """Where the time of `predict` goes: its stages one after the other, the first frame apart. Writes no files."""
-    from hmrcompress import predicting
-    from hmrcompress.models.running import RunPath
+    from hmrcompress.api import predict as predicting
+    from hmrcompress.models.fast.running import RunPath
     from hmrcompress.pipeline.predict import PredictSettings
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 

@@ -132,7 +132,7 @@ def search(
 
     Beam and evolve start from ECLM's plan and are never worse on these data.
     """
-    from hmrcompress import api
+    import hmrcompress as hc
     from hmrcompress.plan import KIND as PLAN
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
     from hmrcompress.searching.journal import KIND as JOURNAL
@@ -177,7 +177,7 @@ def search(
         reject_early=not no_early_rejection,
     )
     with progress_bar(quiet=quiet) as progress:
-        result = api.search(
+        result = hc.search(
             checkpoint,
             data,
             journal=kept,

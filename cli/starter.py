@@ -57,7 +57,7 @@ def build(
         raise UserError("nothing to build", "starter build", "Give --body, --data SPLIT, --fast MODEL or --sheets DIR")
     with progress_bar(quiet=quiet) as progress:
         if body:
-            from hmrcompress.starter.build_body import build_body
+            from hmrcompress.starter.body.build import build_body
 
             target = out or Path("starter_body.npz")
             summary = build_body(target, seed=seed, bodies=bodies, overwrite=outputs_here(), progress=progress)
@@ -65,14 +65,14 @@ def build(
             printer.say("\n".join(lines))
             printer.say(f"Wrote the body to {target}.")
         if fast:
-            from hmrcompress.api import load
-            from hmrcompress.starter.fast import write_parts
+            from hmrcompress.api.opening import load
+            from hmrcompress.starter.network.fast import write_parts
 
             for path in write_parts(load(fast), out or Path("starter_fast"), overwrite=outputs_here()):
                 printer.say(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB.")
         if data:
             from hmrcompress.body.files import starter_body
-            from hmrcompress.starter.dataset import open_split
+            from hmrcompress.starter.data.dataset import open_split
 
             crops = open_split(data, starter_body(), motions=_motions(motions), progress=progress)
             printer.say(
@@ -97,7 +97,7 @@ def video(
     debug: DebugOption = False,
 ) -> None:
     """A video of clips with known boxes, masks and ground truth, to try `predict` on."""
-    from hmrcompress import api
+    from hmrcompress.api import opening
     from hmrcompress.errors import UserError
     from hmrcompress.pipeline.starter_video import check_video, write_crop_video
     from hmrcompress.runtime import progress_bar
@@ -108,7 +108,7 @@ def video(
     outputs = outputs_here()
     check_video(out, outputs)
     with progress_bar(quiet=quiet) as progress:
-        crops = api.open_data(data, body=api.open_body("starter"), progress=progress)
+        crops = opening.open_data(data, body=opening.open_body("starter"), progress=progress)
     boxes, masks = write_crop_video(
         out, crops, list(map(int, parts)), frames=frames, lossless=lossless, overwrite=outputs
     )
@@ -158,13 +158,13 @@ def train(
     """Train the starter network, or go on with it."""
     import torch
 
-    from hmrcompress.api import STARTER_MODEL
-    from hmrcompress.models.folder import KIND as MODEL
+    from hmrcompress.api.opening import STARTER_MODEL
+    from hmrcompress.models.files.folder import KIND as MODEL
     from hmrcompress.runtime import pick_device, progress_bar
-    from hmrcompress.starter.dataset import cache_home
-    from hmrcompress.starter.recipe import Recipe
-    from hmrcompress.starter.train import TrainOptions
-    from hmrcompress.starter.train import train as run_training
+    from hmrcompress.starter.data.dataset import cache_home
+    from hmrcompress.starter.network.recipe import Recipe
+    from hmrcompress.starter.network.train import TrainOptions
+    from hmrcompress.starter.network.train import train as run_training
 
     chosen = pick_device(device)
     target = out or cache_home() / "starter" / "train"
@@ -202,7 +202,7 @@ def train(
     printer.say(f"State and log are in {target}; the same command goes on from there.")
     if freeze is not None:
         from hmrcompress.report.contact import write_card_pictures
-        from hmrcompress.starter.freeze import freeze as write_network
+        from hmrcompress.starter.network.freeze import freeze as write_network
 
         captured = " --motions amass:DIR" if options.motions else ""
         begun = "" if start is None else f" --from {start}"

@@ -1,10 +1,9 @@
 """Compress pretrained transformer networks for human mesh recovery: layer merging, token merging, and the evidence.
 
 `import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx, hc.predict,
-hc.profile`; for networks of other code `hc.live` with `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov,
-hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. The functions live in `hmrcompress.api`,
-`hmrcompress.predicting` and `hmrcompress.tuning` and are loaded when first used, so that importing the package costs
-next to nothing.
+hc.profile`; for networks of other code `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov,
+hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. Each lives in a module of `hmrcompress.api` or of
+the room that it belongs to, and is loaded when first used, so that importing the package costs next to nothing.
 """
 
 from __future__ import annotations
@@ -13,24 +12,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hmrcompress import live
-    from hmrcompress.api import (
-        apply,
-        bench,
-        evaluate,
-        export_onnx,
-        focal_lengths,
-        load,
-        load_fov,
-        merge,
-        person_mask,
-        search,
-        unapply,
-    )
-    from hmrcompress.predicting import predict, profile
-    from hmrcompress.tuning import extract_features, fit_decoder, fit_probe, heal
+    from hmrcompress.api.bench import bench
+    from hmrcompress.api.evaluate import evaluate
+    from hmrcompress.api.export import export_onnx
+    from hmrcompress.api.finetune import fit_probe, heal
+    from hmrcompress.api.finetune_decoder import extract_features, fit_decoder
+    from hmrcompress.api.merge import apply, merge
+    from hmrcompress.api.opening import load
+    from hmrcompress.api.predict import predict, profile
+    from hmrcompress.api.search import search
+    from hmrcompress.merging.live import person_mask, unapply
+    from hmrcompress.models.families.fov import focal_lengths, load_fov
 
 __version__ = "0.1.0"
+
+HOMES = {
+    "apply": "api.merge",
+    "bench": "api.bench",
+    "evaluate": "api.evaluate",
+    "export_onnx": "api.export",
+    "extract_features": "api.finetune_decoder",
+    "fit_decoder": "api.finetune_decoder",
+    "fit_probe": "api.finetune",
+    "focal_lengths": "models.families.fov",
+    "heal": "api.finetune",
+    "load": "api.opening",
+    "load_fov": "models.families.fov",
+    "merge": "api.merge",
+    "person_mask": "merging.live",
+    "predict": "api.predict",
+    "profile": "api.predict",
+    "search": "api.search",
+    "unapply": "merging.live",
+}
+"""The module, below this package, in which each name of the package lives."""
 __all__ = [
     "__version__",
     "apply",
@@ -42,7 +57,6 @@ __all__ = [
     "fit_probe",
     "focal_lengths",
     "heal",
-    "live",
     "load",
     "load_fov",
     "merge",
@@ -53,18 +67,10 @@ __all__ = [
     "unapply",
 ]
 
-TUNING = ("extract_features", "fit_decoder", "fit_probe", "heal")
-"""Those of them that live in `hmrcompress.tuning`."""
-PREDICTING = ("predict", "profile")
-"""Those that live in `hmrcompress.predicting`."""
-
 
 def __getattr__(name: str) -> Any:
-    if name == "live":
-        return import_module(f"{__name__}.live")
-    if name in __all__:
-        module = "tuning" if name in TUNING else "predicting" if name in PREDICTING else "api"
-        return getattr(import_module(f"{__name__}.{module}"), name)
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
     raise AttributeError(f"module 'hmrcompress' has no attribute {name!r}")
 
 

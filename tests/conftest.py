@@ -11,12 +11,12 @@ import pytest
 import tiny
 import torch
 
-from hmrcompress import opening
+from hmrcompress.api import opening
 from hmrcompress.body.files import load_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.metrics.points import PROTOCOLS
-from hmrcompress.models.folder import write_model_folder
+from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.network import HMR2
 
 THREADS = int(os.environ.get("HMRCOMPRESS_TEST_THREADS", "1"))

@@ -36,9 +36,9 @@ from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import mask_source
 from hmrcompress.data.pictures import decode_file
 from hmrcompress.io.convert import convert_values
-from hmrcompress.models.convert import convert_checkpoint
-from hmrcompress.models.folder import write_model_folder
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.convert import convert_checkpoint
+from hmrcompress.models.files.folder import write_model_folder
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.motion.amass import load_amass_segments
 from hmrcompress.pipeline.boxes import read_boxes
 from hmrcompress.pipeline.checked_boxes import CheckedBoxes

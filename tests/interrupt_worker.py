@@ -23,7 +23,7 @@ import torch
 import hmrcompress.evaluation.evaluate
 import hmrcompress.exporting.onnx as exporting
 import hmrcompress.searching.search
-from hmrcompress.opening import load
+from hmrcompress.api.opening import load
 from hmrcompress_cli.main import main
 
 WRITES = ("fsync", "replace")

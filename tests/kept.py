@@ -15,11 +15,12 @@ import tiny_decoder
 import torch
 from pydantic import BaseModel
 
-from hmrcompress import api, opening
+import hmrcompress as hc
+from hmrcompress.api import opening
 from hmrcompress.data.crops import write_crops
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.metrics.points import Protocol
-from hmrcompress.models.folder import write_model_folder
+from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
 
@@ -87,7 +88,7 @@ class World:
         self.model = self._model("model", network.state_dict(), probe=self.probe)
         self.model2 = self._model("model2", weights, probe=self.probe)
         self.probe2 = self._model("probe2", network.state_dict(), probe=replace(self.probe, bias=0.25))
-        self.few_heads = replace(api.load(self.model), network=with_heads(network, 4))
+        self.few_heads = replace(hc.load(self.model), network=with_heads(network, 4))
         self.body = tiny.write_body(home / "body.npz")
         arrays = tiny.body_arrays()
         self.body2 = self._npz("body2.npz", arrays | {"shapedirs": 1.5 * arrays["shapedirs"]})
@@ -98,7 +99,7 @@ class World:
         self.masks, self.masks2 = self._masks("masks.npz", 40), self._masks("masks2.npz", 90)
         self.regressor, self.regressor2 = self._regressor("regressor.npy", 0), self._regressor("regressor2.npy", 1)
         fitted = plan.model_copy(update={"tokens": TOKENS})
-        checkpoint = api.load(self.model)
+        checkpoint = hc.load(self.model)
         fitted = fitted.model_copy(update={"checkpoint": checkpoint.reference})
         self.plan, self.plan2 = home / "plan.yaml", home / "plan2.yaml"
         fitted.write(self.plan)
@@ -112,11 +113,11 @@ class World:
 
     def _decoded(self, name: str, plan: Plan, decoder: TemporalDecoder, by: int) -> Path:
         from hmrcompress.decoder.files import decoder_tensors
-        from hmrcompress.models.decoder_part import DecoderPart
+        from hmrcompress.models.files.decoder_part import DecoderPart
 
         state = {name: tensor + by * (name == "pose_mean") for name, tensor in decoder_tensors(decoder).items()}
         part = DecoderPart(decoder.config.to_dict(), state)
-        network = api.load(api.merge(self.model, plan, self.home / f"merged-{name}").path)
+        network = hc.load(hc.merge(self.model, plan, self.home / f"merged-{name}").path)
         return write_model_folder(
             self.home / f"decoded-{name}", network.state(), network.config, plan=plan, body="tiny", decoder=part
         ).path

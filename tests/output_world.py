@@ -19,8 +19,8 @@ from PIL import Image
 
 from hmrcompress.data.crops import write_crops
 from hmrcompress.merging.merge import merge_checkpoint
-from hmrcompress.models.convert import convert_checkpoint
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.convert import convert_checkpoint
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.plan import Plan
 
 FILE, FOLDER, JOURNAL = "file", "folder", "journal"

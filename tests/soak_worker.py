@@ -24,14 +24,14 @@ import torch
 from interrupt_worker import graphs_once
 from output_world import COMMANDS, FOLDER, Command
 
+import hmrcompress.api.finetune
 import hmrcompress.pipeline.starter_video
 import hmrcompress.recipe.ablate
 import hmrcompress.recipe.benchmarks
 import hmrcompress.recipe.runner
-import hmrcompress.tuning
 from hmrcompress_cli.main import main
 
-_ = (hmrcompress.recipe.ablate, hmrcompress.recipe.benchmarks, hmrcompress.recipe.runner, hmrcompress.tuning)
+_ = (hmrcompress.recipe.ablate, hmrcompress.recipe.benchmarks, hmrcompress.recipe.runner, hmrcompress.api.finetune)
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "ctypes.dlsym")
 MODEL = ("config.json", "model.safetensors", "plan.yaml", "README.md", "probe.safetensors", "decoder.safetensors")
 RUN = (

@@ -23,7 +23,7 @@ from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.layers import merge_layers
 from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import mpjpe
-from hmrcompress.models.folder import write_model_folder
+from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe import ablate as driver

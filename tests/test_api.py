@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 
-from hmrcompress import api
+import hmrcompress as hc
+from hmrcompress.api import opening
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.errors import UserError
@@ -18,30 +19,30 @@ from hmrcompress.models.network import HMR2
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.report.plots import check_picture, draw_similarity
 from hmrcompress.report.table import caption, stage_table
-from hmrcompress.starter import dataset
+from hmrcompress.starter.data import dataset
 
 
 def test_models(tiny_model: Path, tiny_network: HMR2) -> None:
-    loaded = api.load(tiny_model)
-    assert loaded.config == tiny.CONFIG and api.load(loaded) is loaded
+    loaded = hc.load(tiny_model)
+    assert loaded.config == tiny.CONFIG and hc.load(loaded) is loaded
     for name, tensor in tiny_network.state_dict().items():
         assert torch.equal(loaded.network.state_dict()[name], tensor)
     with pytest.raises(UserError, match="expected one of hmr2"):
-        api.load("random:nothing")
+        hc.load("random:nothing")
 
 
 def test_bodies(tiny_body_file: Path, tiny_body: BodyModel) -> None:
-    assert api.open_body(tiny_body) is tiny_body
-    assert api.open_body(str(tiny_body_file)).name == "tiny"
-    assert api.open_body("starter").num_joints == 24
+    assert opening.open_body(tiny_body) is tiny_body
+    assert opening.open_body(str(tiny_body_file)).name == "tiny"
+    assert opening.open_body("starter").num_joints == 24
 
 
 def test_data_by_path_and_prefix(tiny_crops_file: Path, tiny_crops: CropSet, tiny_body: BodyModel) -> None:
-    assert api.open_data(tiny_crops, body=tiny_body) is tiny_crops
+    assert opening.open_data(tiny_crops, body=tiny_body) is tiny_crops
     for text in (str(tiny_crops_file), f"crops:{tiny_crops_file}", tiny_crops_file):
-        assert api.open_data(text, body=tiny_body).sha256 == tiny_crops.sha256
+        assert opening.open_data(text, body=tiny_body).sha256 == tiny_crops.sha256
     with pytest.raises(UserError, match="only starter splits"):
-        api.open_data(tiny_crops_file, body=tiny_body, clips=1)
+        opening.open_data(tiny_crops_file, body=tiny_body, clips=1)
 
 
 @pytest.mark.parametrize(
@@ -53,35 +54,35 @@ def test_starter_splits(
 ) -> None:
     asked: list[tuple[str, int | None]] = []
     monkeypatch.setattr(dataset, "open_split", lambda name, body, clips, progress: asked.append((name, clips)))
-    api.open_data(text, body=tiny_body, split=default, clips=3)
+    opening.open_data(text, body=tiny_body, split=default, clips=3)
     assert asked == [(wanted, 3)]
 
 
 def test_names_of_protocols_and_masks() -> None:
-    assert api.open_protocol("starter24").pelvis == (0,)
+    assert opening.open_protocol("starter24").pelvis == (0,)
     with pytest.raises(UserError, match="expected one of starter24"):
-        api.open_protocol("3dpw")
-    assert api.open_masks("none").name == "none"
+        opening.open_protocol("3dpw")
+    assert opening.open_masks("none").name == "none"
     with pytest.raises(UserError, match="expected data, self, none, files:DIR or onnx:FILE"):
-        api.open_masks("somewhere")
+        opening.open_masks("somewhere")
 
 
 def test_modules_are_copied_only_where_they_move(tiny_network: HMR2) -> None:
-    assert api.on_device(tiny_network, torch.device("cpu")) is tiny_network
-    moved = api.on_device(tiny_network, torch.device("meta"))
+    assert opening.on_device(tiny_network, torch.device("cpu")) is tiny_network
+    moved = opening.on_device(tiny_network, torch.device("meta"))
     assert next(moved.parameters()).is_meta and not next(tiny_network.parameters()).is_meta
 
 
 def test_a_compressed_model_merges_its_tokens(tiny_model: Path, tmp_path: Path) -> None:
-    checkpoint = api.load(tiny_model)
+    checkpoint = hc.load(tiny_model)
     plan = Plan(
         checkpoint=checkpoint.reference, groups=((0,), (1,), (2, 3)), tokens=TokenSettings(keep=152, per_layer=40)
     )
-    api.merge(checkpoint, plan, tmp_path / "merged")
-    merged = api.load(tmp_path / "merged")
+    hc.merge(checkpoint, plan, tmp_path / "merged")
+    merged = hc.load(tmp_path / "merged")
     images = torch.zeros(1, 3, 256, 192)
     assert merged.network.backbone(images).shape[1] == 192
-    assert api.compressed_network(merged).backbone(images).shape[1] == 152
+    assert opening.compressed_network(merged).backbone(images).shape[1] == 152
 
 
 def test_layer_similarity(tiny_network: HMR2, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hmrcompress.body.joints import ARMS, LEGS, MIRROR
 from hmrcompress.errors import ShapeError
 from hmrcompress.motion import augment, rotvec
 from hmrcompress.motion.clip import Motion
-from hmrcompress.motion.procedural import generate
+from hmrcompress.starter.motion.procedural import generate
 
 
 @pytest.fixture(scope="module")

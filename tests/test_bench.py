@@ -16,16 +16,16 @@ import tiny
 import torch
 from typer.testing import CliRunner, Result
 
-from hmrcompress import api
+import hmrcompress as hc
 from hmrcompress.errors import HMRCompressError, UserError
-from hmrcompress.evaluation import bench as room
-from hmrcompress.evaluation.bench import BenchSettings, bench, parse_sizes
-from hmrcompress.evaluation.contenders import Contender, cut, cut_from_the_top
-from hmrcompress.evaluation.made_up import PERSON_TOKENS, constant_network, ellipse_mask, made_up_batch
-from hmrcompress.evaluation.memory import Memory, measure, peak_memory
 from hmrcompress.models.network import HMR2, NetworkConfig
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.records import FrameBatch
+from hmrcompress.timing import bench as room
+from hmrcompress.timing.bench import BenchSettings, bench, parse_sizes
+from hmrcompress.timing.contenders import Contender, cut, cut_from_the_top
+from hmrcompress.timing.made_up import PERSON_TOKENS, constant_network, ellipse_mask, made_up_batch
+from hmrcompress.timing.memory import Memory, measure, peak_memory
 from hmrcompress_cli.main import app
 
 TOKENS = TokenSettings(keep=90, per_layer=40)
@@ -194,7 +194,7 @@ def test_what_ended_a_child_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert command[0] == sys.executable and options["check"] and options["timeout"]
         raise subprocess.CalledProcessError(1, command, stderr="Traceback\nMemoryError: none is left\n")
 
-    monkeypatch.setattr("hmrcompress.evaluation.memory.subprocess.run", fails)
+    monkeypatch.setattr("hmrcompress.timing.memory.subprocess.run", fails)
     with pytest.raises(HMRCompressError, match="^the memory could not be measured: MemoryError: none is left$"):
         peak_memory(tiny.CONFIG, TOKENS, batch_size=1)
 
@@ -229,8 +229,8 @@ def test_the_command(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert "4 -> 3 layers, 192 -> 100 tokens" in done.stdout and "of what its MACs promise" in done.stdout
     assert "tiny, cut against tiny: float32 on cpu, 1 thread\n" in done.stdout
 
-    plan = Plan(checkpoint=api.load(tiny_model).reference, groups=((0,), (1,), (2, 3)), tokens=TOKENS)
-    folder = api.merge(tiny_model, plan, tmp_path / "merged").path
+    plan = Plan(checkpoint=hc.load(tiny_model).reference, groups=((0,), (1,), (2, 3)), tokens=TOKENS)
+    folder = hc.merge(tiny_model, plan, tmp_path / "merged").path
     for against in ((), ("--against", tiny_model)):
         done = hmr("bench", folder, *against, *base, "--no-memory", "--dtype", "float16")
         assert done.exit_code == 0, done.output
@@ -239,8 +239,8 @@ def test_the_command(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_the_command_refuses(tiny_model: Path, tmp_path: Path) -> None:
-    plan = Plan(checkpoint=api.load(tiny_model).reference, groups=((0,), (1,), (2, 3)))
-    folder = api.merge(tiny_model, plan, tmp_path / "merged").path
+    plan = Plan(checkpoint=hc.load(tiny_model).reference, groups=((0,), (1,), (2, 3)))
+    folder = hc.merge(tiny_model, plan, tmp_path / "merged").path
     for arguments, sentence in {
         (): "there is no model to time",
         (tiny_model,): "Give --layers or --keep-tokens",

@@ -11,11 +11,11 @@ from scipy.spatial.transform import Rotation
 
 from hmrcompress.body.files import STARTER_BODY, load_body
 from hmrcompress.body.joints import SMPL_JOINTS
-from hmrcompress.starter.body_decimate import decimate_symmetric
-from hmrcompress.starter.body_landmarks import LEAF_SLOTS, SLOTS, order_with_slots
-from hmrcompress.starter.body_rotation import aligning, axis_rotation, frame, twist_about_x, unit
-from hmrcompress.starter.body_sample import joint_of_bone, joints_from_heads, mirror_pairs
-from hmrcompress.starter.build_body import NAME, build_body, quantise_rows, shape_space, strongest, write_npz
+from hmrcompress.starter.body.build import NAME, build_body, quantise_rows, shape_space, strongest, write_npz
+from hmrcompress.starter.body.decimate import decimate_symmetric
+from hmrcompress.starter.body.landmarks import LEAF_SLOTS, SLOTS, order_with_slots
+from hmrcompress.starter.body.rotation import aligning, axis_rotation, frame, twist_about_x, unit
+from hmrcompress.starter.body.sample import joint_of_bone, joints_from_heads, mirror_pairs
 
 MIRRORED = np.asarray([-1.0, 1.0, 1.0])
 

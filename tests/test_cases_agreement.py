@@ -20,15 +20,15 @@ from their_network import GRID, TheirHMR, TheirNetwork
 from torch import Tensor, nn
 
 import hmrcompress as hc
-from hmrcompress import api
+from hmrcompress.api import opening
+from hmrcompress.api.opening import STARTER_FAST
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.made_up import made_up_batch
-from hmrcompress.evaluation.reference import reference
 from hmrcompress.merging.merge import merge_network
-from hmrcompress.models.fast import make_fast
+from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.network import HMR2, NetworkConfig
-from hmrcompress.opening import STARTER_FAST
 from hmrcompress.plan import CheckpointRef, DropBackground, Plan, TokenSettings
+from hmrcompress.timing.made_up import made_up_batch
+from hmrcompress.timing.reference import reference
 
 GROUPS = ((0,), (1, 2), (3,))
 SHARP = 10
@@ -135,8 +135,8 @@ def test_the_shipped_plan_live_and_merged(tmp_path: Path) -> None:
     path = STARTER_FAST / "plan.yaml"
     assert Plan.read(path).tokens is not None and not Plan.read(path).tokens.biases_head
     images, mask = (part[:2] for part in crops())
-    api.merge("starter", path, tmp_path / "merged")
-    wanted = api.load(tmp_path / "merged", fast=True).network(images.float(), mask)
+    hc.merge("starter", path, tmp_path / "merged")
+    wanted = hc.load(tmp_path / "merged", fast=True).network(images.float(), mask)
     network = hc.load("starter").network
     hc.apply(network, path)
     with hc.person_mask(network, mask):
@@ -150,10 +150,10 @@ def test_original_format_live_in_their_class(tmp_path: Path, padded: bool) -> No
     settings, (images, mask) = TokenSettings(), crops()
     source = tmp_path / "a.pt"
     torch.save(tiny.network().state_dict(), source)
-    layers = api.load(source, num_heads=2, head_heads=2)
+    layers = hc.load(source, num_heads=2, head_heads=2)
     made = Plan(checkpoint=layers.reference, groups=GROUPS, merge_rule="mean", tokens=settings)
     made.write(tmp_path / "plan.yaml")
-    api.merge(layers, made, tmp_path / "native")
+    hc.merge(layers, made, tmp_path / "native")
     flag = "--pad-identity" if padded else "--no-pad-identity"
     line = ["merge", source, "--num-heads", 2, "--head-heads", 2, "--plan", tmp_path / "plan.yaml"]
     run(*line, "--format", "original", flag, "-o", tmp_path / "theirs.ckpt")
@@ -163,7 +163,7 @@ def test_original_format_live_in_their_class(tmp_path: Path, padded: bool) -> No
     theirs.backbone.forward = _any_depth(theirs.backbone)
     count = len(theirs.backbone.blocks)
     hc.apply(theirs.eval(), plan(settings, tuple((layer,) for layer in range(count))))
-    wanted = api.compressed_network(api.load(tmp_path / "native"))(images.float(), mask)
+    wanted = opening.compressed_network(hc.load(tmp_path / "native"))(images.float(), mask)
     with hc.person_mask(theirs, mask):
         features = theirs(images.float())[3]
     assert float((features - wanted.features).abs().max()) < 1e-5 * float(wanted.features.abs().max())

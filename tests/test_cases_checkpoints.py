@@ -21,8 +21,8 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.io.wrappers import TRANSPARENT
-from hmrcompress.models.families import MARKS
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.families.registry import MARKS
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress_cli.main import app
 
 HEADS = {"num_heads": 2, "head_heads": 2}

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 import hmrcompress as hc
-from hmrcompress import api
+from hmrcompress.api import evaluate
 from hmrcompress.body.files import kind_of_body
 from hmrcompress.data.annotations import lies
 from hmrcompress.data.crops import CropSet
@@ -296,7 +296,7 @@ def test_functions_that_need_a_body_look_at_its_kind(
 ) -> None:
     body, data = cases("bodies") / "SMPLH.npz", f"crops:{tiny_crops_file}"
     calls: list[Callable[[], object]] = [
-        lambda: api.layer_similarity(tiny_model, data, body=body),
+        lambda: evaluate.layer_similarity(tiny_model, data, body=body),
         lambda: hc.extract_features(tiny_model, data, body=body, home=tmp_path),
         lambda: hc.fit_decoder(tiny_model, tmp_path / "o", data, body=body, home=tmp_path),
     ]

@@ -24,14 +24,14 @@ from cases.outputs import lost
 from output_world import COMMANDS, FILE, FOLDER, JOURNAL, hashes
 from typer.testing import CliRunner, Result
 
-from hmrcompress import api
+import hmrcompress as hc
+from hmrcompress.api.opening import STARTER_MODEL
 from hmrcompress.errors import UserError
 from hmrcompress.exporting import onnx as exporting
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.manifests import FILES, reference, strangers
 from hmrcompress.io.seals import sealed_json
-from hmrcompress.models.folder import KIND, read_model_folder
-from hmrcompress.opening import STARTER_MODEL
+from hmrcompress.models.files.folder import KIND, read_model_folder
 from hmrcompress.plan import Plan
 from hmrcompress_cli import main, starter
 from hmrcompress_cli.common import INPUT_OPTIONS, OUTPUT_OPTIONS
@@ -262,7 +262,7 @@ def test_the_current_folder_as_output(inputs: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path / "empty")
     for _ in range(2):
         assert hmr(*COMMANDS["merge"].line(inputs, ".")).exit_code == 0
-        assert api.load(tmp_path / "empty").plan is not None and Path.cwd() == tmp_path / "empty"
+        assert hc.load(tmp_path / "empty").plan is not None and Path.cwd() == tmp_path / "empty"
     assert "# empty" in Path("README.md").read_text()
     Path("mine").write_text(MINE)
     refused(hmr(*COMMANDS["merge"].line(inputs, ".")), "mine")
@@ -379,7 +379,7 @@ class TestCases:
         shutil.copytree(cases("outputs"), tmp_path / "outputs", symlinks=True, ignore=lambda *_: ["pipe.json"])
         os.mkfifo(tmp_path / "outputs" / "pipe.json")
         monkeypatch.chdir(tmp_path / "outputs")
-        starter = api.load("starter").reference
+        starter = hc.load("starter").reference
         groups = [[layer] for layer in range(starter.layers - 2)] + [[starter.layers - 2, starter.layers - 1]]
         Plan.from_dict({"checkpoint": starter.model_dump(), "groups": groups}).write("plan.yaml")
         return tmp_path / "outputs"

@@ -486,7 +486,7 @@ def test_data_sets_read_what_predict_reads(tmp_path: Path) -> None:
 
 def test_hands_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """F1: told after nine seconds, by the shape of a tensor."""
-    monkeypatch.setattr("hmrcompress.opening.random_checkpoint", lambda *of: pytest.fail("made the network"))
+    monkeypatch.setattr("hmrcompress.api.opening.random_checkpoint", lambda *of: pytest.fail("made the network"))
     for command in ("predict", "profile"):
         out = ["-o", str(tmp_path / "out")] if command == "predict" else []
         done = CliRunner().invoke(app, [command, "random:hamer", str(folder / "reference.png"), *out])

@@ -20,7 +20,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.jsons import parse_json, read_json
 from hmrcompress.io.texts import DEEPEST
 from hmrcompress.io.yamls import MOST_VALUES, parse_yaml
-from hmrcompress.models.folder import read_model_folder, write_model_folder
+from hmrcompress.models.files.folder import read_model_folder, write_model_folder
 from hmrcompress.plan import Plan
 from hmrcompress.recipe.ablations import read_ablations
 from hmrcompress.recipe.benchmarks import read_suite

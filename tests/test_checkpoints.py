@@ -24,8 +24,8 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.hashes import sha256_file, sha256_json
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
-from hmrcompress.models.convert import convert_checkpoint
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.convert import convert_checkpoint
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.models.network import NetworkConfig
 
 HEADS = {"num_heads": 2, "head_heads": 2}

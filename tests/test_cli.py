@@ -20,11 +20,11 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from hmrcompress import api
+import hmrcompress as hc
 from hmrcompress.data.crops import CropSet
 from hmrcompress.errors import Notice, tell
-from hmrcompress.models.convert import convert_checkpoint
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.convert import convert_checkpoint
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.plan import Plan
 from hmrcompress_cli.common import Printer, SafeGroup, cell
 from hmrcompress_cli.main import app
@@ -66,7 +66,7 @@ def test_the_functions_are_there() -> None:
     import hmrcompress as hc
 
     assert {"load", "search", "merge", "evaluate", "export_onnx"} <= set(dir(hc))
-    assert hc.load is api.load and hc.evaluate is api.evaluate and hc.export_onnx is api.export_onnx
+    assert hc.load is hc.load and hc.evaluate is hc.evaluate and hc.export_onnx is hc.export_onnx
     with pytest.raises(AttributeError, match="bake"):
         _ = hc.bake
 
@@ -141,7 +141,7 @@ class World:
         self.plan = folder / "plan.yaml"
         Plan.from_dict(values).write(self.plan)
         self.merged = folder / "merged"
-        api.merge(self.checkpoint, self.plan, self.merged)
+        hc.merge(self.checkpoint, self.plan, self.merged)
         self._damage()
         self._plans(values)
 
@@ -325,7 +325,7 @@ def test_an_interrupt_is_no_traceback(world: World, here: Path, monkeypatch: pyt
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "load", interrupted)
+    monkeypatch.setattr(hc, "load", interrupted)
     done = hmr(*world.command("merge"))
     assert done.exit_code == 130 and done.stderr == "hmrcompress: interrupted\n"
 

@@ -11,7 +11,7 @@ import torch
 from hmrcompress.data.conditions import bbox_info, check_condition
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.errors import ShapeError, UserError
-from hmrcompress.starter.camera import Placement
+from hmrcompress.starter.scene.camera import Placement
 
 
 def test_the_formula_number_by_number():

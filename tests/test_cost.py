@@ -11,7 +11,7 @@ from torch import nn
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.describe import field_of_view_cost, network_cost
 from hmrcompress.metrics.cost import Cost, cost
-from hmrcompress.models.camerahmr import CameraHMRConfig
+from hmrcompress.models.families.camerahmr import CameraHMRConfig
 from hmrcompress.models.network import NetworkConfig, build
 from hmrcompress.plan import TokenSettings
 

@@ -14,25 +14,29 @@ import torch
 from test_sequences import SIZES
 from typer.testing import CliRunner, Result
 
-from hmrcompress import api, decoder_tuning, exports, tuning
+import hmrcompress as hc
+from hmrcompress.api import export, opening_decoder
+from hmrcompress.api import export as exports
+from hmrcompress.api import finetune as tuning
+from hmrcompress.api import finetune_decoder as decoder_tuning
 from hmrcompress.body.model import BodyModel
 from hmrcompress.decoder.clips import OVERLAP_SHARE, decode_clip, window_starts
 from hmrcompress.decoder.files import decoder_part
 from hmrcompress.decoder.model import TemporalDecoder, decoder_cost
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation import pipeline_bench
-from hmrcompress.evaluation.bench import BenchSettings, bench
-from hmrcompress.evaluation.contenders import Contender, cut
-from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings
 from hmrcompress.exporting.onnx import OnnxExport
 from hmrcompress.exporting.parity import Parity
-from hmrcompress.models.folder import write_model_folder
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.files.folder import write_model_folder
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.recipe.runner import run_recipe
 from hmrcompress.recipe.schema import parse_recipe
+from hmrcompress.timing import pipeline_bench
+from hmrcompress.timing.bench import BenchSettings, bench
+from hmrcompress.timing.contenders import Contender, cut
+from hmrcompress.timing.pipeline_bench import Pipeline, PipelineSettings
 from hmrcompress_cli.main import app
 
 TOKENS = TokenSettings(keep=150, per_layer=40)
@@ -57,13 +61,13 @@ def write_decoded(path: Path, checkpoint: Checkpoint, decoder: TemporalDecoder) 
 
 @pytest.fixture(scope="module")
 def merged(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    plan = Plan(checkpoint=api.load(tiny_model).reference, groups=((0,), (1,), (2, 3)), tokens=TOKENS)
-    return api.merge(tiny_model, plan, tmp_path_factory.mktemp("models") / "merged").path
+    plan = Plan(checkpoint=hc.load(tiny_model).reference, groups=((0,), (1,), (2, 3)), tokens=TOKENS)
+    return hc.merge(tiny_model, plan, tmp_path_factory.mktemp("models") / "merged").path
 
 
 @pytest.fixture(scope="module")
 def decoded(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_decoded(tmp_path_factory.mktemp("models") / "decoded", api.load(merged), made_up_decoder())
+    return write_decoded(tmp_path_factory.mktemp("models") / "decoded", hc.load(merged), made_up_decoder())
 
 
 @pytest.fixture
@@ -105,9 +109,9 @@ def test_what_eval_refuses(decoded: Path, merged: Path, world: tuple[object, ...
     ):
         done = hmr("eval", model, *world, *arguments)
         assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.output
-    other = write_decoded(tmp_path / "other", api.load(merged), made_up_decoder(feature_dim=7))
+    other = write_decoded(tmp_path / "other", hc.load(merged), made_up_decoder(feature_dim=7))
     with pytest.raises(UserError, match="reads 7 features, its network has 32"):
-        api.temporal_decoder(api.load(other))
+        opening_decoder.temporal_decoder(hc.load(other))
 
 
 class Clock:
@@ -230,7 +234,7 @@ def test_export(
         written.append((out.name, steps))
         return OnnxExport(out, out.with_name("contract"), out, 2_000_000, Parity(2e-6, 3e-4, 5, (1, 5)))
 
-    monkeypatch.setattr(api, "export_onnx", network)
+    monkeypatch.setattr(hc, "export_onnx", network)
     monkeypatch.setattr(exports, "export_temporal_decoder", decoder)
     done = hmr("export", decoded, "-o", tmp_path / "net.onnx", *world, "--json", tmp_path / "x.json")
     assert done.exit_code == 0, done.output
@@ -239,7 +243,7 @@ def test_export(
     assert written == [("net.decoder.onnx", 1)] and "net.decoder.onnx: 2.0 MB" in done.stdout
     assert hmr("export", merged, "-o", tmp_path / "net.onnx", *world).exit_code == 0 and len(written) == 1
     with pytest.raises(UserError, match="holds no temporal decoder"):
-        api.export_decoder(merged, tmp_path / "none.onnx")
+        export.export_decoder(merged, tmp_path / "none.onnx")
 
 
 class Done:
@@ -262,12 +266,12 @@ def test_a_recipe_finetunes_and_uses_the_decoder(
 
     def fit(model: Path, out: Path, data: str, **options: Any) -> Done:
         called.append((options["stage"], options["steps"]))
-        write_decoded(out, api.load(model), made_up_decoder())
+        write_decoded(out, hc.load(model), made_up_decoder())
         return Done()
 
     monkeypatch.setattr(tuning, "heal", heal)
     monkeypatch.setattr(decoder_tuning, "fit_decoder", fit)
-    plan = Plan(checkpoint=api.load(tiny_model).reference, groups=((0,), (1,), (2, 3)), tokens=TOKENS)
+    plan = Plan(checkpoint=hc.load(tiny_model).reference, groups=((0,), (1,), (2, 3)), tokens=TOKENS)
     plan.write(tmp_path / "plan.yaml")
     data = f"crops:{tiny_crops_file}"
     values = {

@@ -11,7 +11,7 @@ import torch
 from test_decoder_nets import TINY, draw, every
 from typer.testing import CliRunner
 
-from hmrcompress import opening
+from hmrcompress.api import opening
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
 from hmrcompress.decoder.files import build_decoder, decoder_part, decoder_tensors
@@ -20,10 +20,10 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.safetensors_file import read_safetensors
 from hmrcompress.io.seals import sealed_json
 from hmrcompress.merging.merge import merge_checkpoint
-from hmrcompress.models.convert import write_half
-from hmrcompress.models.decoder_part import DecoderPart
-from hmrcompress.models.folder import DECODER, read_model_folder, write_model_folder
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.convert import write_half
+from hmrcompress.models.files.decoder_part import DecoderPart
+from hmrcompress.models.files.folder import DECODER, read_model_folder, write_model_folder
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.plan import Plan
 from hmrcompress.training.finetune import add_probe
 from hmrcompress.training.streams import Crops

@@ -18,13 +18,13 @@ from slow_hmr2 import Arrays
 from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
-from hmrcompress.models.camerahmr import CameraHMRConfig
-from hmrcompress.models.families import FAMILIES, network_class, recognise
-from hmrcompress.models.hamer import HaMeRConfig
+from hmrcompress.models.families.camerahmr import CameraHMRConfig
+from hmrcompress.models.families.hamer import HaMeRConfig
+from hmrcompress.models.families.registry import FAMILIES, network_class, recognise
+from hmrcompress.models.families.tokenhmr import TokenHMRConfig, places_between
+from hmrcompress.models.files.load import load_checkpoint, random_checkpoint
 from hmrcompress.models.heads import SMPLHead
-from hmrcompress.models.load import load_checkpoint, random_checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig, build, config_from_state, from_state
-from hmrcompress.models.tokenhmr import TokenHMRConfig, places_between
 
 DATA = Path(__file__).parent / "data"
 SIZES = {

@@ -13,13 +13,13 @@ import torch
 from test_families import HAND, TOKENS
 from test_model_commands import run
 
-from hmrcompress import api
+import hmrcompress as hc
 from hmrcompress.data.crops import CropSet, write_crops
-from hmrcompress.evaluation.bench import BenchSettings
-from hmrcompress.models.camerahmr import CameraHMRConfig
-from hmrcompress.models.families import TOKENIZER
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.families.camerahmr import CameraHMRConfig
+from hmrcompress.models.families.registry import TOKENIZER
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.models.network import NetworkConfig, build
+from hmrcompress.timing.bench import BenchSettings
 
 pytest.importorskip("onnxruntime")
 
@@ -103,7 +103,7 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
         assert list(told(figures)["stages"]) == ["mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens"]
 
     settings = BenchSettings(batch_sizes=(2,), rounds=1, memory=False)
-    timed = api.bench(tmp_path / "out", settings=settings, body="starter" if hand else tiny_body_file)
+    timed = hc.bench(tmp_path / "out", settings=settings, body="starter" if hand else tiny_body_file)
     assert timed.layers == {"before": 2, "after": 1} and timed.speedup(2, "network") > 0
 
     made = run(

@@ -15,20 +15,21 @@ from test_families import CAMERA, HAND, TOKENS
 from test_reference import awake
 from torch import Tensor, nn
 
-from hmrcompress import api
+import hmrcompress as hc
+from hmrcompress.api import opening
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.made_up import made_up_batch
-from hmrcompress.evaluation.reference import reference
 from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.merging.apply import forced_merges, with_token_merging
-from hmrcompress.models import fast_linear
-from hmrcompress.models.families import FAMILIES
-from hmrcompress.models.fast import make_fast
-from hmrcompress.models.fast_linear import Int8Linear, Kind, MklLinear, folded, kind_for, linear
+from hmrcompress.models.families.registry import FAMILIES
+from hmrcompress.models.fast.linear import Int8Linear, Kind, MklLinear, folded, kind_for, linear
+from hmrcompress.models.fast.network import linear as fast_linear
+from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import pick_fast_dtype
+from hmrcompress.timing.made_up import made_up_batch
+from hmrcompress.timing.reference import reference
 
 CONFIG = replace(tiny.CONFIG, dim=64, mlp_dim=128, head_width=48)
 IEF = replace(CONFIG, token_input="mean_shape", iterations=3)
@@ -239,19 +240,19 @@ def test_loading_for_the_fast_path(tmp_path: Path, stored: torch.dtype) -> None:
     network, batch = single()
     state = {name: tensor.to(stored) for name, tensor in network.state_dict().items()}
     write_safetensors(tmp_path / "w.safetensors", state, {"hmrcompress": json.dumps({"network": CONFIG.to_dict()})})
-    plan = Plan(checkpoint=api.load(tmp_path / "w.safetensors").reference, groups=((0,), (1,), (2, 3)), tokens=WEIGHTED)
-    folder = api.merge(tmp_path / "w.safetensors", plan, tmp_path / "folder").path
-    plain = api.load(folder)
-    exact = api.compressed_network(plain)(batch.images, batch.person_mask)
-    loaded = api.load(folder, fast=True)
+    plan = Plan(checkpoint=hc.load(tmp_path / "w.safetensors").reference, groups=((0,), (1,), (2, 3)), tokens=WEIGHTED)
+    folder = hc.merge(tmp_path / "w.safetensors", plan, tmp_path / "folder").path
+    plain = hc.load(folder)
+    exact = opening.compressed_network(plain)(batch.images, batch.person_mask)
+    loaded = hc.load(folder, fast=True)
     assert loaded.plan == plain.plan and loaded.sha256 == plain.sha256
     bound = network_bound(plain.network, exact)
     assert largest(loaded.network(batch.images, batch.person_mask), exact) < bound
-    half = api.load(folder, fast=True, dtype=torch.bfloat16).network(batch.images, batch.person_mask)
-    by_hand = make_fast(api.compressed_network(plain), torch.bfloat16)(batch.images, batch.person_mask)
+    half = hc.load(folder, fast=True, dtype=torch.bfloat16).network(batch.images, batch.person_mask)
+    by_hand = make_fast(opening.compressed_network(plain), torch.bfloat16)(batch.images, batch.person_mask)
     assert largest(half, by_hand) == 0
-    kept = api.compressed_network(plain).state_dict()
-    assert largest(api.load(plain, fast=True).network(batch.images, batch.person_mask), exact) < bound
+    kept = opening.compressed_network(plain).state_dict()
+    assert largest(hc.load(plain, fast=True).network(batch.images, batch.person_mask), exact) < bound
     assert all(torch.equal(kept[name], tensor) for name, tensor in plain.network.state_dict().items())
 
 

@@ -21,9 +21,9 @@ from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
 from hmrcompress.runtime import no_progress
-from hmrcompress.starter import dataset
-from hmrcompress.starter.clip_stream import StarterClips, rendered
-from hmrcompress.starter.world import make_clip, split_named
+from hmrcompress.starter.data import dataset
+from hmrcompress.starter.data.clip_stream import StarterClips, rendered
+from hmrcompress.starter.scene.world import make_clip, split_named
 from hmrcompress.training.features import ClipCrops, CropClips, extract_features
 
 

@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from hmrcompress.decoder.filters import one_euro, savgol
 from hmrcompress.errors import ShapeError, UserError
-from hmrcompress.motion.procedural import generate
 from hmrcompress.records import BodyParams
+from hmrcompress.starter.motion.procedural import generate
 
 FPS = 30.0
 JOINTS = 24

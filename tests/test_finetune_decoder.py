@@ -18,12 +18,12 @@ import torch
 from typer.testing import CliRunner
 
 import hmrcompress as hc
-from hmrcompress import decoder_tuning
+from hmrcompress.api import finetune_decoder as decoder_tuning
 from hmrcompress.data.crops import write_crops
 from hmrcompress.decoder.config import PRESETS
 from hmrcompress.decoder.files import build_decoder
 from hmrcompress.errors import UserError
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.training import loop
 from hmrcompress.training.finetune_decoder import Fitted
 from hmrcompress.training.loop import LoopSettings
@@ -132,7 +132,7 @@ import tiny_decoder, hmrcompress as hc
 from hmrcompress.training import finetune_decoder, loop
 wrapped = loop.LoopSettings
 loop._Loop._step = (lambda step: lambda self, f: (__import__("time").sleep(0.05), step(self, f)))(loop._Loop._step)
-import hmrcompress.decoder_tuning as d
+import hmrcompress.api.finetune_decoder as d
 d.LoopSettings = lambda *a, **k: wrapped(*a, **k, save_seconds=0.1)
 model, out, crops, body, home = map(Path, sys.argv[1:])
 hc.fit_decoder(model, out, crops, body=body, home=home, steps=28, config=tiny_decoder.CONFIG, batch_size=4, workers=0)

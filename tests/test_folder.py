@@ -12,9 +12,9 @@ import torch
 from hmrcompress.errors import UserError
 from hmrcompress.merging.layers import merge_layers
 from hmrcompress.merging.merge import merge_checkpoint, merge_network
-from hmrcompress.models.convert import convert_checkpoint
-from hmrcompress.models.folder import as_half, read_model_folder, write_model_folder
-from hmrcompress.models.load import Checkpoint, load_checkpoint, random_checkpoint
+from hmrcompress.models.files.convert import convert_checkpoint
+from hmrcompress.models.files.folder import as_half, read_model_folder, write_model_folder
+from hmrcompress.models.files.load import Checkpoint, load_checkpoint, random_checkpoint
 from hmrcompress.plan import Plan, TokenSettings
 
 GROUPS = ((0,), (1,), (2, 3))

@@ -56,7 +56,7 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from hmrcompress.models.folder import write_model_folder
+    from hmrcompress.models.files.folder import write_model_folder
 
     path = tmp_path_factory.mktemp("model") / "tiny"
     write_model_folder(path, tiny.network().state_dict(), tiny.CONFIG, body="tiny")

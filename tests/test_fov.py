@@ -13,7 +13,7 @@ from slow_hmr2 import Arrays, linear
 from test_families import keys_of
 
 from hmrcompress.errors import ShapeError, UserError
-from hmrcompress.models.fov import (
+from hmrcompress.models.families.fov import (
     FieldOfView,
     FovConfig,
     focal_length,

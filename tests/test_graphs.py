@@ -16,17 +16,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmrcompress.errors import ShapeError, UserError
-from hmrcompress.evaluation.made_up import made_up_batch
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import with_token_merging
-from hmrcompress.models import graphs
-from hmrcompress.models.fast import make_fast
-from hmrcompress.models.fast_linear import Int8Linear
-from hmrcompress.models.graphs import StaticBatches, batch_buckets
+from hmrcompress.models.fast.graphs import StaticBatches, batch_buckets
+from hmrcompress.models.fast.linear import Int8Linear
+from hmrcompress.models.fast.network import graphs, make_fast
 from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import DropBackground, TokenSettings
 from hmrcompress.records import FrameBatch, HMROutput
+from hmrcompress.timing.made_up import made_up_batch
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmrcompress import opening
+from hmrcompress.api import opening
 from hmrcompress.body.files import load_body
 from hmrcompress.body.hand import BONES, HAND_JOINTS, HAND_PARENTS, stick_hand
 from hmrcompress.body.topology import hash_faces

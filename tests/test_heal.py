@@ -13,15 +13,17 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
-from hmrcompress import api, tuning
+import hmrcompress as hc
+from hmrcompress.api import finetune as tuning
+from hmrcompress.api import opening
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.conditions import bbox_info
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.data.masks import mask_source
 from hmrcompress.errors import UserError
-from hmrcompress.models.convert import convert_checkpoint
-from hmrcompress.models.folder import write_model_folder
-from hmrcompress.models.load import Checkpoint, load_checkpoint
+from hmrcompress.models.files.convert import convert_checkpoint
+from hmrcompress.models.files.folder import write_model_folder
+from hmrcompress.models.files.load import Checkpoint, load_checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe, reads
 from hmrcompress.plan import DropBackground, Plan, TokenSettings
@@ -55,7 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = Checkpoint(network=strong_network(), family="hmr2", name="teacher", known_sha256="0" * 64)
     teacher = convert_checkpoint(made, home / "teacher").weights
     reference = load_checkpoint(teacher).reference
-    api.merge(teacher, Plan(checkpoint=reference, groups=GROUPS, merge_rule="mean", tokens=TOKENS), home / "merged")
+    hc.merge(teacher, Plan(checkpoint=reference, groups=GROUPS, merge_rule="mean", tokens=TOKENS), home / "merged")
     write_crops(home / "crops.npz", tiny.crop_arrays(clips=5, frames=6), tiny.crop_meta())
     return {"teacher": teacher, "merged": home / "merged", "crops": home / "crops.npz"}
 
@@ -92,9 +94,9 @@ def test_healing_brings_the_network_back_to_its_teacher(
     # What was measured while training is what the written model does, on the frames that were held out.
     crops = CropSet.open(world["crops"])
     rest = held_out(crops)[1]
-    body = api.open_body(tiny_body_file)
+    body = opening.open_body(tiny_body_file)
     measure = Validation(crops, rest, mask_source("data"), load_checkpoint(world["teacher"]).network, body)
-    again = measure(api.compressed_network(after))
+    again = measure(opening.compressed_network(after))
     assert again["to_teacher_mm"] == pytest.approx(figures["after"]["to_teacher_mm"], abs=2e-3)
 
 

@@ -16,8 +16,8 @@ import tiny
 import torch
 
 from hmrcompress.io.safetensors_file import read_safetensors
-from hmrcompress.models.convert import convert_checkpoint
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.convert import convert_checkpoint
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.plan import Plan
 
 HERE = Path(__file__).parent

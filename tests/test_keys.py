@@ -19,7 +19,7 @@ from hmrcompress.data.picture_sets import FilePictures
 from hmrcompress.io import code, keys
 from hmrcompress.io.keys import Key
 from hmrcompress.models.network import network_sha256
-from hmrcompress.starter import dataset
+from hmrcompress.starter.data import dataset
 
 ROOT = Path(__file__).parents[1] / "hmrcompress"
 

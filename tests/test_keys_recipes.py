@@ -13,7 +13,8 @@ import torch
 from kept import OF_THE_NETWORK, READ_WITH, Contents, Step, World, check, names_of
 from pydantic import BaseModel
 
-from hmrcompress import api
+import hmrcompress as hc
+from hmrcompress.api import search
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import NoMasks
 from hmrcompress.errors import Notice
@@ -275,7 +276,7 @@ def test_every_field_of_a_recipe_is_in_the_keys_of_its_stages(
     world: World, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert set(recipe_fields()) == set(STAGES)
-    opened, load = dict[Any, Any](), api.load  # no file changes here, so each model is opened once
+    opened, load = dict[Any, Any](), hc.load  # no file changes here, so each model is opened once
 
     def once(model: Any, **options: Any) -> Any:
         key = (str(model), *sorted(options.items()))
@@ -283,7 +284,7 @@ def test_every_field_of_a_recipe_is_in_the_keys_of_its_stages(
             opened[key] = load(model, **options)
         return opened[key]
 
-    monkeypatch.setattr(api, "load", once)
+    monkeypatch.setattr(hc, "load", once)
     values = stage_values(world)
     before = stage_keys(values, run_folder)
     assert before == stage_keys(values, run_folder)
@@ -360,7 +361,7 @@ def test_a_changed_input_is_told_and_its_stages_are_done_again(
     for stage in ("merge", "eval"):
         monkeypatch.setattr(Line, stage, lambda self: {})
     monkeypatch.setattr(Line, "made", lambda self, stage: {})
-    monkeypatch.setattr(Line, "compressed", property(lambda self: api.load(world.decoded)))
+    monkeypatch.setattr(Line, "compressed", property(lambda self: hc.load(world.decoded)))
     monkeypatch.setattr(runner, "OUTPUTS", {"search": (PLAN,), "eval": ()})
     values = {name: value for name, value in stage_values(world).items() if name not in ("bench", "export", "finetune")}
     recipe = parse_recipe(values)
@@ -408,7 +409,7 @@ def test_devices_are_in_the_keys(world: World, run_folder: Path) -> None:
     """There is only one here, so that it cannot be changed: it is looked up."""
     given = {"settings": SearchSettings(frames_per_clip=2), "body": world.body, "device": "cpu"}
     given |= {"regressor": world.regressor}
-    assert api.search_key(world.model, world.crops, **given).inputs["device"] == "cpu"
+    assert search.search_key(world.model, world.crops, **given).inputs["device"] == "cpu"
     source = CropClips(CropSet.open(world.crops), NoMasks())
     assert feature_key(tiny.network(), source, batch_size=4, dtype=torch.float32).inputs["device"] == "cpu"
     line = Line(parse_recipe(stage_values(world)), run_folder, device="cpu", dtype=torch.float32,

@@ -22,12 +22,12 @@ from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.metrics.points import STARTER24
 from hmrcompress.records import BodyParams
 from hmrcompress.runtime import no_progress
-from hmrcompress.starter import dataset
-from hmrcompress.starter.dataset import open_split, split_key
-from hmrcompress.starter.fast import fast_folder, fast_key
-from hmrcompress.starter.rendering import shard_home, shard_key
-from hmrcompress.starter.shards import ShardSettings, shard_path
-from hmrcompress.starter.stream import ShardStream
+from hmrcompress.starter.data import dataset
+from hmrcompress.starter.data.dataset import open_split, split_key
+from hmrcompress.starter.data.rendering import shard_home, shard_key
+from hmrcompress.starter.data.shards import ShardSettings, shard_path
+from hmrcompress.starter.data.stream import ShardStream
+from hmrcompress.starter.network.fast import fast_folder, fast_key
 from hmrcompress.training import loop
 from hmrcompress.training.augment_time import TimeSettings
 from hmrcompress.training.decoder_fit import DecoderFit, DecoderSettings

@@ -7,7 +7,7 @@ import pytest
 from skeletons import positions
 
 from hmrcompress.body.joints import SMPL_JOINTS, joint
-from hmrcompress.motion import limits
+from hmrcompress.starter.motion import limits
 
 LEFT, UP, FORWARD = np.eye(3)
 

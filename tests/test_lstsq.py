@@ -14,7 +14,7 @@ import torch
 from test_search import DEPTH, deep_network, reference, run
 from torch import Tensor
 
-from hmrcompress import api
+import hmrcompress as hc
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
@@ -24,7 +24,7 @@ from hmrcompress.merging.layers import merge_layers
 from hmrcompress.merging.lstsq import RIDGES, NormalEquations, fit, no_patch, solve
 from hmrcompress.merging.merge import merge_network
 from hmrcompress.metrics.pose import mpjpe
-from hmrcompress.models.folder import write_model_folder
+from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.network import HMR2, build, from_state
 from hmrcompress.plan import Plan
 from hmrcompress.searching.eclm import Groups, grouping
@@ -247,19 +247,19 @@ def test_search_and_merge(
     twice the same bytes, and says what it was fitted on."""
     network = deep_network()
     write_model_folder(tmp_path / "model", network.state_dict(), network.config)
-    checkpoint = api.load(tmp_path / "model")
+    checkpoint = hc.load(tmp_path / "model")
     settings = SearchSettings(tau_mm=2.0, frames_per_clip=3, batch_size=4, merge_rule="lstsq")
-    result = api.search(
+    result = hc.search(
         checkpoint, tiny_crops_file, journal=tmp_path / "journal", settings=settings, body=tiny_body_file, device="cpu"
     )
     plan = result.plan
     assert plan.search is not None and plan.search.data.source == str(tiny_crops_file) and plan.search.masks == "data"
     assert len(plan.groups) < DEPTH and result.counts.fitting > 0
     for name in ("one", "two"):
-        api.merge(checkpoint, plan, tmp_path / name, body=tiny_body_file, device="cpu")
+        hc.merge(checkpoint, plan, tmp_path / name, body=tiny_body_file, device="cpu")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
-    folder = api.load(tmp_path / "one")
+    folder = hc.load(tmp_path / "one")
     others = np.concatenate([tiny_crops.frames_of(clip) for clip in tiny_crops.clip_ids[1::2]])
     sampled = np.intersect1d(tiny_crops.sample(3), others)
     assert 0 < len(sampled) < len(tiny_crops.sample(3)) == plan.search.frames
@@ -269,8 +269,8 @@ def test_search_and_merge(
     assert '"ridges"' in (tmp_path / "one" / "config.json").read_text()
     nowhere = plan.model_copy(update={"search": None})
     with pytest.raises(UserError, match="Give --data"):
-        api.merge(checkpoint, nowhere, tmp_path / "never", body=tiny_body_file, device="cpu")
-    api.merge(checkpoint, nowhere, tmp_path / "given", data=tiny_crops_file, body=tiny_body_file, device="cpu")
+        hc.merge(checkpoint, nowhere, tmp_path / "never", body=tiny_body_file, device="cpu")
+    hc.merge(checkpoint, nowhere, tmp_path / "given", data=tiny_crops_file, body=tiny_body_file, device="cpu")
     with pytest.raises(UserError, match="no patch"):
         merge_network(network, plan)
     assert not (tmp_path / "never").exists()

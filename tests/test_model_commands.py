@@ -14,7 +14,7 @@ import torch
 from test_checkpoints import Evil
 from typer.testing import CliRunner, Result
 
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.models.network import NetworkConfig, build, random_sha256
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings, trivial_groups
 from hmrcompress_cli.main import app
@@ -100,7 +100,7 @@ def test_faults_end_in_one_sentence_exit_2_and_no_output(tmp_path: Path, weights
 
 FULL_SIZE = """
 import resource, sys
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.load import load_checkpoint
 checkpoint = load_checkpoint(sys.argv[1])
 total = sum(float(tensor.sum()) for tensor in checkpoint.state().values())  # touches every page
 assert total == total and checkpoint.sha256

@@ -9,9 +9,9 @@ from skeletons import frames, positions, without_root
 
 from hmrcompress.body.joints import joint
 from hmrcompress.errors import ShapeError, UserError
-from hmrcompress.motion import limits
 from hmrcompress.motion.clip import Motion
-from hmrcompress.motion.procedural import KINDS, generate
+from hmrcompress.starter.motion import limits
+from hmrcompress.starter.motion.procedural import KINDS, generate
 
 SEEDS, FRAMES, FPS = 40, 75, 30.0
 

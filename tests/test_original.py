@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from hmrcompress import api
+import hmrcompress as hc
 from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.models.files.original import check_original, padded, write_original
 from hmrcompress.models.network import HMR2, build
-from hmrcompress.models.original import check_original, padded, write_original
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress_cli.main import app
 
@@ -28,7 +28,7 @@ def hmr(*arguments: object) -> Result:
 
 @pytest.fixture
 def plan(tiny_model: Path, tmp_path: Path) -> Path:
-    reference = api.load(tiny_model).reference
+    reference = hc.load(tiny_model).reference
     path = tmp_path / "plan.yaml"
     Plan(checkpoint=reference, groups=GROUPS, merge_rule="mean", tokens=TokenSettings(keep=150)).write(path)
     return path
@@ -61,7 +61,7 @@ def test_identities_leave_any_input_as_it_is() -> None:
 def test_padded_and_short_files_predict_what_the_merged_network_does(
     tiny_model: Path, plan: Path, tmp_path: Path, suffix: str
 ) -> None:
-    merged = api.load(api.merge(tiny_model, plan, tmp_path / "merged").path)
+    merged = hc.load(hc.merge(tiny_model, plan, tmp_path / "merged").path)
     for pad, depth in ((True, 4), (False, 2)):
         out = tmp_path / f"original{pad}{suffix}"
         done = hmr("merge", tiny_model, "--plan", plan, "-o", out, "--format", "original",
@@ -75,7 +75,7 @@ def test_padded_and_short_files_predict_what_the_merged_network_does(
             state = load_file(out)
         assert torch.equal(outputs(strictly_loaded(state, depth)), outputs(merged.network))
         heads = {"num_heads": 2, "head_heads": 2} if suffix == ".ckpt" else {}
-        again = api.load(out, **heads)
+        again = hc.load(out, **heads)
         assert again.config == replace(tiny.CONFIG, depth=depth)
         numbers = sum(tensor.numel() for tensor in state.values())
         assert out.stat().st_size < 4 * numbers + 100_000, "weights are stored once"
@@ -83,7 +83,7 @@ def test_padded_and_short_files_predict_what_the_merged_network_does(
         converted = tmp_path / f"converted{suffix}"
         line = ("convert", tmp_path / "merged", "-o", converted, "--format", "original", "--quiet")
         assert hmr(*line, "--pad-identity" if pad else "--no-pad-identity").exit_code == 0
-        assert torch.equal(outputs(api.load(converted, **heads).network), outputs(merged.network))
+        assert torch.equal(outputs(hc.load(converted, **heads).network), outputs(merged.network))
         converted.unlink()
         converted.with_suffix(".md").unlink()
         card = out.with_suffix(".md").read_text()
@@ -95,7 +95,7 @@ def test_padded_and_short_files_predict_what_the_merged_network_does(
 
 
 def test_the_same_weights_give_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
-    model = api.load(tiny_model)
+    model = hc.load(tiny_model)
     first, second = (write_original(model, tmp_path / name / "a.ckpt") for name in ("one", "two"))
     assert first.weights.read_bytes() == second.weights.read_bytes() and first.padded == 0
     assert "all 4 layers" in first.card.read_text()

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hmrcompress import api, predicting
+import hmrcompress as hc
+from hmrcompress.api import opening
+from hmrcompress.api import predict as predicting
 from hmrcompress.metrics.pose import mpjpe
 from hmrcompress.pipeline.predict import PredictSettings
 from hmrcompress.pipeline.starter_video import write_crop_video
@@ -22,8 +24,8 @@ def test_the_error_is_that_of_eval_on_the_same_frames(
     tmp_path: Path, suffix: str, lossless: bool, allowed_mm: float
 ) -> None:
     """FFV1 in RGB keeps every bit; x264 at a constant rate factor of 12 stays within the 2 mm that are promised."""
-    body = api.open_body("starter")
-    crops = api.open_data("starter:val", body=body)
+    body = opening.open_body("starter")
+    crops = opening.open_data("starter:val", body=body)
     video = tmp_path / f"video{suffix}"
     boxes, _ = write_crop_video(video, crops, CLIPS, frames=FRAMES, lossless=lossless)
     settings = PredictSettings(overlay=False, glb=False)
@@ -34,7 +36,7 @@ def test_the_error_is_that_of_eval_on_the_same_frames(
     rows = np.array([crops.frames_of(clip)[:FRAMES] for clip in CLIPS]).T.reshape(-1)
     batch = next(crops.batches(rows, len(rows)))
     truth = body.joints(batch.params)
-    network = api.load("starter").network.eval()
+    network = hc.load("starter").network.eval()
     with torch.no_grad():
         direct = torch.cat([body.joints(network(part).params) for part in batch.images.split(32)])
     through = mpjpe(torch.from_numpy(made["joints"]), truth).mean().item()

@@ -13,15 +13,16 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from hmrcompress import api, tuning
+import hmrcompress as hc
+from hmrcompress.api import finetune as tuning
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
 from hmrcompress.errors import UserError
 from hmrcompress.merging.apply import counts_of, forced_merges, with_token_merging
 from hmrcompress.merging.background import kept_places
 from hmrcompress.metrics.cost import cost
-from hmrcompress.models.folder import PROBE, read_model_folder
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.folder import PROBE, read_model_folder
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.models.probe import SaliencyProbe, read_probe, write_probe
 from hmrcompress.plan import Plan, TokenSettings
@@ -223,25 +224,25 @@ def test_a_model_with_a_probe(tiny_model: Path, tiny_crops: CropSet, tiny_body_f
 
     tokens = TokenSettings(keep=100)
     plan = Plan(checkpoint=after.reference, groups=((0,), (1,), (2, 3)), tokens=tokens)
-    merged = api.merge(tmp_path / "probed", plan, tmp_path / "merged")
+    merged = hc.merge(tmp_path / "probed", plan, tmp_path / "merged")
     assert merged.probe is not None and torch.equal(merged.probe.weight, fit.probe.weight)
     lost = plan.model_copy(update={"groups": ((0, 1), (2,), (3,))})
-    assert api.merge(tmp_path / "probed", lost, tmp_path / "lost").probe is None
+    assert hc.merge(tmp_path / "probed", lost, tmp_path / "lost").probe is None
     scores = {
-        masks: api.evaluate(tmp_path / "merged", masks=masks, **options).stages["merged_tokens"].mpjpe_mm
+        masks: hc.evaluate(tmp_path / "merged", masks=masks, **options).stages["merged_tokens"].mpjpe_mm
         for masks in ("self", "data", "none")
     }
     assert len(set(scores.values())) == 3, "each sort of mask has its effect"
     with pytest.raises(UserError, match="holds no saliency probe for --masks self.*finetune MODEL --stage probe"):
-        api.evaluate(tmp_path / "lost", masks="self", **options)
+        hc.evaluate(tmp_path / "lost", masks="self", **options)
 
     from hmrcompress.searching.search import SearchSettings
 
     settings = SearchSettings(tokens=tokens, with_tokens=True, frames_per_clip=2)
-    found = api.search(tmp_path / "probed", journal=tmp_path / "j.jsonl", settings=settings, masks="self", **options)
+    found = hc.search(tmp_path / "probed", journal=tmp_path / "j.jsonl", settings=settings, masks="self", **options)
     assert found.plan.checkpoint.layers == 4
     with pytest.raises(UserError, match="holds no saliency probe"):
-        api.search(tiny_model, journal=tmp_path / "k.jsonl", settings=settings, masks="self", **options)
+        hc.search(tiny_model, journal=tmp_path / "k.jsonl", settings=settings, masks="self", **options)
 
     data = bytearray((tmp_path / "probed" / PROBE).read_bytes())
     data[-1] ^= 1
@@ -296,8 +297,8 @@ def test_onnx_needs_no_mask(
     """The graph finds the person itself: images are its only input, and it agrees with torch on every crop."""
     model = load_checkpoint(tiny_model)
     plan = Plan(checkpoint=model.reference, groups=((0,), (1,), (2, 3)), tokens=TokenSettings(keep=100))
-    api.merge(replace(model, probe=fitted), plan, tmp_path / "merged")
-    made = api.export_onnx(
+    hc.merge(replace(model, probe=fitted), plan, tmp_path / "merged")
+    made = hc.export_onnx(
         tmp_path / "merged", tmp_path / "m.onnx", data=tiny_crops, masks="self", body=tiny_body_file, batch_size=3
     )
     contract = json.loads(made.contract.read_text())

@@ -11,13 +11,13 @@ import their_data
 import torch
 from scipy.spatial.transform import Rotation
 
+from hmrcompress.api.opening import open_body
 from hmrcompress.body.files import load_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import UserError
 from hmrcompress.metrics.measure import Measure, read_regressor
 from hmrcompress.metrics.points import PROTOCOLS, accel, joint_errors, pa_mpjpe
 from hmrcompress.metrics.pose import score
-from hmrcompress.opening import open_body
 from hmrcompress.records import BodyParams, FrameBatch
 
 # Written here once more, from the published scripts: which joints of which set, and the pelvis.

@@ -9,11 +9,11 @@ import tiny
 import torch
 from torch import Tensor
 
-from hmrcompress.evaluation.made_up import made_up_batch
-from hmrcompress.evaluation.reference import attend, reference
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.plan import TokenSettings
+from hmrcompress.timing.made_up import made_up_batch
+from hmrcompress.timing.reference import attend, reference
 
 IEF = replace(tiny.CONFIG, token_input="mean_shape", iterations=3)
 

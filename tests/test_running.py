@@ -15,17 +15,17 @@ from test_graphs import different
 from typer.testing import CliRunner
 
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.adaptive_bench import time_adaptive
 from hmrcompress.evaluation.evaluate import stages_of
-from hmrcompress.evaluation.suite import VARIANTS
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import forced_merges
-from hmrcompress.models.compiled import Compiled
-from hmrcompress.models.fast_linear import PlainLinear
-from hmrcompress.models.graphs import StaticBatches
+from hmrcompress.models.fast.compiled import Compiled
+from hmrcompress.models.fast.graphs import StaticBatches
+from hmrcompress.models.fast.linear import PlainLinear
+from hmrcompress.models.fast.running import RunPath, backbone_of, unwrapped
 from hmrcompress.models.network import HMR2, build
-from hmrcompress.models.running import RunPath, backbone_of, unwrapped
 from hmrcompress.plan import TokenSettings
+from hmrcompress.timing.adaptive_bench import time_adaptive
+from hmrcompress.timing.suite import VARIANTS
 from hmrcompress_cli.main import app
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

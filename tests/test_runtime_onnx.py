@@ -17,7 +17,6 @@ from typer.testing import CliRunner, Result
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import HMRCompressError, UserError
-from hmrcompress.evaluation.made_up import made_up_batch
 from hmrcompress.exporting import onnx as exporting
 from hmrcompress.exporting import runtime as room
 from hmrcompress.exporting.parity import HALF_ABS, MAX_ABS, OUTPUTS
@@ -27,6 +26,7 @@ from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
 from hmrcompress.records import FrameBatch
+from hmrcompress.timing.made_up import made_up_batch
 from hmrcompress_cli.main import app
 
 onnxruntime = pytest.importorskip("onnxruntime")

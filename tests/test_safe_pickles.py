@@ -29,7 +29,7 @@ from hmrcompress.io.array_pickles import read_arrays, read_values
 from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.pickle_machine import Inert, Machine
 from hmrcompress.io.unpickler import load
-from hmrcompress.models.load import load_checkpoint
+from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress_cli.main import app
 
 OMEGACONF = ("omegaconf.dictconfig.DictConfig", "omegaconf.nodes.AnyNode", "omegaconf.base.ContainerMetadata")

@@ -14,9 +14,9 @@ from PIL import Image
 from test_search import DEPTH, deep_network
 from typer.testing import CliRunner, Result
 
-from hmrcompress import api
+import hmrcompress as hc
 from hmrcompress.data.crops import CropSet, write_crops
-from hmrcompress.models.folder import write_model_folder
+from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.plan import Plan
 from hmrcompress_cli.main import app
 
@@ -56,7 +56,7 @@ def test_search_merge_eval(model: Path, tiny_crops_file: Path, tiny_body_file: P
     assert "(0 of them now)" in again.stdout
     assert (tmp_path / "again.yaml").read_bytes() == plan.read_bytes()
 
-    api.merge(model, plan, out)
+    hc.merge(model, plan, out)
     done = hmr("eval", out, *common, "--against", model, "--json", tmp_path / "e.json")
     assert done.exit_code == 0, done.output
     assert "warning: 12 of the 12 frames were searched or trained on" in done.stderr
@@ -114,10 +114,10 @@ def test_another_checkpoint_than_the_one_it_was_made_from_is_refused(
 ) -> None:
     other = write_model_folder(tmp_path / "other", tiny.network().state_dict(), tiny.CONFIG).path
     plan = {
-        "schema": 1, "checkpoint": api.load(model).reference.model_dump(), "groups": [[0, 1], [2], [3], [4], [5, 6]],
+        "schema": 1, "checkpoint": hc.load(model).reference.model_dump(), "groups": [[0, 1], [2], [3], [4], [5, 6]],
         "merge_rule": "mean", "tokens": None, "search": None,
     }  # fmt: skip
-    api.merge(model, Plan.from_dict(plan), tmp_path / "merged")
+    hc.merge(model, Plan.from_dict(plan), tmp_path / "merged")
     base = ("eval", tmp_path / "merged", "--data", tiny_crops_file, "--body", tiny_body_file, "--against")
     done = hmr(*base, other, "--json", tmp_path / "e.json")
     assert done.exit_code == 2 and "was made from" in done.stderr and "--against other: merged was" in done.stderr

@@ -17,7 +17,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import open_format
 from hmrcompress.data.seen import KEY, record, records_in, seen
 from hmrcompress.errors import UserError
-from hmrcompress.models.folder import read_model_folder
+from hmrcompress.models.files.folder import read_model_folder
 from hmrcompress.plan import Plan
 from hmrcompress.searching.search import SearchSettings
 from hmrcompress.training.loop import LoopSettings

@@ -12,12 +12,12 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.errors import UserError
 from hmrcompress.metrics.pose import Scores, network_predict, score
 from hmrcompress.motion.clip import Motion
-from hmrcompress.starter import captured
-from hmrcompress.starter.breakdown import by_joint, by_kind, by_occlusion, drop_costs, without_layer
-from hmrcompress.starter.captured import held_out, load_captured, stretches
-from hmrcompress.starter.card import Figures, network_card
-from hmrcompress.starter.dataset import open_split
-from hmrcompress.starter.freeze import better_on_val
+from hmrcompress.starter.data import captured
+from hmrcompress.starter.data.captured import held_out, load_captured, stretches
+from hmrcompress.starter.data.dataset import open_split
+from hmrcompress.starter.network.breakdown import by_joint, by_kind, by_occlusion, drop_costs, without_layer
+from hmrcompress.starter.network.card import Figures, network_card
+from hmrcompress.starter.network.freeze import better_on_val
 
 
 def made_up(crops, rng):

@@ -18,12 +18,12 @@ from hmrcompress.errors import UserError
 from hmrcompress.metrics.points import mpjpe, pa_mpjpe
 from hmrcompress.motion import rotvec
 from hmrcompress.records import BodyParams
-from hmrcompress.starter import dataset
-from hmrcompress.starter.camera import rotation, smoothed
-from hmrcompress.starter.dataset import definition_sha256, open_split
+from hmrcompress.starter.data import dataset
+from hmrcompress.starter.data.dataset import definition_sha256, open_split
 from hmrcompress.starter.filming import hidden_share, render_clip, surface_of
-from hmrcompress.starter.validate import mean_state
-from hmrcompress.starter.world import BODY, LOOK, MOTION, SPLITS, VERSION, Split, draw_betas, make_clip, stream
+from hmrcompress.starter.network.validate import mean_state
+from hmrcompress.starter.scene.camera import rotation, smoothed
+from hmrcompress.starter.scene.world import BODY, LOOK, MOTION, SPLITS, VERSION, Split, draw_betas, make_clip, stream
 
 GOLDEN = Path(__file__).parent / "data" / "starter_world.json"
 EVALUATED = ("calib", "dev", "val")
@@ -117,7 +117,7 @@ def test_hidden_share_counts_the_edge_and_the_occluder(body, clips):
     clip, surface = clips["dev"][0], surface_of(body)
     crop, share = next(render_clip(clip, body, surface))
     assert 0 <= share < 1
-    from hmrcompress.render.scene import Crop, View
+    from hmrcompress.starter.scene.scene import Crop, View
 
     half = Crop(crop.image, crop.silhouette & (np.arange(192) < -1), crop.silhouette)
     view = View(1.0, (96.0, 128.0), (256, 192))

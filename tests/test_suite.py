@@ -10,12 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation import suite as room
-from hmrcompress.evaluation.suite import INT8, ORIGINAL, VARIANTS, RunSettings, run_suite_row
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.benchmarks import read_suite, run_suite
 from hmrcompress.report.benchmarks import markdown, read_runs
+from hmrcompress.timing import suite as room
+from hmrcompress.timing.suite import INT8, ORIGINAL, VARIANTS, RunSettings, run_suite_row
 from hmrcompress_cli.main import app
 
 TOKENS = TokenSettings(keep=90)

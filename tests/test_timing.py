@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.timing import Timing, time_interleaved
 from hmrcompress.records import BodyParams, FrameBatch
+from hmrcompress.timing.rounds import Timing, time_interleaved
 
 
 def batch_of(frames: int) -> FrameBatch:

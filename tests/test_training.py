@@ -11,21 +11,21 @@ import pytest
 import safetensors.torch
 import torch
 
+from hmrcompress.api.opening import STARTER_MODEL
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.io import keys
 from hmrcompress.models.network import NetworkConfig, build, from_state
-from hmrcompress.opening import STARTER_MODEL
 from hmrcompress.records import BodyParams
-from hmrcompress.starter.batches import Pool, mirror, to_tensors
+from hmrcompress.starter.data.batches import Pool, mirror, to_tensors
+from hmrcompress.starter.data.rendering import _remove_others, schedule, shard_home, shard_range
+from hmrcompress.starter.data.shards import ShardSettings, make_shard, shard_path
 from hmrcompress.starter.filming import surface_of
-from hmrcompress.starter.log import LOG_FILE, crossed
-from hmrcompress.starter.losses import DenseReadout, body_losses, dense_losses, joint_spots
-from hmrcompress.starter.recipe import Recipe, Stage
-from hmrcompress.starter.rendering import _remove_others, schedule, shard_home, shard_range
-from hmrcompress.starter.shards import ShardSettings, make_shard, shard_path
-from hmrcompress.starter.step import choose_tokens, encode_with_layer_drop, follow, survivors, wake
-from hmrcompress.starter.train import STATE_FILE, Trainer, TrainOptions, _seen, save_state, train, training_key
+from hmrcompress.starter.network.log import LOG_FILE, crossed
+from hmrcompress.starter.network.losses import DenseReadout, body_losses, dense_losses, joint_spots
+from hmrcompress.starter.network.recipe import Recipe, Stage
+from hmrcompress.starter.network.step import choose_tokens, encode_with_layer_drop, follow, survivors, wake
+from hmrcompress.starter.network.train import STATE_FILE, Trainer, TrainOptions, _seen, save_state, train, training_key
 from hmrcompress.training.muon import Muon, orthogonalised
 
 TINY = NetworkConfig(
@@ -352,8 +352,8 @@ def test_a_shipped_network_is_gone_on_with(tmp_path, monkeypatch):
     """Two processes share the work of the optimiser; the log and the count of crops are taken over."""
     from dataclasses import replace
 
-    from hmrcompress.api import STARTER_MODEL, load
-    from hmrcompress.starter.train import averaged_state
+    from hmrcompress.api.opening import STARTER_MODEL, load
+    from hmrcompress.starter.network.train import averaged_state
 
     monkeypatch.setenv("HMRCOMPRESS_HOME", str(tmp_path / "home"))
     stages = tuple(replace(stage, rate=0.0, rate_end=0.0, batch=8, images=16) for stage in Recipe.going_on().stages[:2])
@@ -435,6 +435,6 @@ def test_training_needs_few_packages():
     import sys
 
     absent = ("pydantic", "roma", "yaml", "PIL", "scipy", "psutil", "matplotlib")
-    code = f"import sys; sys.modules.update(dict.fromkeys({absent}))\nimport hmrcompress.starter.train"
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent}))\nimport hmrcompress.starter.network.train"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,9 +17,9 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import Notice, UserError
-from hmrcompress.motion import procedural
 from hmrcompress.motion.clip import Motion
 from hmrcompress.records import BodyParams
+from hmrcompress.starter.motion import procedural
 from hmrcompress.training import motions
 from hmrcompress.training.loop import LoopSettings, train
 from hmrcompress.training.motions import (

@@ -11,8 +11,8 @@ from torch import Tensor
 from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.errors import UserError
-from hmrcompress.models.decoder_part import DecoderPart
-from hmrcompress.models.families import check_keys
+from hmrcompress.models.families.registry import check_keys
+from hmrcompress.models.files.decoder_part import DecoderPart
 
 
 def decoder_tensors(decoder: TemporalDecoder) -> dict[str, Tensor]:

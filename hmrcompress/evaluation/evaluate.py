@@ -36,9 +36,9 @@ from hmrcompress.metrics.pose import (
     network_predict,
     score_all,
 )
+from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.models.running import RunPath
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.records import FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from hmrcompress.evaluation.pipeline_bench import CLIP_FRAMES, Pipeline, decoding, posing
-from hmrcompress.evaluation.timing import Predict, Timing, time_interleaved
 from hmrcompress.metrics.pose import network_predict
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, no_progress
+from hmrcompress.timing.pipeline_bench import CLIP_FRAMES, Pipeline, decoding, posing
+from hmrcompress.timing.rounds import Predict, Timing, time_interleaved
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from hmrcompress.live.structure import network as found_network
 from hmrcompress.live.weights import made_blocks
 from hmrcompress.merging.apply import TokenMerger, check_depth, token_counts
 from hmrcompress.merging.lstsq import Patch
-from hmrcompress.models.fast import FastBlock
+from hmrcompress.models.fast.network import FastBlock
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.models.vit import ViT
 from hmrcompress.plan import Plan

@@ -13,9 +13,9 @@ from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.metrics.cost import Cost, cost
-from hmrcompress.models.families import MARKS, family, helper_of, network_class
-from hmrcompress.models.fov import SIDE, FieldOfView, is_fov, load_fov
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.families.fov import SIDE, FieldOfView, is_fov, load_fov
+from hmrcompress.models.families.registry import MARKS, family, helper_of, network_class
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import NetworkConfig, build
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import TokenSettings

@@ -16,8 +16,8 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.fit import Patches
 from hmrcompress.merging.layers import merge_layers
-from hmrcompress.models.folder import KIND, Folder, checkpoint_record, write_model_folder
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.files.folder import KIND, Folder, checkpoint_record, write_model_folder
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2, build, from_state
 from hmrcompress.plan import Plan
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hmrcompress.data.conditions import check_condition
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_arrays, sha256_json
-from hmrcompress.models.families import network_class
+from hmrcompress.models.families.registry import network_class
 from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.vit import ViT
 from hmrcompress.records import HMROutput

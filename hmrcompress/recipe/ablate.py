@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hmrcompress import api
+from hmrcompress.api import merge, opening, opening_decoder, search
 from hmrcompress.data.masks import masks_sha256
 from hmrcompress.errors import UserError, tell
 from hmrcompress.io.atomic import room
@@ -24,7 +24,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import read_sealed
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.bootstrap import LEVEL, RESAMPLES
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.plan import KIND as PLAN
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.recipe.ablations import Ablations, Setting, TableSpec
@@ -79,12 +79,12 @@ class Ablation:
         for model in {setting.model for _, setting in self.recipe.rows() if setting.model}:
             self.bed.model(model)
         for _, setting in self.recipe.rows():
-            masks = api.open_masks(setting.masks)
+            masks = opening.open_masks(setting.masks)
             if masks.name == "self":
-                api.probe_for(self.bed.model(setting.model), masks)
+                opening.probe_for(self.bed.model(setting.model), masks)
             if setting.decode is not None and setting.decode.by == "decoder":
-                api.decoder_for(self.bed.model(setting.model))
-        api.open_protocol(self.recipe.protocol)
+                opening_decoder.decoder_for(self.bed.model(setting.model))
+        opening.open_protocol(self.recipe.protocol)
         _ = self.bed.checkpoint, self.bed.frames
 
     def run(self, row_done: RowDone = lambda table, row, figures, reused: None) -> list[Path]:
@@ -174,7 +174,7 @@ class Ablation:
         settings = self._search_settings(name, self.recipe.searches[name])
         measured = [settings.merge_rule, settings.frames_per_clip, settings.limit, settings.batch_size, settings.target]
         measured += [settings.with_tokens and settings.tokens and settings.tokens.model_dump(mode="json")]
-        result = api.search(
+        result = search.search(
             self.bed.checkpoint,
             self.bed.calib,
             journal=work / f"{settings.merge_rule}-{sha256_json(measured)[:8]}.jsonl",
@@ -205,7 +205,7 @@ class Ablation:
     def _case(self, setting: Setting, plan: Plan | None) -> Iterator[Case]:
         """A setting's network while the block runs; layers are merged in a folder that is gone afterwards."""
         model = self.bed.model(setting.model)
-        tokens, masks = _tokens(setting, model), api.open_masks(setting.masks)
+        tokens, masks = _tokens(setting, model), opening.open_masks(setting.masks)
         if plan is None:
             yield Case(model, tokens, masks, setting.decode)
             return
@@ -214,7 +214,7 @@ class Ablation:
         fitted = plan.merge_rule == FITTED
         with room(self._work() / "merged") as made:
             folder = made / "model"
-            api.merge(
+            merge.merge(
                 model,
                 plan,
                 folder,
@@ -225,21 +225,21 @@ class Ablation:
                 device=str(self.bed.device),
                 progress=self.bed.progress,
             )
-            yield Case(api.load(folder, verify=False), tokens, masks, setting.decode)
+            yield Case(opening.load(folder, verify=False), tokens, masks, setting.decode)
 
     def _depends_on(self, setting: Setting, plan: Plan | None, bed: Bed) -> dict[str, Any]:
         model = bed.model(setting.model)
         tokens = _tokens(setting, model)
         fitted_on = None
         if plan is not None and plan.merge_rule == FITTED:
-            frames, source = bed.calib.sample(api.frames_to_fit(plan)), api.open_masks(self.recipe.masks)
+            frames, source = bed.calib.sample(merge.frames_to_fit(plan)), opening.open_masks(self.recipe.masks)
             fitted_on = [bed.calib.contents_sha256(frames), masks_sha256(source, bed.calib, frames)]
         return {
             "model": model.contents(),
             "merged": None if plan is None else [[list(group) for group in plan.groups], plan.merge_rule],
             "fitted_on": fitted_on,
             "tokens": tokens,
-            "masks": bed.masks_sha256(api.open_masks(setting.masks)) if tokens else None,
+            "masks": bed.masks_sha256(opening.open_masks(setting.masks)) if tokens else None,
             "decode": setting.decode,
         }
 

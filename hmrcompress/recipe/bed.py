@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmrcompress import api
+from hmrcompress.api import opening, opening_decoder
 from hmrcompress.data.masks import MaskSource, masks_sha256
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.evaluate import chosen_frames
 from hmrcompress.evaluation.forced import ForcedMerges
-from hmrcompress.evaluation.pipeline_bench import PipelineSettings
 from hmrcompress.evaluation.row_bench import TimedRow, time_rows
 from hmrcompress.evaluation.sequences import Timeline, interpolated, observe, sequence_predict, spans
 from hmrcompress.io.hashes import sha256_json
@@ -35,13 +34,14 @@ from hmrcompress.merging.apply import (
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import Outputs, Predict, Scores, network_outputs, score
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.ablations import Ablations, Decode
 from hmrcompress.recipe.opened import Opened
 from hmrcompress.records import FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, pick_device
+from hmrcompress.timing.pipeline_bench import PipelineSettings
 
 CODE = ("recipe",)
 """What makes a row, with all that it imports."""
@@ -60,7 +60,9 @@ class Case:
     def network(self) -> HMR2:
         """With token merging, on the CPU."""
         return with_token_merging(
-            self.checkpoint.network, self.tokens, api.probe_for(self.checkpoint, self.masks) if self.tokens else None
+            self.checkpoint.network,
+            self.tokens,
+            opening.probe_for(self.checkpoint, self.masks) if self.tokens else None,
         ).eval()
 
 
@@ -84,14 +86,14 @@ class Bed(Opened):
         file = self.work / f"baseline-{Key.of('baseline', CODE, **self.common).short}.json"
         known = read_sealed(file, BASELINE)
         if known is None:
-            scores = self._score(self.checkpoint.network, api.open_masks("none"), "baseline")
+            scores = self._score(self.checkpoint.network, opening.open_masks("none"), "baseline")
             known = {"mpjpe_mm": scores.per_frame.tolist()}
             OutputRule().write_json(file, known, BASELINE)
         return np.array(known["mpjpe_mm"])
 
     def model(self, name: str | None) -> Checkpoint:
         """Another model by its name or path, the baseline's without one."""
-        return self.checkpoint if name is None else api.load(name, seed=self.recipe.seed)
+        return self.checkpoint if name is None else opening.load(name, seed=self.recipe.seed)
 
     @cached_property
     def common(self) -> dict[str, Any]:
@@ -101,7 +103,7 @@ class Bed(Opened):
             "data": self.test.contents_sha256(self.frames),
             "frames": sha256_json(self.frames.tolist()),
             "body": self.body.sha256,
-            "protocol": api.open_protocol(self.recipe.protocol),
+            "protocol": opening.open_protocol(self.recipe.protocol),
             "batch_size": self.recipe.batch_size,
             "seed": self.recipe.seed,
             "device": self.device,
@@ -115,14 +117,14 @@ class Bed(Opened):
         self, network: HMR2, masks: MaskSource, what: str, case: Case | None = None, forced: ForcedMerges | None = None
     ) -> Scores:
         """The errors of a network, of whole clips where the case decodes them; forced: to be counted on the way."""
-        here = api.on_device(network, self.device)
+        here = opening.on_device(network, self.device)
         clips = case is not None and case.decode is not None
         outputs = network_outputs(here) if forced is None else self._counting(here, forced)
         return score(
             self._decoded(outputs, here, case) if case is not None and clips else lambda batch: outputs(batch).params,
             self._told(self.test.batches(self.frames, self.recipe.batch_size, masks), what),
-            body=api.on_device(self.body, self.device),
-            protocol=api.open_protocol(self.recipe.protocol),
+            body=opening.on_device(self.body, self.device),
+            protocol=opening.open_protocol(self.recipe.protocol),
             device=self.device,
             pve=False,
         )
@@ -142,7 +144,7 @@ class Bed(Opened):
         """Predicts what comes of whole clips, from the network's predictions for all of their frames."""
         given = case.decode
         assert given is not None
-        body, fps = api.on_device(self.body, self.device), self.test.fps
+        body, fps = opening.on_device(self.body, self.device), self.test.fps
         settings = SequenceSettings(
             (given.stride,),
             given.steps,
@@ -151,7 +153,11 @@ class Bed(Opened):
             median_shape=given.median_shape,
             seed=self.recipe.seed,
         )
-        decoder = api.on_device(api.decoder_for(case.checkpoint), self.device) if given.by == "decoder" else None
+        decoder = (
+            opening.on_device(opening_decoder.decoder_for(case.checkpoint), self.device)
+            if given.by == "decoder"
+            else None
+        )
         codec = None if decoder is None else PoseCodec(body)
         timelines = self._timelines(outputs, network, case)
         stages = sequence_stages(timelines, settings, fps=fps, decoder=decoder, codec=codec)
@@ -224,14 +230,14 @@ class Bed(Opened):
         given = self.recipe.bench
         chosen = self.frames[: given.batch_size]
         plain = next(self.test.batches(chosen, given.batch_size)).to(self.device)
-        rows = {"": TimedRow(api.on_device(self.checkpoint.network, self.device), plain)}
+        rows = {"": TimedRow(opening.on_device(self.checkpoint.network, self.device), plain)}
         shared: dict[str, TimedRow] = {}
         for name, case in cases.items():
             network = case.network()
             key = sha256_json([network_identity(network), self.masks_sha256(case.masks) if case.tokens else None])
             if key not in shared:
                 masked = next(self.test.batches(chosen, given.batch_size, case.masks)) if case.tokens else plain
-                shared[key] = TimedRow(api.on_device(network, self.device), masked.to(self.device))
+                shared[key] = TimedRow(opening.on_device(network, self.device), masked.to(self.device))
             rows[name] = replace(shared[key], **self._of_clips(case))
         timing = time_rows(rows, device=self.device, rounds=given.rounds, progress=self.progress)
         return {
@@ -253,5 +259,5 @@ class Bed(Opened):
         settings = PipelineSettings((decode.stride,), steps=decode.steps)
         return {
             "stride": decode.stride,
-            "pipeline": api.pipeline_of(case.checkpoint, self.body, self.device, clips=settings),
+            "pipeline": opening_decoder.pipeline_of(case.checkpoint, self.body, self.device, clips=settings),
         }

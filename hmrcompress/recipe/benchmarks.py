@@ -103,10 +103,10 @@ def run_suite(
     """
     import torch
 
-    from hmrcompress import opening, opening_decoder
-    from hmrcompress.evaluation.pipeline_bench import PipelineSettings
-    from hmrcompress.evaluation.suite import RunSettings, run_suite_row
+    from hmrcompress.api import opening, opening_decoder
     from hmrcompress.runtime import pick_device, pick_dtype, record
+    from hmrcompress.timing.pipeline_bench import PipelineSettings
+    from hmrcompress.timing.suite import RunSettings, run_suite_row
 
     out, checkpoint, written, rule = Path(out), None, [], OutputRule.of(overwrite)
     for run in suite.runs:

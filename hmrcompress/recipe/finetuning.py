@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hmrcompress import api, decoder_tuning, tuning
+from hmrcompress.api import finetune as tuning
+from hmrcompress.api import finetune_decoder as decoder_tuning
+from hmrcompress.api import opening
+from hmrcompress.api.decoder_data import TRAIN, validated_on
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.masks import masks_sha256
-from hmrcompress.decoder_data import TRAIN, validated_on
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.outputs import OutputRule
-from hmrcompress.models.folder import KIND
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.files.folder import KIND
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.recipe.schema import Finetune
 from hmrcompress.runtime import Progress
-from hmrcompress.starter.captured import training_files
+from hmrcompress.starter.data.captured import training_files
 from hmrcompress.training.loop import LoopSettings
 from hmrcompress.training.motions import motion_folder
 
@@ -24,12 +26,12 @@ from hmrcompress.training.motions import motion_folder
 def training_contents(settings: Finetune, masks: str, body: BodyModel, progress: Progress) -> dict[str, Any]:
     """Hashes of the data, masks and motions that the trainings read: {data, validation, motions}. Of crops that are
     rendered for it there is none: body and code tell what they are. Raises UserError where something is missing."""
-    source = api.open_masks(masks)
+    source = opening.open_masks(masks)
 
     def contents(data: str, split: str) -> list[str]:
         if data in (TRAIN, "starter"):
             return [TRAIN, source.name]
-        crops = api.open_data(data, body=body, split=split, progress=progress)
+        crops = opening.open_data(data, body=body, split=split, progress=progress)
         frames = crops.stretches()
         return [crops.contents_sha256(frames), masks_sha256(source, crops, frames)]
 

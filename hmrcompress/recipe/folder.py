@@ -13,7 +13,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import real
 from hmrcompress.io.seals import read_seal
 from hmrcompress.io.work import remove_work
-from hmrcompress.models.folder import KIND as MODEL_KIND
+from hmrcompress.models.files.folder import KIND as MODEL_KIND
 from hmrcompress.plan import KIND as PLAN_KIND
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.recipe.stages import DECODER_ONNX, FINETUNED, JOURNAL, MODEL, ONNX, OUTPUTS, PLAN

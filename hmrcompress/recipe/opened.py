@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from hmrcompress import api
+from hmrcompress.api import opening
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.recipe.ablations import Ablations
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.runtime import Progress
@@ -22,12 +22,12 @@ class Opened:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The network that the recipe starts from, and that everything is compared with."""
-        return api.load(self._recipe.model_file(), seed=self._recipe.seed)
+        return opening.load(self._recipe.model_file(), seed=self._recipe.seed)
 
     @cached_property
     def body(self) -> BodyModel:
         """The body that errors are measured on."""
-        return api.body_for(self.checkpoint, self._recipe.body)
+        return opening.body_for(self.checkpoint, self._recipe.body)
 
     @cached_property
     def calib(self) -> CropSet:
@@ -41,4 +41,4 @@ class Opened:
 
     def _data(self, text: str, split: str) -> CropSet:
         clips = self._recipe.data.clips
-        return api.open_data(text, body=self.body, split=split, clips=clips, progress=self.progress)
+        return opening.open_data(text, body=self.body, split=split, clips=clips, progress=self.progress)

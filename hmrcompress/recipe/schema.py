@@ -16,7 +16,7 @@ from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import MergeRule, TokenSettings
 
 if TYPE_CHECKING:
-    from hmrcompress.opening import ModelFile
+    from hmrcompress.api.opening import ModelFile
 
 StageName = Literal[
     "mean_pose",
@@ -180,7 +180,7 @@ class Start(_Part):
 
     def model_file(self) -> ModelFile:
         """The model as `opening.load` takes it."""
-        from hmrcompress.opening import ModelFile
+        from hmrcompress.api.opening import ModelFile
 
         tokenizer = None if self.tokenizer is None else Path(self.tokenizer)
         return ModelFile(self.model, self.num_heads, self.head_heads, tokenizer, self.weights)

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmrcompress import api
+from hmrcompress.api import evaluate, export, merge, opening, opening_decoder, search
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import masks_sha256
-from hmrcompress.evaluation.contenders import AFTER, BEFORE
 from hmrcompress.evaluation.decoded import DECODED, SequenceSettings
 from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS, TOKENS_ALONE
-from hmrcompress.evaluation.pipeline_bench import Pipeline, PipelineSettings, time_pipeline
 from hmrcompress.evaluation.row_bench import TimedRow, time_rows
 from hmrcompress.io.keys import Key
 from hmrcompress.io.onnx_file import sha256_onnx
@@ -26,7 +24,7 @@ from hmrcompress.merging.apply import token_counts, with_token_merging
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.measure import Measure
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig, share
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.finetuning import train_stages, training_contents
@@ -34,6 +32,8 @@ from hmrcompress.recipe.opened import Opened
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.runtime import Progress, pick_device
 from hmrcompress.searching.search import SearchSettings
+from hmrcompress.timing.contenders import AFTER, BEFORE
+from hmrcompress.timing.pipeline_bench import Pipeline, PipelineSettings, time_pipeline
 
 PLAN, JOURNAL, MODEL, FINETUNED, ONNX = "plan.yaml", "search.jsonl", "model", "finetuned", "model.onnx"
 DECODER_ONNX = "model.decoder.onnx"
@@ -72,11 +72,11 @@ class Line(Opened):
         recipe = self.recipe
         tokens = recipe.search.tokens if recipe.search else None
         if recipe.merge is not None and recipe.merge.plan is not None:
-            tokens = api.open_plan(recipe.merge.plan).tokens
-        masks = api.open_masks(recipe.masks) if tokens else None
+            tokens = opening.open_plan(recipe.merge.plan).tokens
+        masks = opening.open_masks(recipe.masks) if tokens else None
         _ = self.checkpoint, self.body
         if recipe.eval is not None and recipe.eval.protocol is not None:
-            api.open_protocol(recipe.eval.protocol)
+            opening.open_protocol(recipe.eval.protocol)
         if recipe.search is not None:
             self.calib.batches(masks=masks if recipe.search.with_tokens else None)
         if recipe.eval is not None or recipe.bench is not None or recipe.export is not None:
@@ -95,22 +95,22 @@ class Line(Opened):
         """What is in the files that a stage leaves for later ones; empty where they say so themselves, or for none."""
         where = {"merge": MODEL, "finetune": FINETUNED}
         if stage in where:
-            return api.load(self.folder / where[stage]).contents()
+            return opening.load(self.folder / where[stage]).contents()
         return {"onnx": sha256_onnx(self.folder / ONNX)} if stage == "export" else {}
 
     def _search_inputs(self) -> dict[str, Any]:
-        inputs = dict(api.search_key(**self._search_arguments()).inputs)
+        inputs = dict(search.search_key(**self._search_arguments()).inputs)
         return {name: inputs[name] for name in inputs if name not in SAID_BY_ALL}
 
     def _merge_inputs(self) -> dict[str, Any]:
         given = self.recipe.merge
         assert given is not None
-        plan = api.open_plan(given.plan or self.folder / PLAN)
+        plan = opening.open_plan(given.plan or self.folder / PLAN)
         found: dict[str, Any] = {"model": self.checkpoint.contents(), "plan": plan.to_dict(), "body": self.body.sha256}
         if given.decoder is not None:
-            found["decoder"] = api.load(given.decoder).contents()
+            found["decoder"] = opening.load(given.decoder).contents()
         if plan.merge_rule == FITTED:
-            frames = self.calib.sample(api.frames_to_fit(plan))
+            frames = self.calib.sample(merge.frames_to_fit(plan))
             found |= {"data": self.calib.contents_sha256(frames), "masks": self._masks(self.calib, frames)}
         return found
 
@@ -129,7 +129,7 @@ class Line(Opened):
             frames = self.test.stretches(recipe.eval.limit)
             found |= self._measure(recipe.eval.protocol).identity()
         else:
-            frames = self._timed_frames if stage == "bench" else api.parity_frames(self.test)
+            frames = self._timed_frames if stage == "bench" else export.parity_frames(self.test)
             found["body"] = self.body.sha256
         if stage == "bench":
             found["stride"] = self._stride
@@ -138,24 +138,24 @@ class Line(Opened):
 
     def _measure(self, protocol: str | None) -> Measure:
         recipe = self.recipe
-        return api.open_measure(protocol, self.test, recipe.body, self.body, regressor=recipe.regressor)
+        return opening.open_measure(protocol, self.test, recipe.body, self.body, regressor=recipe.regressor)
 
     def _masks(self, crops: CropSet, frames: np.ndarray) -> str:
-        return masks_sha256(api.open_masks(self.recipe.masks), crops, frames)
+        return masks_sha256(opening.open_masks(self.recipe.masks), crops, frames)
 
     @cached_property
     def merged(self) -> Checkpoint:
         """The merged model, or the checkpoint itself where the recipe merges nothing."""
-        return self.checkpoint if self.recipe.merge is None else api.load(self.folder / MODEL)
+        return self.checkpoint if self.recipe.merge is None else opening.load(self.folder / MODEL)
 
     @cached_property
     def compressed(self) -> Checkpoint:
         """What the recipe makes in the end: the merged model, trained further where the recipe says so."""
-        return self.merged if self.recipe.finetune is None else api.load(self.folder / FINETUNED)
+        return self.merged if self.recipe.finetune is None else opening.load(self.folder / FINETUNED)
 
     def search(self) -> dict[str, Any]:
         """Writes plan and journal."""
-        result = api.search(**self._search_arguments(), journal=self.folder / JOURNAL)
+        result = search.search(**self._search_arguments(), journal=self.folder / JOURNAL)
         result.plan.write(self.folder / PLAN)
         return {"search": result.to_json()["search"]}
 
@@ -183,9 +183,9 @@ class Line(Opened):
         """Writes the compressed model; counts layers, tokens, parameters and MACs before and after."""
         given = self.recipe.merge
         assert given is not None
-        plan = api.open_plan(given.plan or self.folder / PLAN)
+        plan = opening.open_plan(given.plan or self.folder / PLAN)
         fitted = plan.merge_rule == FITTED
-        api.merge(
+        merge.merge(
             self.checkpoint,
             plan,
             self.folder / MODEL,
@@ -232,7 +232,7 @@ class Line(Opened):
 
     def _decoded_cost(self, model: Checkpoint) -> dict[str, Any]:
         """{decoded: {…}}, what a decoded frame costs; empty without a decoder."""
-        pipeline = api.pipeline_of(model, self.body, torch.device("cpu"))
+        pipeline = opening_decoder.pipeline_of(model, self.body, torch.device("cpu"))
         if pipeline is None:
             return {}
         cost, sizes = _cost(model.config, model.tokens), pipeline.sizes()
@@ -245,7 +245,7 @@ class Line(Opened):
         """Scores mean pose, baseline, merged layers, merged tokens and decoded clips on the same frames."""
         given = self.recipe.eval
         assert given is not None
-        result = api.evaluate(
+        result = evaluate.evaluate(
             self.compressed,
             self.test,
             against=None if self.recipe.merge is None else self.checkpoint,
@@ -272,16 +272,16 @@ class Line(Opened):
         if self.recipe.merge is not None:
             networks[MERGED] = self.compressed.network
             if self.compressed.tokens is not None:
-                masks = api.open_masks(self.recipe.masks)
+                masks = opening.open_masks(self.recipe.masks)
                 if self.compressed.config.depth < self.checkpoint.config.depth:
-                    probe = api.probe_for(self.compressed, masks)
+                    probe = opening.probe_for(self.compressed, masks)
                     alone = with_token_merging(self.checkpoint.network, self.compressed.tokens, probe)
                     networks[TOKENS_ALONE] = alone.eval()
-                networks[MERGED_TOKENS] = api.compressed_network(self.compressed, masks)
+                networks[MERGED_TOKENS] = opening.compressed_network(self.compressed, masks)
         batch = next(self.test.batches(self._timed_frames, given.batch_size, masks)).to(self.device)
-        rows = {name: TimedRow(api.on_device(network, self.device), batch) for name, network in networks.items()}
+        rows = {name: TimedRow(opening.on_device(network, self.device), batch) for name, network in networks.items()}
         *_, compressed = networks.values()
-        pipeline = api.pipeline_of(self.compressed, self.body, self.device)
+        pipeline = opening_decoder.pipeline_of(self.compressed, self.body, self.device)
         if pipeline is not None:  # the stride of eval's is what the line as a whole is worth
             *_, last = rows.values()
             rows[DECODED] = replace(last, stride=self._stride, pipeline=pipeline)
@@ -313,7 +313,7 @@ class Line(Opened):
         strides = tuple(dict.fromkeys((self._stride, *given.strides)))
         timing = time_pipeline(
             {
-                when: api.on_device(each, self.device).to(self.dtype)
+                when: opening.on_device(each, self.device).to(self.dtype)
                 for when, each in ((BEFORE, share(self.checkpoint.network)), (AFTER, share(network)))
             },
             replace(pipeline, settings=PipelineSettings(strides, given.measured_frames)),
@@ -327,7 +327,7 @@ class Line(Opened):
 
     def export(self) -> dict[str, Any]:
         """Writes ONNX, of the decoder too where there is one."""
-        made = api.export_onnx(
+        made = export.export_onnx(
             self.compressed,
             self.folder / ONNX,
             data=self.test,
@@ -337,7 +337,7 @@ class Line(Opened):
         )
         gap, joints, size = made.parity.max_abs_diff, made.parity.joints_mm, made.size_bytes
         if self.compressed.decoder is not None:
-            decoder = api.export_decoder(self.compressed, self.folder / DECODER_ONNX, overwrite=self.rule.fresh())
+            decoder = export.export_decoder(self.compressed, self.folder / DECODER_ONNX, overwrite=self.rule.fresh())
             gap, joints = max(gap, decoder.parity.max_abs_diff), max(joints, decoder.parity.joints_mm)
             size += decoder.size_bytes
         return {"onnx_max_abs_diff": gap, "onnx_joints_mm": joints, "onnx_bytes": size}

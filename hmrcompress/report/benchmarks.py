@@ -15,7 +15,7 @@ INTRODUCTION = """# Benchmarks
 Measured by `make bench` (`hmrcompress bench --suite benchmarks -o docs/benchmarks`) and written by
 `hmrcompress report`; every figure stands in a JSON file of the results' folder. Weights are random, for speed does not
 depend on them. **original** is PyTorch as the authors of HMR2.0 run it: eager, attention multiplied out, nothing fused
-(`hmrcompress.evaluation.reference`, tested equal to our network). All rows of a table take turns, round by round;
+(`hmrcompress.timing.reference`, tested equal to our network). All rows of a table take turns, round by round;
 frames/s are medians, **ratio** the median of the ratios to the original within each round, **over float32** that to
 the original in float32. **MACs** is how many times fewer multiply-accumulates there are, products of attention
 included, **of it** what of that the ratio reaches. **Memory** is the peak of a process that runs the row and nothing

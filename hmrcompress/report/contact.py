@@ -10,14 +10,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmrcompress.api import compressed_network, layer_similarity, load
+from hmrcompress.api.evaluate import layer_similarity
+from hmrcompress.api.opening import compressed_network, load
 from hmrcompress.body.files import starter_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.points import mpjpe
-from hmrcompress.models.folder import KIND as MODEL
+from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.network import HMR2
 from hmrcompress.pipeline.camera import CROP_FOCAL
 from hmrcompress.records import CROP_HEIGHT
@@ -25,7 +26,7 @@ from hmrcompress.render.overlay import COLOURS, draw_meshes
 from hmrcompress.report.plots import draw_similarity
 from hmrcompress.report.sheets import EXTREME_POSES, KIND, body_sheet
 from hmrcompress.runtime import Progress, no_progress
-from hmrcompress.starter.dataset import open_split
+from hmrcompress.starter.data.dataset import open_split
 
 SHEETS = ("body_poses.png", "starter_crops.jpg", "starter_meshes.jpg")
 OUTLINE = np.array([255, 64, 32], np.uint8)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
-from hmrcompress.render.scene import Crop, Surface, View, render_crop
-from hmrcompress.starter.world import Clip
+from hmrcompress.starter.scene.scene import Crop, Surface, View, render_crop
+from hmrcompress.starter.scene.world import Clip
 
 SIZE = (CROP_HEIGHT, CROP_WIDTH)
 POSED_AT_ONCE = 27

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from hmrcompress.body.files import starter_body
-from hmrcompress.starter.dataset import cache_home
+from hmrcompress.starter.data.dataset import cache_home
+from hmrcompress.starter.data.shards import ShardSettings, make_shard
 from hmrcompress.starter.filming import render_clip, surface_of
-from hmrcompress.starter.shards import ShardSettings, make_shard
-from hmrcompress.starter.world import FPS, SPLITS, VERSION, make_clip
+from hmrcompress.starter.scene.world import FPS, SPLITS, VERSION, make_clip
 
 TIMED_CLIPS, TIMED_FRAMES = 4, 60
 

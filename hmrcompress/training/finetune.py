@@ -18,8 +18,8 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import real
 from hmrcompress.io.work import remove_work
-from hmrcompress.models.folder import KIND, Folder, checkpoint_record, read_model_folder, write_model_folder
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.files.folder import KIND, Folder, checkpoint_record, read_model_folder, write_model_folder
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import REACH, SaliencyProbe
 from hmrcompress.plan import Plan

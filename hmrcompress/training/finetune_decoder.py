@@ -14,9 +14,9 @@ from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.work import remove_work
-from hmrcompress.models.decoder_part import DecoderPart
-from hmrcompress.models.folder import Folder, checkpoint_record, write_model_folder
-from hmrcompress.models.load import Checkpoint
+from hmrcompress.models.files.decoder_part import DecoderPart
+from hmrcompress.models.files.folder import Folder, checkpoint_record, write_model_folder
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.records import BodyParams
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.training.decoder_fit import DecoderFit, DecoderSettings

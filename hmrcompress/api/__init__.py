@@ -1,0 +1,1 @@
+"""What the command line and Python call: one module a verb, and `opening.py`, which turns strings into objects."""

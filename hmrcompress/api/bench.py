@@ -1,0 +1,116 @@
+"""`hmrcompress.bench`: from names and paths to two networks that are timed against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Literal
+
+from hmrcompress.api.opening import Body, Model, body_for, load
+from hmrcompress.api.opening_decoder import pipeline_of
+from hmrcompress.errors import UserError
+from hmrcompress.exporting.parity import BATCH_SIZES
+from hmrcompress.exporting.runtime import ONNXRUNTIME, check_runtime, runtime_network
+from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.merging.buckets import BUCKETS
+from hmrcompress.plan import TokenSettings
+from hmrcompress.runtime import Progress, no_progress, pick_device
+from hmrcompress.timing.adaptive_bench import AdaptiveTiming, time_adaptive
+from hmrcompress.timing.bench import BenchResult, BenchSettings, bench_threads
+from hmrcompress.timing.bench import bench as bench_networks
+from hmrcompress.timing.contenders import contenders
+from hmrcompress.timing.made_up import made_up_batch
+from hmrcompress.timing.pipeline_bench import PipelineSettings
+
+Runtime = Literal["torch", "onnxruntime"]
+CROPS_COMPARED = max(BATCH_SIZES)
+"""Made-up crops on which a graph is compared with torch before it is timed."""
+
+
+def bench(
+    model: Model | None = None,
+    *,
+    against: Model | None = None,
+    layers: int | None = None,
+    tokens: TokenSettings | None = None,
+    decoder: str | None = None,
+    clips: PipelineSettings | None = None,
+    body: Body = "starter",
+    runtime: Runtime = "torch",
+    settings: BenchSettings | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> BenchResult:
+    """Times and weighs a model against its original (`against`, or a network of its size with random weights).
+
+    `layers` and `tokens` cut a model that nothing was merged in, for speed only; `model` may then be left out where
+    `against` is given. A model that holds a temporal decoder, or any model with one of random weights (`decoder`: its
+    preset, `paper` or `starter`), is timed over whole clips too, as `clips` says, networks at the last batch size.
+    `runtime` onnxruntime: the compressed network's exported and optimised graph takes its turns, too. See
+    `evaluation.bench`, `evaluation.pipeline_bench`, `exporting.runtime`. Raises UserError.
+    """
+    given = model if model is not None else against
+    if given is None:
+        raise UserError("there is no model to time", "bench", "Give a model, or --against with --layers")
+    settings = settings or BenchSettings()
+    if runtime == ONNXRUNTIME:
+        check_runtime(settings.dtype, int8=settings.path.int8)
+    checkpoint, where = load(given, seed=seed), pick_device(device)
+    pipeline = pipeline_of(checkpoint, body_for(checkpoint, body), where, decoder=decoder, clips=clips, seed=seed)
+    original = None if against is None or against is given else load(against, seed=seed)
+    before, after = contenders(
+        checkpoint, original, layers=layers, tokens=tokens, seed=seed, alone=pipeline is not None
+    )
+    if runtime == ONNXRUNTIME and before is after:
+        raise UserError(
+            "there is no compressed network in this model to run", f"--runtime {runtime}", "Give --layers or a plan"
+        )
+    with ExitStack() as while_timed:
+        rival = None
+        if runtime == ONNXRUNTIME:
+            threads = while_timed.enter_context(bench_threads(settings.threads))
+            progress(f"export for {runtime}", 0, 1)
+            rival = while_timed.enter_context(
+                runtime_network(
+                    with_token_merging(after.network, after.tokens).eval(),
+                    made_up_batch(after.config, CROPS_COMPARED),
+                    body_for(checkpoint, body),
+                    dtype=settings.dtype,
+                    int8=settings.path.int8,
+                    device=where,
+                    threads=threads,
+                )
+            )
+        return bench_networks(
+            before, after, settings=settings, pipeline=pipeline, rival=rival, device=where, progress=progress
+        )
+
+
+def bench_adaptive(
+    model: Model,
+    *,
+    tokens: TokenSettings | None = None,
+    buckets: Sequence[int] = BUCKETS,
+    settings: BenchSettings | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> AdaptiveTiming:
+    """Times a model with as many tokens as each person needs beside the same model with all of them and with a fixed
+    number. tokens: how they are merged, by default as the model's plan says. See `evaluation.adaptive_bench`. Raises
+    UserError."""
+    checkpoint, settings = load(model, seed=seed), settings or BenchSettings()
+    return time_adaptive(
+        checkpoint.network,
+        tokens or checkpoint.tokens,
+        buckets,
+        batch_sizes=settings.batch_sizes,
+        dtype=settings.dtype,
+        device=pick_device(device),
+        rounds=settings.rounds,
+        max_seconds=settings.max_seconds,
+        path=settings.path,
+        seed=seed,
+        progress=progress,
+    )

@@ -1,0 +1,118 @@
+"""`hc.merge` and `hc.apply`: a plan carried out on a checkpoint, or on a live network of other code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hmrcompress.api.opening import (
+    Body,
+    Data,
+    Masks,
+    Model,
+    Module,
+    body_for,
+    load,
+    on_device,
+    open_data,
+    open_masks,
+    open_plan,
+)
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.seen import KEY, record
+from hmrcompress.errors import UserError
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.live.patching import apply as apply_to_live
+from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
+from hmrcompress.merging.layers import FITTED
+from hmrcompress.merging.merge import merge_checkpoint
+from hmrcompress.models.files.folder import KIND as MODEL
+from hmrcompress.models.files.folder import Folder
+from hmrcompress.plan import Plan
+from hmrcompress.runtime import Progress, no_progress, pick_device
+
+
+def merge(
+    model: Model,
+    plan: Plan | Path | str,
+    out: Path | str,
+    *,
+    force: bool = False,
+    seed: int = 0,
+    data: Data | None = None,
+    masks: Masks | None = None,
+    decoder: Model | None = None,
+    body: Body = "starter",
+    device: str = "auto",
+    overwrite: bool | OutputRule = False,
+    progress: Progress = no_progress,
+) -> Folder:
+    """Applies a plan: writes the compressed model to the folder `out`. See `merging.merge`. Raises UserError, also
+    where something else than a compressed model is there, unless `overwrite` (see `io.outputs`).
+
+    `decoder` is another compressed version of the same network, whose temporal decoder is taken over. A plan with the
+    rule `lstsq` is fitted on `data` and `masks`, by default those of its search; only then are these, `body` and
+    `device` of any use.
+    """
+    outputs = OutputRule.of(overwrite, model, plan, data, decoder)
+    outputs.check_folder(out, MODEL)
+    name, checkpoint, wanted = "plan" if isinstance(plan, Plan) else plan, load(model, seed=seed), open_plan(plan)
+    wanted.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, name)
+    donor = None if decoder is None else load(decoder, seed=seed)
+    if wanted.merge_rule != FITTED:
+        return merge_checkpoint(
+            checkpoint, wanted, out, force=force, plan_name=name, decoder_of=donor, overwrite=outputs
+        )
+    found, crops = wanted.search, _crops_to_fit(wanted, data, body_for(checkpoint, body), progress)
+    source = open_masks(masks or (found.masks if found else None) or "data")
+    patches = fit_plan(
+        on_device(checkpoint.network, pick_device(device)),
+        wanted.groups,
+        crops,
+        source,
+        frames_per_clip=frames_to_fit(wanted),
+        frames=found.frames if found else None,
+        progress=progress,
+    )
+    per_clip = frames_to_fit(wanted)
+    about = {
+        "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
+        "masks": source.name,
+        KEY: record(crops, crops.sample(per_clip)),
+    }
+    return merge_checkpoint(
+        checkpoint,
+        wanted,
+        out,
+        force=force,
+        plan_name=name,
+        patches=patches,
+        fitted_on=about,
+        decoder_of=donor,
+        overwrite=outputs,
+    )
+
+
+def frames_to_fit(plan: Plan) -> int:
+    """Frames of each clip that a plan with the rule `lstsq` is fitted on: as many as it was searched on."""
+    return (plan.search.frames_per_clip if plan.search else None) or DEFAULT_FRAMES_PER_CLIP
+
+
+def _crops_to_fit(plan: Plan, data: Data | None, body: BodyModel, progress: Progress) -> CropSet:
+    """The data given, or those of the plan's search. UserError where they are not known or have changed since."""
+    found = plan.search.data if plan.search else None
+    if data is None and (found is None or found.source is None):
+        raise UserError(f"{FITTED} is fitted on data, and the plan does not say which", "merge", "Give --data")
+    crops = open_data(data or str(found and found.source), body=body, split="calib", progress=progress)
+    if data is None and found is not None and crops.sha256 != found.sha256:
+        raise UserError("the data have changed since the search", str(found.source), "Give --data to fit on them")
+    return crops
+
+
+def apply(model: Module, plan: Plan | Path | str, *, grid: tuple[int, int] | None = None) -> Module:
+    """Compresses a live network of other code in place: layers and tokens, as `plan` or its file says.
+
+    `with hc.person_mask(model, mask): model(batch)` tells it where people are, `hc.unapply(model)` undoes it. See
+    `live.patching`. Raises UserError.
+    """
+    return apply_to_live(model, open_plan(plan), grid=grid)

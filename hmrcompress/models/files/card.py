@@ -1,0 +1,51 @@
+"""The README.md of a compressed model, from what its config.json knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hmrcompress.models.files.folder import FolderConfig
+    from hmrcompress.plan import TokenSettings
+
+
+def model_card(name: str, config: FolderConfig, parameters: int) -> str:
+    """Markdown text; `parameters` counts the numbers in the weights file."""
+    before = sum(len(group) for group in config.groups)
+    merged = [group for group in config.groups if len(group) > 1]
+    lines = [
+        f"# {name}",
+        "",
+        f"A `{config.family}` network in the compressed-model format of hmrcompress (`hmrcompress.load`).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| backbone layers | {len(config.groups)} of {before} |",
+        f"| parameters | {parameters:,} ({config.dtype}) |",
+    ]
+    if merged:
+        lines.append(f"| merged ({config.merge_rule}) | {', '.join(f'{group[0]}–{group[-1]}' for group in merged)} |")
+    if config.tokens is not None:
+        lines.append(f"| tokens | {_tokens(config.tokens)} |")
+    if config.body.name is not None:
+        lines.append(f"| body | {config.body.name} |")
+    made_from = config.provenance.get("checkpoint", {})
+    if made_from:
+        lines.append(f"| made from | `{made_from.get('sha256')}` |")
+    if healed := config.provenance.get("heal"):
+        lines.append(f"| healed | {healed['images']:,} crops of {healed['data']}, without labels |")
+    if fitted := config.provenance.get("probe"):
+        lines.append(f"| person mask | `--masks self`: a saliency probe, fitted on {fitted['fitted_on']} |")
+    if config.decoder is not None:
+        frames, objective = config.decoder.get("frames"), config.decoder.get("objective")
+        lines.append(f"| temporal decoder | windows of {frames} frames, objective `{objective}` |")
+    lines += ["", "Measured figures: `hmrcompress eval` writes them for the data you have.", ""]
+    return "\n".join(lines)
+
+
+def _tokens(settings: TokenSettings) -> str:
+    if settings.drop_background is not None:
+        return f"{settings.keep} kept, background dropped before the first layer"
+    if settings.schedule is not None:
+        return f"{settings.keep} kept, {', '.join(map(str, settings.schedule))} merged in the first layers"
+    return f"{settings.keep} kept, at most {settings.per_layer} merged per layer"
