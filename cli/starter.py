@@ -79,7 +79,7 @@ def build(
                 f"starter:{data} has {len(crops)} frames in {len(crops.clip_ids)} clips, sha256 {crops.sha256}."
             )
         if sheets:
-            from hmrcompress.report.contact import write_starter_sheets
+            from hmrcompress.api.pictures import write_starter_sheets
 
             for path in write_starter_sheets(sheets, model, progress, overwrite=outputs_here()):
                 printer.say(f"Wrote {path}.")
@@ -201,7 +201,7 @@ def train(
     write_record(json_file, "starter train", {"training": result}, device=str(chosen), seed=seed)
     printer.say(f"State and log are in {target}; the same command goes on from there.")
     if freeze is not None:
-        from hmrcompress.report.contact import write_card_pictures
+        from hmrcompress.api.pictures import write_card_pictures
         from hmrcompress.starter.network.freeze import freeze as write_network
 
         captured = " --motions amass:DIR" if options.motions else ""

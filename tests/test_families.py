@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hmrcompress.errors import UserError
 from hmrcompress.models.families.camerahmr import CameraHMRConfig
 from hmrcompress.models.families.hamer import HaMeRConfig
-from hmrcompress.models.families.registry import FAMILIES, network_class, recognise
+from hmrcompress.models.families.registry import FAMILIES, network_class, read_config, recognise
 from hmrcompress.models.families.tokenhmr import TokenHMRConfig, places_between
 from hmrcompress.models.files.load import load_checkpoint, random_checkpoint
 from hmrcompress.models.heads import SMPLHead
@@ -131,7 +131,7 @@ def test_sizes_are_read_off_the_state(config: NetworkConfig) -> None:
     kind = network_class(config.family)
     assert recognise(state.keys()).name == config.family
     assert config_from_state(state, num_heads=3, head_heads=2, kind=kind, known=known) == config
-    assert NetworkConfig.from_dict(config.to_dict()) == config
+    assert read_config(config.to_dict()) == config
 
 
 def test_the_condition_is_honoured_and_asked_for() -> None:
@@ -197,14 +197,14 @@ def test_the_guide_s_family_works(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setitem(sys.modules, "guide", guide)
     exec(code, guide.__dict__)
-    entry = replace(FAMILIES["hmr2"], name="new", network="guide:New", has=("smpl_head.decthing.weight",))
+    entry = replace(FAMILIES["hmr2"], name="new", network=guide.New, has=("smpl_head.decthing.weight",))
     monkeypatch.setitem(FAMILIES, "new", entry)
     config = guide.NewConfig(**SIZES, things=3)
     network = build(config)
     state = network.state_dict()
     assert state["smpl_head.decthing.weight"].shape == (3, 20)
     assert config_from_state(state, num_heads=3, head_heads=2, kind=network_class("new")) == config
-    assert NetworkConfig.from_dict(config.to_dict()) == config
+    assert read_config(config.to_dict()) == config
     assert network(torch.zeros(1, 3, 256, 192)).cam.shape == (1, 3)
 
 

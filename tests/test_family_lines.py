@@ -16,7 +16,8 @@ from test_model_commands import run
 import hmrcompress as hc
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.models.families.camerahmr import CameraHMRConfig
-from hmrcompress.models.families.registry import TOKENIZER
+from hmrcompress.models.families.registry import read_config
+from hmrcompress.models.families.tokenhmr import TOKENIZER
 from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.models.network import NetworkConfig, build
 from hmrcompress.timing.bench import BenchSettings
@@ -33,7 +34,7 @@ CAMERA = CameraHMRConfig(**SIZES, keypoints=3)
 def small(config: NetworkConfig) -> NetworkConfig:
     """The configuration with the sizes of these tests, whatever its family has beside."""
     values = {name: value for name, value in config.to_dict().items() if name not in SIZES}
-    return NetworkConfig.from_dict(values | SIZES)
+    return read_config(values | SIZES)
 
 
 CONFIGS = [CAMERA, small(TOKENS), small(HAND)]

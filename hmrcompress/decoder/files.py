@@ -11,7 +11,7 @@ from torch import Tensor
 from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.errors import UserError
-from hmrcompress.models.families.registry import check_keys
+from hmrcompress.models.families.family import check_keys
 from hmrcompress.models.files.decoder_part import DecoderPart
 
 

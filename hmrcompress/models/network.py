@@ -1,6 +1,6 @@
 """HMR2.0 at any size: its configuration, the network, seeded random weights, and the sizes read off a state dict.
 
-Its kin (`families.py`) are subclasses of `HMR2` and `NetworkConfig` that differ in the head; what is said here of
+Its kin (`families/`) are subclasses of `HMR2` and `NetworkConfig` that differ in the head; what is said here of
 networks holds for them too.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from hmrcompress.data.conditions import check_condition
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_arrays, sha256_json
-from hmrcompress.models.families.registry import network_class
 from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.vit import ViT
 from hmrcompress.records import HMROutput
@@ -31,10 +30,11 @@ LARGEST, MOST_LAYERS = 1 << 16, 1024
 class NetworkConfig:
     """Every size of an HMR2.0 network; the defaults are the published one. `head_*` belong to the SMPL head.
 
-    `family` is the name that its kind of network has in `families.py`.
+    `family` is the name that its kind of network has in `families/`, `network_class` the class of those networks.
     """
 
     family: ClassVar[str] = "hmr2"
+    network_class: ClassVar[type[HMR2]]
     dim: int = 1280
     depth: int = 32
     num_heads: int = 16
@@ -62,24 +62,6 @@ class NetworkConfig:
         """Plain values, for JSON."""
         return {"family": self.family} | asdict(self) | {"grid": list(self.grid)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: object = "") -> NetworkConfig:
-        """The inverse of `to_dict`, of any family (HMR2.0 where none is named). Raises UserError naming an unknown
-        family, or fields that are unknown or missing."""
-        given = dict(values)
-        kind = network_class(str(given.pop("family", cls.family))).config_class
-        known = {field.name for field in fields(kind)}
-        if odd := sorted(set(given) ^ known):
-            raise UserError(f"unknown or missing fields: {', '.join(odd)}", where)
-        for name, value in given.items():
-            sizes = list(value) if isinstance(value, (list, tuple)) else [value]
-            fits = len(sizes) == (2 if name == "grid" else 1)
-            if name != "token_input" and not (fits and all(type(n) is int and 1 <= n <= LARGEST for n in sizes)):
-                raise UserError(f"got {value!r}, expected sizes of 1 to {LARGEST}", f"{where}: {name}")
-        if max(given["depth"], given["head_depth"], given["iterations"]) > MOST_LAYERS:
-            raise UserError(f"more than {MOST_LAYERS} layers or iterations", where)
-        return kind(**given)
-
 
 Shape = Callable[[str], tuple[int, ...]]
 """Gives the shape of a tensor of a state dict by its key. Raises UserError where there is no such key."""
@@ -97,6 +79,11 @@ class HMR2(nn.Module):
     head_name: ClassVar[str] = "smpl_head"
     conditioned: ClassVar[bool] = False
     smpl_head: SMPLHead
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "config_class" in vars(cls):
+            cls.config_class.network_class = cls
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -165,10 +152,13 @@ class HMR2(nn.Module):
         return self.read(*self.backbone.encode(images, person_mask), condition)
 
 
+NetworkConfig.network_class = HMR2
+
+
 def build(config: NetworkConfig, device: torch.device | str | None = None, *, seed: int = 0) -> HMR2:
     """A network with `random_state(config, seed)` in training mode; on the meta device one without any weights."""
     with torch.device("meta"):
-        network = network_class(config.family)(config)
+        network = config.network_class(config)
     if device is not None and torch.device(device).type == "meta":
         return network
     network.load_state_dict(random_state(config, seed), strict=True, assign=True)

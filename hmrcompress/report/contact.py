@@ -10,23 +10,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hmrcompress.api.evaluate import layer_similarity
-from hmrcompress.api.opening import compressed_network, load
-from hmrcompress.body.files import starter_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.points import mpjpe
-from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.network import HMR2
 from hmrcompress.pipeline.camera import CROP_FOCAL
 from hmrcompress.records import CROP_HEIGHT
 from hmrcompress.render.overlay import COLOURS, draw_meshes
-from hmrcompress.report.plots import draw_similarity
 from hmrcompress.report.sheets import EXTREME_POSES, KIND, body_sheet
-from hmrcompress.runtime import Progress, no_progress
-from hmrcompress.starter.data.dataset import open_split
 
 SHEETS = ("body_poses.png", "starter_crops.jpg", "starter_meshes.jpg")
 OUTLINE = np.array([255, 64, 32], np.uint8)
@@ -104,45 +97,29 @@ def mesh_sheet(
     return save_picture(grid([tile for row in rows for tile in row], columns), path, overwrite)
 
 
-def write_starter_sheets(
-    folder: Path, model: str = "starter", progress: Progress = no_progress, *, overwrite: bool | OutputRule = False
+def starter_sheets(
+    folder: Path,
+    networks: Sequence[HMR2],
+    crops: CropSet,
+    body: BodyModel,
+    *,
+    overwrite: bool | OutputRule = False,
 ) -> list[Path]:
     """The pictures of the documentation, into a folder. Returns what was written. UserError as `io.outputs`.
 
-    body_poses.png: the body in extreme poses; starter_crops.jpg: a frame of every clip of `starter:val` with its mask;
-    starter_meshes.jpg: crops with the mesh of `model` (a model string of `api.load`) laid over, the worst in the last
-    row; where `model` is compressed, the starter network's mesh stands between the two.
+    body_poses.png: the body in extreme poses; starter_crops.jpg: a frame of every clip of `crops` with its mask;
+    starter_meshes.jpg: crops with the meshes of the networks, on the CPU, laid over, the last one's worst in the last
+    row.
     """
-    outputs = OutputRule.of(overwrite, model)
-    for name in SHEETS:
-        outputs.check_file(folder / name, KIND)
-    body = starter_body()
-    crops = open_split("val", body, progress=progress)
-    frames = crops.sample(1)
-    checkpoint = load(model)
-    networks = [compressed_network(checkpoint)]
-    if checkpoint.plan is not None:
-        networks.insert(0, compressed_network(load("starter")))
+    outputs = OutputRule.of(overwrite)
     columns = 4 * (1 + len(networks))
     chosen = from_best_to_worst(networks[-1], crops, body)
     poses, shown, meshes = (folder / name for name in SHEETS)
     return [
         body_sheet(body, EXTREME_POSES, poses, overwrite=outputs),
-        crop_sheet(crops, [int(i) for i in frames], shown, overwrite=outputs),
+        crop_sheet(crops, [int(i) for i in crops.sample(1)], shown, overwrite=outputs),
         mesh_sheet(networks, crops, chosen, body, meshes, columns, outputs),
     ]
-
-
-def write_card_pictures(folder: Path, progress: Progress = no_progress) -> list[Path]:
-    """What the card of a starter network in `folder` shows: cka.png and meshes.jpg, added to it."""
-    body, checkpoint = starter_body(), load(folder)
-    crops = open_split("val", body, progress=progress)
-    matrix = layer_similarity(checkpoint, crops, progress=progress)
-    chosen = from_best_to_worst(checkpoint.network, crops, body)
-    with OutputRule().additions(folder, MODEL) as more:
-        draw_similarity(matrix, more / "cka.png", title="starter network on starter:val")
-        mesh_sheet([checkpoint.network], crops, chosen, body, more / "meshes.jpg")
-    return [folder / "cka.png", folder / "meshes.jpg"]
 
 
 def from_best_to_worst(network: HMR2, crops: CropSet, body: BodyModel) -> list[int]:

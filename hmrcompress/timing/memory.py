@@ -14,6 +14,7 @@ from torch import nn
 
 from hmrcompress.errors import HMRCompressError
 from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.models.families.registry import read_config
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.network import HMR2, NetworkConfig
 from hmrcompress.plan import TokenSettings
@@ -82,7 +83,7 @@ def measure(wanted: dict[str, Any]) -> Memory:
     """What the child process does; `wanted` as `peak_memory` writes it. Linux and macOS."""
     device, dtype = pick_device(wanted["device"]), pick_dtype(wanted["dtype"])
     tokens = None if wanted["tokens"] is None else TokenSettings.model_validate_json(json.dumps(wanted["tokens"]))
-    config = NetworkConfig.from_dict(wanted["config"])
+    config = read_config(wanted["config"])
     if wanted["threads"]:
         torch.set_num_threads(wanted["threads"])
     program = 0 if device.type == "cuda" else _resident()

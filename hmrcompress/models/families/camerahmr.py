@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hmrcompress.data.conditions import CONDITION
 from hmrcompress.errors import UserError
+from hmrcompress.models.families.family import BACKBONE, DepthLine, Family
 from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.network import HMR2, NetworkConfig, Shape
 
@@ -64,3 +65,12 @@ class CameraHMR(HMR2):
     @classmethod
     def head_sizes(cls, state: Mapping[str, Tensor], shape: Shape) -> dict[str, Any]:
         return super().head_sizes(state, shape) | {"keypoints": shape("smpl_head.deckp.weight")[0] // 2}
+
+
+FAMILY = Family(
+    name="camerahmr",
+    title="CameraHMR",
+    network=CameraHMR,
+    has=(*BACKBONE, "smpl_head.decpose.weight", "smpl_head.deckp.weight"),
+    depth_line=DepthLine("CameraHMR", "core/backbones/vit.py", "vit()"),
+)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hmrcompress.errors import ShapeError, UserError
 from hmrcompress.io.checkpoints import open_state_file
-from hmrcompress.models.families.registry import FIELD_OF_VIEW, check_keys
+from hmrcompress.models.families.family import check_keys
 from hmrcompress.models.network import count_numbers
 from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD
 
@@ -26,6 +26,8 @@ SIDE = 256
 """Pixels of the square picture that the network sees."""
 BORDER = 255
 EXPANSION = 4
+FIELD_OF_VIEW = ("backbone.downsample_stage_1.0.weight", "fc3.weight")
+"""Keys by which the network's file is told."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from hmrcompress.models.families.family import BACKBONE, DepthLine, Family
 from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.network import HMR2, NetworkConfig
 
@@ -33,3 +34,13 @@ class HaMeR(HMR2):
     config_class = HaMeRConfig
     head_class = ManoHead
     head_name = "mano_head"
+
+
+FAMILY = Family(
+    name="hamer",
+    title="HaMeR",
+    network=HaMeR,
+    has=(*BACKBONE, "mano_head.decpose.weight", "mano_head.init_hand_pose"),
+    ignored=("discriminator.", "mano.", "initialized"),
+    depth_line=DepthLine("HaMeR", "hamer/models/backbones/vit.py", "vit(cfg)"),
+)

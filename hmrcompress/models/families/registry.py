@@ -1,115 +1,22 @@
-"""Which architecture a state dict belongs to, told by its keys. Networks are named, and imported when needed."""
+"""The families there are, and which of them a state dict belongs to, told by its keys.
+
+A family is added by a file of its own beside this one, with a `FAMILY`, and its name in `FAMILIES`.
+"""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
-
-from torch import Tensor
+from dataclasses import fields
+from typing import Any
 
 from hmrcompress.errors import UserError
+from hmrcompress.models.families import camerahmr, hamer, hmr2, tokenhmr
+from hmrcompress.models.families.family import Family
+from hmrcompress.models.families.fov import FIELD_OF_VIEW
+from hmrcompress.models.families.tokenhmr import TOKENIZER
+from hmrcompress.models.network import HMR2, LARGEST, MOST_LAYERS, NetworkConfig
 
-if TYPE_CHECKING:
-    from hmrcompress.models.network import HMR2
-
-BACKBONE = ("backbone.pos_embed", "backbone.patch_embed.proj.weight")
-
-
-class DepthLine(NamedTuple):
-    """Where the number of layers stands in the original code."""
-
-    project: str
-    file: str
-    function: str
-    argument: str = "depth=32"
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Weights that the family needs and keeps in a file of their own. In ours they stand under `prefix`.
-
-    `names` are those that the file has beside the checkpoint or a folder above, if `setting` of the model_config.yaml
-    does not say; `wanted` how the keys begin of what is needed of it; `marks` keys by which it is told.
-    """
-
-    title: str
-    prefix: str
-    names: tuple[str, ...]
-    setting: tuple[str, ...]
-    wanted: tuple[str, ...]
-    marks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Family:
-    """An architecture. `network` is `module:class`; a state dict belongs to it if it has all of `has` and none of
-    `lacks`; keys that start with one of `ignored` are not needed for inference; `part` is kept in another file."""
-
-    name: str
-    title: str
-    network: str
-    has: tuple[str, ...]
-    depth_line: DepthLine
-    lacks: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ("discriminator.", "smpl.", "initialized")
-    part: Part | None = None
-
-
-TOKENIZER = Part(
-    title="tokenizer",
-    prefix="smpl_head.decpose.tokenizer.",
-    names=("tokenizer.pth", "tokenizer.safetensors"),
-    setting=("MODEL", "TOKENIZER_CHECKPOINT_PATH"),
-    wanted=("decoder.", "quantizer."),
-    marks=("quantizer.codebook", "decoder.decoder.0.weight"),
-)
-
-FAMILIES = {
-    family.name: family
-    for family in (
-        Family(
-            name="hmr2",
-            title="HMR2.0",
-            network="hmrcompress.models.network:HMR2",
-            has=(*BACKBONE, "smpl_head.decpose.weight", "smpl_head.init_body_pose"),
-            lacks=("smpl_head.deckp.weight",),
-            depth_line=DepthLine(
-                "4D-Humans",
-                "hmr2/models/backbones/vit.py",
-                "vit(cfg)",
-                note="in the last of the two calls; the first is a smaller variant",
-            ),
-        ),
-        Family(
-            name="camerahmr",
-            title="CameraHMR",
-            network="hmrcompress.models.families.camerahmr:CameraHMR",
-            has=(*BACKBONE, "smpl_head.decpose.weight", "smpl_head.deckp.weight"),
-            depth_line=DepthLine("CameraHMR", "core/backbones/vit.py", "vit()"),
-        ),
-        Family(
-            name="tokenhmr",
-            title="TokenHMR",
-            network="hmrcompress.models.families.tokenhmr:TokenHMR",
-            has=(*BACKBONE, "smpl_head.decpose_grot.weight", "smpl_head.decpose.class_pred_layer.weight"),
-            depth_line=DepthLine("TokenHMR", "tokenhmr/lib/models/backbones/vit.py", "vit(cfg)"),
-            part=TOKENIZER,
-        ),
-        Family(
-            name="hamer",
-            title="HaMeR",
-            network="hmrcompress.models.families.hamer:HaMeR",
-            has=(*BACKBONE, "mano_head.decpose.weight", "mano_head.init_hand_pose"),
-            ignored=("discriminator.", "mano.", "initialized"),
-            depth_line=DepthLine("HaMeR", "hamer/models/backbones/vit.py", "vit(cfg)"),
-        ),
-    )
-}
-
-FIELD_OF_VIEW = ("backbone.downsample_stage_1.0.weight", "fc3.weight")
+FAMILIES = {each.FAMILY.name: each.FAMILY for each in (hmr2, camerahmr, tokenhmr, hamer)}
 HELPERS = {
     "CameraHMR's field-of-view network, which gives focal lengths": FIELD_OF_VIEW,
     "TokenHMR's tokenizer, which belongs beside a TokenHMR checkpoint": TOKENIZER.marks,
@@ -128,8 +35,7 @@ def family(name: str) -> Family:
 
 def network_class(name: str) -> type[HMR2]:
     """The class of a family's networks. Raises UserError naming the families there are."""
-    module, _, attribute = family(name).network.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return family(name).network
 
 
 def recognise(keys: Collection[str], where: object = "checkpoint") -> Family:
@@ -154,28 +60,19 @@ def helper_of(keys: Collection[str]) -> str | None:
     return next((what for what, marks in HELPERS.items() if all(key in keys for key in marks)), None)
 
 
-def split_ignored(kind: Family, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """(what the network takes, names of what is allowed to be left over)."""
-    wanted = {name: tensor for name, tensor in state.items() if not name.startswith(kind.ignored)}
-    return wanted, tuple(name for name in state if name not in wanted)
-
-
-def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: object) -> None:
-    """UserError unless names and shapes agree, with the count and five examples of what does not."""
-    missing = [name for name in expected if name not in state]
-    unknown = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} {_shape(state[name])} instead of {_shape(expected[name])}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-    faults = []
-    for found, what in ((missing, "missing"), (unknown, "unknown"), (shapes, "of another shape")):
-        if found:
-            faults.append(f"{len(found)} keys {what}: {', '.join(found[:5])}{' …' if len(found) > 5 else ''}")
-    if faults:
-        raise UserError("; ".join(faults), where)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+def read_config(values: Mapping[str, Any], where: object = "") -> NetworkConfig:
+    """The sizes that `NetworkConfig.to_dict` wrote, of any family (HMR2.0 where none is named). Raises UserError naming
+    an unknown family, or fields that are unknown or missing."""
+    given = dict(values)
+    kind = network_class(str(given.pop("family", HMR2.config_class.family))).config_class
+    known = {field.name for field in fields(kind)}
+    if odd := sorted(set(given) ^ known):
+        raise UserError(f"unknown or missing fields: {', '.join(odd)}", where)
+    for name, value in given.items():
+        sizes = list(value) if isinstance(value, (list, tuple)) else [value]
+        fits = len(sizes) == (2 if name == "grid" else 1)
+        if name != "token_input" and not (fits and all(type(n) is int and 1 <= n <= LARGEST for n in sizes)):
+            raise UserError(f"got {value!r}, expected sizes of 1 to {LARGEST}", f"{where}: {name}")
+    if max(given["depth"], given["head_depth"], given["iterations"]) > MOST_LAYERS:
+        raise UserError(f"more than {MOST_LAYERS} layers or iterations", where)
+    return kind(**given)

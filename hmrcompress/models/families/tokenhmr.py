@@ -17,12 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
-from hmrcompress.models.families.registry import TOKENIZER
+from hmrcompress.models.families.family import BACKBONE, DepthLine, Family, Part
 from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.network import HMR2, NetworkConfig, Shape, count_numbers
 
 HANDS = 2
 """Joints that are read out linearly beside the root: SMPL's two hands, the last ones."""
+TOKENIZER = Part(
+    title="tokenizer",
+    prefix="smpl_head.decpose.tokenizer.",
+    names=("tokenizer.pth", "tokenizer.safetensors"),
+    setting=("MODEL", "TOKENIZER_CHECKPOINT_PATH"),
+    wanted=("decoder.", "quantizer."),
+    marks=("quantizer.codebook", "decoder.decoder.0.weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -265,3 +273,13 @@ class TokenHMR(HMR2):
             "decoder_blocks": len(blocks),
             "decoder_depth": count_numbers(state, f"{decoder}{blocks[0]}.0.model.") if blocks else 0,
         }
+
+
+FAMILY = Family(
+    name="tokenhmr",
+    title="TokenHMR",
+    network=TokenHMR,
+    has=(*BACKBONE, "smpl_head.decpose_grot.weight", "smpl_head.decpose.class_pred_layer.weight"),
+    depth_line=DepthLine("TokenHMR", "tokenhmr/lib/models/backbones/vit.py", "vit(cfg)"),
+    part=TOKENIZER,
+)

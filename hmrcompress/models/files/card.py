@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hmrcompress.models.files.folder import FolderConfig
-    from hmrcompress.plan import TokenSettings
+from hmrcompress.models.files.config import FolderConfig
+from hmrcompress.plan import TokenSettings
 
 
 def model_card(name: str, config: FolderConfig, parameters: int) -> str:

@@ -12,10 +12,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from hmrcompress.errors import UserError, shown
@@ -27,68 +27,19 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import real
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.io.seals import json_seal
-from hmrcompress.models.families.registry import network_class
+from hmrcompress.models.families.registry import network_class, read_config
 from hmrcompress.models.files.card import model_card
+from hmrcompress.models.files.config import BodyConfig, CropConfig, FileRef, FolderConfig
 from hmrcompress.models.files.decoder_part import DecoderPart
 from hmrcompress.models.network import NetworkConfig
 from hmrcompress.models.probe import SaliencyProbe, read_probe, write_probe
-from hmrcompress.plan import CheckpointRef, MergeRule, Plan, TokenSettings, trivial_groups
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, IMAGENET_MEAN, IMAGENET_STD
+from hmrcompress.plan import CheckpointRef, Plan, trivial_groups
 
 CONFIG, WEIGHTS, PLAN, CARD = "config.json", "model.safetensors", "plan.yaml", "README.md"
 PROBE, DECODER = "probe.safetensors", "decoder.safetensors"
 FORMAT = "hmrcompress-model"
 ANEW = "Make the model anew: `hmrcompress merge` with another plan, or `finetune`"
 KIND = FolderKind("model", CONFIG, (WEIGHTS, PLAN, CARD, PROBE, DECODER))
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class FileRef(_Frozen):
-    """Size and hash of a file of the folder."""
-
-    bytes: int
-    sha256: str
-
-
-class CropConfig(_Frozen):
-    """What the network expects of its images: size in pixels, channels RGB, mean and deviation in 0..1."""
-
-    height: int = CROP_HEIGHT
-    width: int = CROP_WIDTH
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-
-class BodyConfig(_Frozen):
-    """The body whose parameters the network predicts; `name` is that of the body it was trained on, if known."""
-
-    joints: int = 24
-    betas: int = 10
-    sixd_layout: Literal["columns", "rows"] = "columns"
-    name: str | None = None
-
-
-class FolderConfig(_Frozen):
-    """`config.json`. `groups` are the original layers that each layer came from. Since schema 2 it is sealed, and
-    `files` has the card in it."""
-
-    format: Literal["hmrcompress-model"] = "hmrcompress-model"
-    schema_: Literal[1, 2] = Field(default=2, alias="schema")
-    family: str
-    network: dict[str, Any]
-    dtype: str
-    groups: tuple[tuple[int, ...], ...]
-    merge_rule: MergeRule | None = None
-    tokens: TokenSettings | None = None
-    decoder: dict[str, Any] | None = None
-    crop: CropConfig = CropConfig()
-    body: BodyConfig = BodyConfig()
-    provenance: dict[str, Any]
-    files: dict[str, FileRef]
-    seal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +127,7 @@ def read_model_folder(path: Path | str, verify: bool = True) -> Folder:
         if name in config.files:
             _check(path / name, config.files[name], verify)
     state, _ = read_safetensors(path / WEIGHTS)
-    network = NetworkConfig.from_dict(config.network, path / CONFIG)
+    network = read_config(config.network, path / CONFIG)
     plan = Plan.read(path / PLAN) if PLAN in config.files else None
     _check_agreement(config, network, plan, path / CONFIG)
     return Folder(

@@ -15,15 +15,8 @@ from hmrcompress.io.checkpoints import StateFile, open_state_file
 from hmrcompress.io.hashes import sha256_file, sha256_json
 from hmrcompress.io.jsons import parse_json
 from hmrcompress.io.wrappers import WeightSet
-from hmrcompress.models.families.registry import (
-    MARKS,
-    Family,
-    check_keys,
-    family,
-    network_class,
-    recognise,
-    split_ignored,
-)
+from hmrcompress.models.families.family import Family, check_keys, split_ignored
+from hmrcompress.models.families.registry import MARKS, family, network_class, read_config, recognise
 from hmrcompress.models.files.decoder_part import DecoderPart
 from hmrcompress.models.files.folder import CONFIG, Folder, read_model_folder
 from hmrcompress.models.files.parts import find_part, missing_part, read_part, stand_in
@@ -158,7 +151,7 @@ def load_checkpoint(
     configuration, told_by = configuration_of(file)
     state, known = _with_part(kind, state, file, configuration, part, origins, strict)
     if written is not None:
-        config = NetworkConfig.from_dict(written["network"], path)
+        config = read_config(written["network"], path)
         origins |= given.agreeing(config, "the file's header", path)
     else:
         head = section(configuration, "MODEL", network_class(kind.name).head_name.upper())

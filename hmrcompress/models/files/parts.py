@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import open_state_file
-from hmrcompress.models.families.registry import Family, Part
+from hmrcompress.models.families.family import Family, Part
 from hmrcompress.models.network import HMR2
 
 

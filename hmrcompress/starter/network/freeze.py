@@ -12,6 +12,7 @@ from torch import Tensor
 from hmrcompress.body.files import starter_body
 from hmrcompress.evaluation.evaluate import evaluate, stages_of
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.models.families.registry import read_config
 from hmrcompress.models.files.folder import KIND, as_half, write_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, from_state
 from hmrcompress.runtime import Progress, environment, no_progress
@@ -45,7 +46,7 @@ def freeze(
     outputs = OutputRule.of(overwrite)
     outputs.check_folder(out, KIND)
     state = torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
-    config = NetworkConfig.from_dict(state["config"])
+    config = read_config(state["config"])
     body = starter_body()
     kept, half, network = better_on_val(config, state, Validator(body, torch.device("cpu")))
     records = read_log(folder / LOG_FILE)

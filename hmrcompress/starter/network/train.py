@@ -24,7 +24,8 @@ from hmrcompress.io.keys import Key, listed
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
 from hmrcompress.io.torch_file import STATE, save_torch
-from hmrcompress.models.network import HMR2, NetworkConfig, build
+from hmrcompress.models.families.registry import read_config
+from hmrcompress.models.network import HMR2, build
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.data.batches import Pool, to_tensors
 from hmrcompress.starter.data.captured import training_files
@@ -183,7 +184,7 @@ class Trainer:
             if "network" not in notes or "images" not in notes:
                 raise UserError("is no snapshot of a training run", start, "Give what --snapshot wrote, or starter")
             config, images = parse_json(notes["network"], start), notes["images"]
-        if NetworkConfig.from_dict(config, start) != self.recipe.config:
+        if read_config(config, start) != self.recipe.config:
             raise UserError("has other sizes than the recipe", start, "Go on with the starter network, or begin anew")
         self.network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
         wake(self.network.backbone)
