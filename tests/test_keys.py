@@ -20,6 +20,7 @@ from hmrcompress.io import code, keys
 from hmrcompress.io.keys import Key
 from hmrcompress.models.network import network_sha256
 from hmrcompress.starter.data import dataset
+from hmrcompress.starter.motion import procedural
 
 ROOT = Path(__file__).parents[1] / "hmrcompress"
 
@@ -104,19 +105,21 @@ MADE_BY = {
     "search": ("searching/probe.py", "searching/eclm.py", "merging/layers.py", "merging/tokens.py", "models/vit.py",
                "models/heads.py", "data/crops.py", "data/masks.py", "metrics/points.py", "body/model.py"),
     "features": ("training/features.py", "merging/tokens.py", "models/network.py", "models/probe.py", "data/crops.py"),
-    "split": ("starter/world.py", "starter/filming.py", "starter/camera.py", "render/shading.py", "render/raster.py",
-              "motion/gaits.py", "body/model.py"),
-    "shards": ("starter/shards.py", "render/scene.py", "motion/augment.py", "motion/procedural.py"),
-    "motions": ("training/motions.py", "motion/procedural.py", "motion/amass.py", "motion/augment.py"),
+    "split": ("starter/scene/world.py", "starter/scene/filming.py", "starter/scene/camera.py",
+              "starter/scene/shading.py", "render/raster.py",
+              "starter/motion/gaits.py", "body/model.py"),
+    "shards": ("starter/data/shards.py", "starter/scene/scene.py", "motion/augment.py", "starter/motion/procedural.py"),
+    "motions": ("training/motions.py", "starter/motion/procedural.py", "motion/amass.py", "motion/augment.py"),
     "training": ("training/loop.py", "training/heal.py", "training/decoder_fit.py", "training/vae_fit.py",
                  "decoder/model.py", "models/vit.py", "merging/tokens.py", "data/crops.py"),
-    "stage {stage}": ("recipe/stages.py", "api.py", "evaluation/evaluate.py", "evaluation/row_bench.py",
-                      "searching/search.py", "exporting/onnx.py", "training/heal.py", "starter/filming.py"),
+    "stage {stage}": ("recipe/stages.py", "api/search.py", "evaluation/evaluate.py", "timing/row_bench.py",
+                      "searching/search.py", "exporting/onnx.py", "training/heal.py", "starter/scene/filming.py"),
     "row": ("recipe/bed.py", "evaluation/sequences.py", "decoder/clips.py", "merging/lstsq.py", "metrics/points.py"),
     "baseline": ("recipe/bed.py", "metrics/pose.py", "models/vit.py"),
-    "rates": ("recipe/bed.py", "evaluation/row_bench.py", "evaluation/timing.py", "models/vit.py"),
-    "starter network": ("starter/train.py", "starter/step.py", "starter/shards.py", "models/vit.py"),
-    "starter-fast": ("starter/fast.py", "merging/layers.py", "models/folder.py"),
+    "rates": ("recipe/bed.py", "timing/row_bench.py", "timing/rounds.py", "models/vit.py"),
+    "starter network": ("starter/network/train.py", "starter/network/step.py", "starter/data/shards.py",
+                        "models/vit.py"),
+    "starter-fast": ("starter/network/fast.py", "merging/layers.py", "models/files/folder.py"),
 }  # fmt: skip
 """Every kind of result that is kept, and some of the files that make it."""
 
@@ -130,6 +133,7 @@ def kept_steps() -> dict[str, tuple[str, ...]]:
                 step, named = (ast.unparse(each) for each in node.args)
                 text = re.sub(r"^f?['\"]|['\"]$", "", step)
                 namespace = {"CODE": ("recipe",), "MAKERS": dataset.MAKERS, "split": None}
+                namespace["generate"] = procedural.generate
                 found[text] = tuple(eval(named, namespace))  # noqa: S307 - our own source
     return found
 
@@ -148,9 +152,9 @@ def test_hashes_of_values_serve_as_keys_nowhere_else() -> None:
     users = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if "sha256_json(" in path.read_text()}
     parts_of_keys = {
         "io/hashes.py", "io/keys.py", "io/onnx_file.py", "io/seals.py", "data/mask_files.py", "data/onnx_masks.py",
-        "models/decoder_part.py",
-        "models/load.py", "models/network.py", "recipe/ablate.py", "recipe/bed.py", "searching/journal.py",
-        "searching/search.py", "starter/clip_stream.py", "training/streams.py",
+        "models/files/decoder_part.py",
+        "models/files/load.py", "models/network.py", "recipe/ablate.py", "recipe/bed.py", "searching/journal.py",
+        "searching/search.py", "starter/data/clip_stream.py", "training/streams.py",
     }  # fmt: skip
     assert users == parts_of_keys
 
@@ -170,7 +174,9 @@ def test_sources_are_those_that_are_imported() -> None:
                     place = ROOT.joinpath(*name.split(".")[1:])
                     wanted = [each for each in (place.with_suffix(".py"), place / "__init__.py") if each.is_file()]
                     assert set(wanted) <= set(read), f"{path}: {name}"
-    assert ROOT / "models" / "tokenhmr.py" in read and ROOT / "data" / "format_3dpw.py" in read  # named in texts
+    assert (
+        ROOT / "models" / "families" / "tokenhmr.py" in read and ROOT / "data" / "format_3dpw.py" in read
+    )  # named in texts
     assert not [path for path in code.sources(("metrics",)) if path.parent.name in ("recipe", "starter", "evaluation")]
 
 

@@ -14,7 +14,7 @@ from kept import OF_THE_NETWORK, READ_WITH, Contents, Step, World, check, names_
 from pydantic import BaseModel
 
 import hmrcompress as hc
-from hmrcompress.api import search
+from hmrcompress.api import search as opened
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import NoMasks
 from hmrcompress.errors import Notice
@@ -409,7 +409,7 @@ def test_devices_are_in_the_keys(world: World, run_folder: Path) -> None:
     """There is only one here, so that it cannot be changed: it is looked up."""
     given = {"settings": SearchSettings(frames_per_clip=2), "body": world.body, "device": "cpu"}
     given |= {"regressor": world.regressor}
-    assert search.search_key(world.model, world.crops, **given).inputs["device"] == "cpu"
+    assert opened.search_key(world.model, world.crops, **given).inputs["device"] == "cpu"
     source = CropClips(CropSet.open(world.crops), NoMasks())
     assert feature_key(tiny.network(), source, batch_size=4, dtype=torch.float32).inputs["device"] == "cpu"
     line = Line(parse_recipe(stage_values(world)), run_folder, device="cpu", dtype=torch.float32,

@@ -14,7 +14,7 @@ from kept import ON_THE_CPU, PLACE, REGRESSED, SAVES, TELLS, TOKENS, Contents, S
 from test_search import deep_network
 
 from hmrcompress.api import finetune_decoder as decoder_tuning
-from hmrcompress.api import search
+from hmrcompress.api import search as opened
 from hmrcompress.body.files import load_body
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.mask_files import FileMasks
@@ -39,8 +39,8 @@ def of_search(world: World) -> Iterator[Step]:
         "protocol": REGRESSED, "regressor": world.regressor, "body": world.body, "device": "cpu",
     }  # fmt: skip
     yield Step(
-        search.search_key,
-        lambda **given: search.search_key(**given).inputs,
+        opened.search_key,
+        lambda **given: opened.search_key(**given).inputs,
         given,
         {
             "model": [world.model2, Contents(world.model, world.model2), world.few_heads],
@@ -61,12 +61,12 @@ def of_search(world: World) -> Iterator[Step]:
         (by_itself, {"model": [world.probe2, Contents(world.model, world.probe2)]}),
         (own, {"data": [Contents(world.crops, world.other_masks)], "masks": ["data:box", "data:dilated"]}),
     ):
-        rest = {name: "see above" for name in names_of(search.search_key) - set(changes)}
-        yield Step(search.search_key, lambda **given: search.search_key(**given).inputs, base, changes, rest)
+        rest = {name: "see above" for name in names_of(opened.search_key) - set(changes)}
+        yield Step(opened.search_key, lambda **given: opened.search_key(**given).inputs, base, changes, rest)
     with_tau = "no evaluation depends on it: it only says which are made"
     yield Step(
         SearchSettings,
-        lambda **changes: search.search_key(**{**given, "settings": replace(settings, **changes)}).inputs,
+        lambda **changes: opened.search_key(**{**given, "settings": replace(settings, **changes)}).inputs,
         {},
         {
             "frames_per_clip": [3], "limit": [3], "merge_rule": ["mean", "lstsq"], "with_tokens": [False],

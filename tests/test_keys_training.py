@@ -27,6 +27,7 @@ from hmrcompress.starter.data.dataset import open_split, split_key
 from hmrcompress.starter.data.rendering import shard_home, shard_key
 from hmrcompress.starter.data.shards import ShardSettings, shard_path
 from hmrcompress.starter.data.stream import ShardStream
+from hmrcompress.starter.motion import gaits, procedural
 from hmrcompress.starter.network.fast import fast_folder, fast_key
 from hmrcompress.training import loop
 from hmrcompress.training.augment_time import TimeSettings
@@ -94,15 +95,15 @@ def of_rendering(world: World) -> Iterator[Step]:
         {"size": [(64, 48)], "crops": [5], "difficulty": [0.5], "mocap": [0.25]},
     )
     files = [world.motions / "one.npz"]
-    base = {"settings": MotionSettings(frames=20), "files": files, "seed": 0}
+    base = {"settings": MotionSettings(frames=20), "files": files, "seed": 0, "generate": procedural.generate}
     changes = {
-        "settings": [MotionSettings(frames=21)], "seed": [1],
+        "settings": [MotionSettings(frames=21)], "seed": [1], "generate": [gaits.walk],
         "files": [[], [world.motions2 / "one.npz"], Contents(files[0], world.motions2 / "one.npz")],
     }  # fmt: skip
     yield Step(motion_key, lambda **given: motion_key(**given).inputs, base, changes)
     yield Step(
         MotionSettings,
-        lambda **given: motion_key(MotionSettings(**given), files, 0).inputs,
+        lambda **given: motion_key(MotionSettings(**given), files, 0, procedural.generate).inputs,
         {"frames": 20},
         {"frames": [21], "fps": [25.0], "captured": [0.5]},
         {"shards": "how many there are; each is told by its number"},
@@ -213,8 +214,10 @@ def of_training(world: World) -> Iterator[Step]:
     codec, codec2 = PoseCodec(body), PoseCodec(body2)
     motion = BodyParams(torch.eye(3).repeat(4, 1, 1, 1), torch.eye(3).repeat(4, 23, 1, 1), torch.zeros(4, 10))
     moved = replace(motion, betas=motion.betas + 1)
-    with MotionBank(world.home / "b", MotionSettings(frames=18), workers=0) as bank:
-        with MotionBank(world.home / "b", MotionSettings(frames=18), seed=1, workers=0) as bank2:
+    with MotionBank(world.home / "b", MotionSettings(frames=18), generate=procedural.generate, workers=0) as bank:
+        with MotionBank(
+            world.home / "b", MotionSettings(frames=18), generate=procedural.generate, seed=1, workers=0
+        ) as bank2:
             pass
 
     def fitted_vae(**given: Any) -> Any:

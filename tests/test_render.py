@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.render.raster import project, rasterise, vertex_normals, visibility
-from hmrcompress.starter.filming import camera_vertices, surface_of
 from hmrcompress.starter.scene import shading
 from hmrcompress.starter.scene.appearance import draw_shapes
+from hmrcompress.starter.scene.filming import camera_vertices, surface_of
 from hmrcompress.starter.scene.noise import lattice, smooth_noise
 from hmrcompress.starter.scene.scene import View, render_crop
 from hmrcompress.starter.scene.world import SPLITS, make_clip

@@ -10,8 +10,8 @@ import torch
 from test_timing import batch_of
 
 from hmrcompress.evaluation import row_bench
-from hmrcompress.evaluation.row_bench import TimedRow, time_rows
 from hmrcompress.metrics.pose import Predict
+from hmrcompress.timing.row_bench import TimedRow, time_rows
 
 
 class Clock:

@@ -20,9 +20,9 @@ from hmrcompress.motion import rotvec
 from hmrcompress.records import BodyParams
 from hmrcompress.starter.data import dataset
 from hmrcompress.starter.data.dataset import definition_sha256, open_split
-from hmrcompress.starter.filming import hidden_share, render_clip, surface_of
 from hmrcompress.starter.network.validate import mean_state
 from hmrcompress.starter.scene.camera import rotation, smoothed
+from hmrcompress.starter.scene.filming import hidden_share, render_clip, surface_of
 from hmrcompress.starter.scene.world import BODY, LOOK, MOTION, SPLITS, VERSION, Split, draw_betas, make_clip, stream
 
 GOLDEN = Path(__file__).parent / "data" / "starter_world.json"

@@ -20,12 +20,12 @@ from hmrcompress.records import BodyParams
 from hmrcompress.starter.data.batches import Pool, mirror, to_tensors
 from hmrcompress.starter.data.rendering import _remove_others, schedule, shard_home, shard_range
 from hmrcompress.starter.data.shards import ShardSettings, make_shard, shard_path
-from hmrcompress.starter.filming import surface_of
 from hmrcompress.starter.network.log import LOG_FILE, crossed
 from hmrcompress.starter.network.losses import DenseReadout, body_losses, dense_losses, joint_spots
 from hmrcompress.starter.network.recipe import Recipe, Stage
 from hmrcompress.starter.network.step import choose_tokens, encode_with_layer_drop, follow, survivors, wake
 from hmrcompress.starter.network.train import STATE_FILE, Trainer, TrainOptions, _seen, save_state, train, training_key
+from hmrcompress.starter.scene.filming import surface_of
 from hmrcompress.training.muon import Muon, orthogonalised
 
 TINY = NetworkConfig(

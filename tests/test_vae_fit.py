@@ -39,7 +39,7 @@ CONFIG = replace(tiny_decoder.CONFIG, dropout=0.0)
 @pytest.fixture
 def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MotionBank:
     tiny_decoder.fill_bank(tmp_path, monkeypatch)
-    return MotionBank(tmp_path / "motions", MotionSettings(frames=18), workers=0)
+    return MotionBank(tmp_path / "motions", MotionSettings(frames=18), generate=procedural.generate, workers=0)
 
 
 def held(body: BodyModel, frames: int = 30) -> list[BodyParams]:
@@ -91,11 +91,11 @@ def test_augmentation_keeps_bodies_whole() -> None:
 def test_shards_are_told_by_seed_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(motions, "MOTIONS_A_SHARD", 3)
     settings = MotionSettings(frames=10)
-    first = make_shard(1, 0, settings, ())
+    first = make_shard(1, 0, settings, (), procedural.generate)
     assert first.shape == (3, 10, 24, 3) and first.dtype == np.float32
-    assert np.array_equal(first, make_shard(1, 0, settings, ()))
-    assert not np.array_equal(first, make_shard(1, 1, settings, ()))
-    assert not np.array_equal(first, make_shard(2, 0, settings, ()))
+    assert np.array_equal(first, make_shard(1, 0, settings, (), procedural.generate))
+    assert not np.array_equal(first, make_shard(1, 1, settings, (), procedural.generate))
+    assert not np.array_equal(first, make_shard(2, 0, settings, (), procedural.generate))
 
 
 def test_captured_motion_is_cut_and_its_speed_changed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_captured_motion_is_cut_and_its_speed_changed(monkeypatch: pytest.Monkey
     poses = np.zeros((80, 24, 3), np.float32)
     poses[:, 4, 0] = 0.01 * np.arange(80)
     steady = Motion(poses, np.zeros((80, 3), np.float32), 30.0, "steady")
-    made = make_shard(0, 0, MotionSettings(frames=20, captured=1.0), [steady])
+    made = make_shard(0, 0, MotionSettings(frames=20, captured=1.0), [steady], procedural.generate)
     speed = np.diff(made[:, :, 4, 0], axis=1)
     assert np.abs(speed - speed[:, :1]).max() < 1e-5
     assert 0.008 - 1e-5 <= speed.min() < 0.0095 and 0.0105 < speed.max() <= 0.0125 + 1e-5

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from hmrcompress.decoder.config import DecoderConfig
+from hmrcompress.starter.motion import procedural
 from hmrcompress.training import motions
 from hmrcompress.training.motions import MotionBank, MotionSettings, make_shard
 
@@ -22,5 +23,5 @@ def fill_bank(home: Path, monkeypatch: pytest.MonkeyPatch, *, frames: int = 18, 
     """Writes the first shard of the bank that `fit_decoder(home=home, workers=0)` looks for."""
     monkeypatch.setattr(motions, "MOTIONS_A_SHARD", 6)
     settings = MotionSettings(frames=frames)
-    bank = MotionBank(home / "motions", settings, seed=seed, workers=0)
-    np.savez(bank.folder / "0000.npz", poses=make_shard(seed, 0, settings, ()))
+    bank = MotionBank(home / "motions", settings, generate=procedural.generate, seed=seed, workers=0)
+    np.savez(bank.folder / "0000.npz", poses=make_shard(seed, 0, settings, (), procedural.generate))

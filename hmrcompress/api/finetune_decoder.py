@@ -25,6 +25,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.starter.data.captured import HELD_OUT
 from hmrcompress.starter.data.dataset import cache_home
+from hmrcompress.starter.motion import procedural
 from hmrcompress.starter.scene.world import CLIP_FRAMES
 from hmrcompress.training.decoder_fit import DecoderSettings
 from hmrcompress.training.distributed import own_device, process_of
@@ -160,7 +161,9 @@ def fit_decoder(
         true_motions = held_motions(data, validation, surface, progress)
         wanted, makers = MotionSettings(frames=round(1.5 * decoder.config.frames)), workers * (process_of()[0] == 0)
         files = motion_files(motions, wanted, held_out=HELD_OUT)
-        with MotionBank(home / "motions", wanted, files, seed=seed, workers=makers) as bank:
+        with MotionBank(
+            home / "motions", wanted, files, generate=procedural.generate, seed=seed, workers=makers
+        ) as bank:
             run = fit_vae(
                 decoder,
                 codec,

@@ -18,7 +18,6 @@ from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.evaluate import chosen_frames
 from hmrcompress.evaluation.forced import ForcedMerges
-from hmrcompress.evaluation.row_bench import TimedRow, time_rows
 from hmrcompress.evaluation.sequences import Timeline, interpolated, observe, sequence_predict, spans
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.keys import Key
@@ -42,6 +41,7 @@ from hmrcompress.recipe.opened import Opened
 from hmrcompress.records import FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, pick_device
 from hmrcompress.timing.pipeline_bench import PipelineSettings
+from hmrcompress.timing.row_bench import TimedRow, time_rows
 
 CODE = ("recipe",)
 """What makes a row, with all that it imports."""
@@ -225,7 +225,7 @@ class Bed(Opened):
 
     def timed(self, cases: Mapping[str, Case]) -> dict[str, dict[str, Any]]:
         """{speedup, speedup_quartiles, fps: {before, after}} of every case against the untouched network, all by turns
-        in one measurement; where clips are decoded, of whole clips (`evaluation.row_bench`). What filters and
+        in one measurement; where clips are decoded, of whole clips (`timing.row_bench`). What filters and
         interpolation take is not counted."""
         given = self.recipe.bench
         chosen = self.frames[: given.batch_size]

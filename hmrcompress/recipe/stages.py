@@ -16,7 +16,6 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import masks_sha256
 from hmrcompress.evaluation.decoded import DECODED, SequenceSettings
 from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS, TOKENS_ALONE
-from hmrcompress.evaluation.row_bench import TimedRow, time_rows
 from hmrcompress.io.keys import Key
 from hmrcompress.io.onnx_file import sha256_onnx
 from hmrcompress.io.outputs import OutputRule
@@ -34,6 +33,7 @@ from hmrcompress.runtime import Progress, pick_device
 from hmrcompress.searching.search import SearchSettings
 from hmrcompress.timing.contenders import AFTER, BEFORE
 from hmrcompress.timing.pipeline_bench import Pipeline, PipelineSettings, time_pipeline
+from hmrcompress.timing.row_bench import TimedRow, time_rows
 
 PLAN, JOURNAL, MODEL, FINETUNED, ONNX = "plan.yaml", "search.jsonl", "model", "finetuned", "model.onnx"
 DECODER_ONNX = "model.decoder.onnx"

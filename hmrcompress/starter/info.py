@@ -10,7 +10,7 @@ import torch
 from hmrcompress.body.files import starter_body
 from hmrcompress.starter.data.dataset import cache_home
 from hmrcompress.starter.data.shards import ShardSettings, make_shard
-from hmrcompress.starter.filming import render_clip, surface_of
+from hmrcompress.starter.scene.filming import render_clip, surface_of
 from hmrcompress.starter.scene.world import FPS, SPLITS, VERSION, make_clip
 
 TIMED_CLIPS, TIMED_FRAMES = 4, 60

@@ -6,7 +6,7 @@ may be deleted at any time. Mirroring, time reversal, body shape and camera are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +26,11 @@ from hmrcompress.motion import augment
 from hmrcompress.motion.amass import amass_files, load_amass_segments
 from hmrcompress.motion.clip import Motion
 from hmrcompress.records import BodyParams
-from hmrcompress.starter.motion import procedural
 from hmrcompress.training.background import Background
 from hmrcompress.training.distributed import process_of
 
+Generate = Callable[[int, int, float], Motion]
+"""Makes up a motion: a seed, frames, frames a second. A function of a module, so that processes can be told of it."""
 KIND = "motions"
 SCHEMA = 1
 MOTIONS_A_SHARD = 48
@@ -95,7 +96,9 @@ def read_captured(files: Sequence[Path], settings: MotionSettings) -> list[Motio
     return found
 
 
-def make_shard(seed: int, number: int, settings: MotionSettings, captured: Sequence[Motion]) -> np.ndarray:
+def make_shard(
+    seed: int, number: int, settings: MotionSettings, captured: Sequence[Motion], generate: Generate
+) -> np.ndarray:
     """Motions of shard `number`: (N,frames,24,3) float32 axis-angle, radians, y up. Told by the arguments alone."""
     rng = np.random.default_rng(np.random.SeedSequence([SCHEMA, seed, number]))
     weights = np.array([len(motion) for motion in captured], np.float64)
@@ -109,7 +112,7 @@ def make_shard(seed: int, number: int, settings: MotionSettings, captured: Seque
             part = slice(start, start + needed)
             motion = Motion(source.poses[part], source.trans[part], source.fps, source.kind)
         else:
-            motion = procedural.generate(int(rng.integers(1 << 62)), needed, settings.fps)
+            motion = generate(int(rng.integers(1 << 62)), needed, settings.fps)
         motion = augment.change_speed(motion, speed)
         made.append(Motion(motion.poses[: settings.frames], motion.trans[: settings.frames], motion.fps, motion.kind))
     mixed = []
@@ -121,12 +124,12 @@ def make_shard(seed: int, number: int, settings: MotionSettings, captured: Seque
     return np.stack([motion.poses for motion in mixed])
 
 
-def motion_key(settings: MotionSettings, files: Sequence[Path], seed: int) -> Key:
+def motion_key(settings: MotionSettings, files: Sequence[Path], seed: int, generate: Generate) -> Key:
     """What a shard depends on beside its number; how many there are in all does not matter to it."""
     captured = {"share": settings.captured, "files": [sha256_file(file) for file in files]} if files else None
     return Key.of(
         "motions",
-        ("training.motions",),
+        ("training.motions", generate.__module__.partition(".")[2]),
         schema=SCHEMA,
         frames=settings.frames,
         fps=settings.fps,
@@ -139,15 +142,22 @@ class MotionBank:
     """The shards of a run, made in the background; used in a `with` statement, or to be closed.
 
     folder: where they are kept, below a name that tells all they depend on. files: AMASS files to draw from, beside
-    procedural motion. workers: processes that make them; of several that train, one has them and the others none.
-    `identity`: plain values that the windows depend on.
+    what `generate` makes up. workers: processes that make them; of several that train, one has them and the others
+    none. `identity`: plain values that the windows depend on.
     """
 
     def __init__(
-        self, folder: Path, settings: MotionSettings, files: Sequence[Path] = (), *, seed: int = 0, workers: int = 1
+        self,
+        folder: Path,
+        settings: MotionSettings,
+        files: Sequence[Path] = (),
+        *,
+        generate: Generate,
+        seed: int = 0,
+        workers: int = 1,
     ) -> None:
         self.settings, self.seed = settings, seed
-        key = motion_key(settings, files, seed)
+        key = motion_key(settings, files, seed, generate)
         self.identity: dict[str, Any] = {**key.inputs, "shards": settings.shards}
         named = {"motions": str(files[0].parent) if files else "procedural", "frames": str(settings.frames)}
         self.folder = folder_of(folder, key, named, "motions to train on")
@@ -156,7 +166,8 @@ class MotionBank:
         missing = [number for number in range(settings.shards) if not self._path(number).exists()]
         for worker in range(min(workers, len(missing))):
             part = missing[worker::workers]
-            self._workers.start(_make_shards, str(self.folder), seed, settings, [str(file) for file in files], part)
+            told = [str(file) for file in files]
+            self._workers.start(_make_shards, str(self.folder), seed, settings, told, part, generate)
 
     def shard(self, number: int) -> np.ndarray:
         """Motions (N,frames,24,3) of shard `number`; waits for it. UserError where it cannot be made."""
@@ -191,14 +202,16 @@ class MotionBank:
         return self.folder / f"{number:04d}.npz"
 
 
-def _make_shards(folder: str, seed: int, settings: MotionSettings, files: list[str], numbers: list[int]) -> None:
+def _make_shards(
+    folder: str, seed: int, settings: MotionSettings, files: list[str], numbers: list[int], generate: Generate
+) -> None:
     """A background process: makes these shards."""
     captured = read_captured([Path(file) for file in files], settings)
     for number in numbers:
         path = Path(folder) / f"{number:04d}.npz"
         if not path.exists():
             with OutputRule().file(path, KIND, hashed=False) as temporary:
-                np.savez(temporary, poses=make_shard(seed, number, settings, captured))
+                np.savez(temporary, poses=make_shard(seed, number, settings, captured, generate))
 
 
 def augmented(poses: Tensor, rng: np.random.Generator) -> BodyParams:

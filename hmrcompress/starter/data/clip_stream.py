@@ -19,7 +19,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.code import code_sha256
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.runtime import become_helper
-from hmrcompress.starter.filming import render_clip, surface_of
+from hmrcompress.starter.scene.filming import render_clip, surface_of
 from hmrcompress.starter.scene.world import CLIP_FRAMES, FPS, VERSION, make_clip, split_named, to_params
 from hmrcompress.training.features import ClipCrops
 
@@ -44,7 +44,7 @@ class StarterClips:
             "frames": frames,
             "masks": masks.name,
             "body": starter_body().sha256,
-            "renderer": code_sha256("starter.clip_stream"),
+            "renderer": code_sha256("starter.data.clip_stream"),
         }
 
     def clip_sha256(self, clip: int) -> str:

@@ -25,11 +25,11 @@ from hmrcompress.motion.amass import motion_name
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.starter.data.captured import HELD_OUT, MOCAP_SPLIT, film_held_out, held_out
-from hmrcompress.starter.filming import SIZE, render_clip, surface_of
 from hmrcompress.starter.motion import procedural
+from hmrcompress.starter.scene.filming import SIZE, render_clip, surface_of
 from hmrcompress.starter.scene.world import FPS, SPLITS, VERSION, Clip, make_clip, open_seal, split_named
 
-MAKERS = ("starter.world", "starter.filming")
+MAKERS = ("starter.scene.world", "starter.scene.filming")
 """The modules that, with what they import, tell how a split looks."""
 
 
@@ -88,7 +88,7 @@ def split_key(name: str, body: BodyModel, *, clips: int | None = None, motions: 
     captured = sorted(motions.rglob("*.npz")) if motions is not None and split is None else []
     return Key.of(
         "split",
-        MAKERS if split is not None else (*MAKERS, "starter.captured"),
+        MAKERS if split is not None else (*MAKERS, "starter.data.captured"),
         split=split or name,
         clips=clips,
         body=body.sha256,

@@ -23,8 +23,8 @@ from hmrcompress.starter.data.shards import (
     shard_path,
     write_shard,
 )
-from hmrcompress.starter.filming import surface_of
 from hmrcompress.starter.network.recipe import Recipe
+from hmrcompress.starter.scene.filming import surface_of
 from hmrcompress.training.background import Background
 
 STAGE_STRIDE = 10_000
@@ -87,7 +87,7 @@ def shard_home(folder: Path, seed: int, motions: Path | None) -> Path:
 def shard_key(seed: int, motions: Path | None) -> Key:
     """What shards depend on beside what their names say."""
     captured = None if motions is None else [sha256_file(file) for file in training_files(motions).files]
-    return Key.of("shards", ("starter.shards",), seed=seed, motions=captured, body=starter_body().sha256)
+    return Key.of("shards", ("starter.data.shards",), seed=seed, motions=captured, body=starter_body().sha256)
 
 
 def _remove_others(folder: Path, own: Path) -> None:

@@ -21,8 +21,8 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.motion import augment
 from hmrcompress.motion.clip import Motion
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
-from hmrcompress.starter.filming import POSED_AT_ONCE, camera_vertices
 from hmrcompress.starter.motion import procedural
+from hmrcompress.starter.scene.filming import POSED_AT_ONCE, camera_vertices
 from hmrcompress.starter.scene.scene import Surface, View, render_crop
 from hmrcompress.starter.scene.world import FPS, VERSION, Clip, draw_betas, stage
 

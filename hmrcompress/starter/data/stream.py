@@ -54,7 +54,7 @@ class ShardStream:
         self.recipe = Recipe(stages=(self.stage,), shard_crops=SHARD_CROPS, reuse=REUSE, window=WINDOW)
         self.identity: dict[str, Any] = {
             "data": [self.name, VERSION],
-            "code": code_sha256("starter.stream"),
+            "code": code_sha256("starter.data.stream"),
             "body": starter_body().sha256,
             "shards": [SHARD_CROPS, REUSE, WINDOW],
             "images": images,

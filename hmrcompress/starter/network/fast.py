@@ -75,4 +75,4 @@ def fast_key(starter: Path, parts: Path) -> Key:
     """What the folder is made of: the files of both."""
     files = {name: sha256_file(starter / name) for name in ("model.safetensors", "config.json")}
     files |= {f"fast {name}": sha256_file(parts / name) for name in (PLAN, WEIGHTS, SETTINGS)}
-    return Key.of("starter-fast", ("starter.fast",), files=files)
+    return Key.of("starter-fast", ("starter.network.fast",), files=files)

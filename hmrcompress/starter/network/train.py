@@ -121,7 +121,7 @@ def training_key(recipe: Recipe, options: TrainOptions) -> Key:
     files = () if options.motions is None else training_files(options.motions).files
     return Key.of(
         "starter network",
-        ("starter.train",),
+        ("starter.network.train",),
         recipe=recipe,
         seed=options.seed,
         motions=[sha256_file(file) for file in files],
