@@ -21,8 +21,8 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.merging.apply import forced_merges, with_token_merging
 from hmrcompress.models.families.registry import FAMILIES
+from hmrcompress.models.fast import linear as fast_linear
 from hmrcompress.models.fast.linear import Int8Linear, Kind, MklLinear, folded, kind_for, linear
-from hmrcompress.models.fast.network import linear as fast_linear
 from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.plan import Plan, TokenSettings

@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hmrcompress.errors import ShapeError, UserError
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.models.fast import graphs
 from hmrcompress.models.fast.graphs import StaticBatches, batch_buckets
 from hmrcompress.models.fast.linear import Int8Linear
-from hmrcompress.models.fast.network import graphs, make_fast
+from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.network import HMR2, NetworkConfig, build
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import DropBackground, TokenSettings

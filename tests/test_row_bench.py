@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_timing import batch_of
 
-from hmrcompress.evaluation import row_bench
 from hmrcompress.metrics.pose import Predict
+from hmrcompress.timing import row_bench
 from hmrcompress.timing.row_bench import TimedRow, time_rows
 
 

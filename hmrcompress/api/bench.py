@@ -48,7 +48,7 @@ def bench(
     `against` is given. A model that holds a temporal decoder, or any model with one of random weights (`decoder`: its
     preset, `paper` or `starter`), is timed over whole clips too, as `clips` says, networks at the last batch size.
     `runtime` onnxruntime: the compressed network's exported and optimised graph takes its turns, too. See
-    `evaluation.bench`, `evaluation.pipeline_bench`, `exporting.runtime`. Raises UserError.
+    `timing.bench`, `timing.pipeline_bench`, `exporting.runtime`. Raises UserError.
     """
     given = model if model is not None else against
     if given is None:
@@ -98,7 +98,7 @@ def bench_adaptive(
     progress: Progress = no_progress,
 ) -> AdaptiveTiming:
     """Times a model with as many tokens as each person needs beside the same model with all of them and with a fixed
-    number. tokens: how they are merged, by default as the model's plan says. See `evaluation.adaptive_bench`. Raises
+    number. tokens: how they are merged, by default as the model's plan says. See `timing.adaptive_bench`. Raises
     UserError."""
     checkpoint, settings = load(model, seed=seed), settings or BenchSettings()
     return time_adaptive(

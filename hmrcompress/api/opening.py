@@ -41,7 +41,7 @@ from hmrcompress.runtime import Progress, no_progress
 
 STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
 STARTER_FAST = STARTER_MODEL.with_name("starter_fast")
-"""What makes the starter network the fast one: a plan and a temporal decoder (`starter.fast`)."""
+"""What makes the starter network the fast one: a plan and a temporal decoder (`starter.network.fast`)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def load(
     those taken by themselves. Without `strict`, keys that nobody knows are told instead of refused.
 
     With `fast`, `.network` is ready to run: it merges tokens as the plan says and computes in `dtype` on the fast path
-    (`models.fast.make_fast`, also for `int8`), straight from the weights as they are stored. It can then not be
+    (`models.fast.network.make_fast`, also for `int8`), straight from the weights as they are stored. It can then not be
     merged, searched or saved. Raises UserError.
     """
     if isinstance(model, ModelFile):

@@ -1,4 +1,4 @@
-"""A temporal decoder as plain values and tensors, and back; `models.folder` stores them."""
+"""A temporal decoder as plain values and tensors, and back; `models.files.folder` stores them."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ TEXTS = re.compile(rf"""["']({PACKAGE}(?:\.\w+)+\.?)""")
 
 @cache
 def code_sha256(*names: str) -> str:
-    """Hash of the sources of these modules and packages (named below `hmrcompress`: `searching`, `render.scene`), of
+    """Hash of the sources of these modules and packages (named below `hmrcompress`: `searching`, `render.raster`), of
     all that they import of ours, wherever in them, and of what that imports. UserError is nothing it depends on.
 
     Without sources (a zipped or compiled installation) it is that of the version's number. Raises ValueError for a

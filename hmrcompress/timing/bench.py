@@ -2,7 +2,7 @@
 
 The original is this package's network with nothing merged, run eagerly (`baseline` ours: the arithmetic of the
 published code, with fused attention where that code multiplies its attention matrices out, so the original is not the
-slower for being measured here), or that code's way of running it (`baseline` original: `evaluation.reference`). Both
+slower for being measured here), or that code's way of running it (`baseline` original: `timing.reference`). Both
 networks take turns (A B A B …) on the same made-up crops, the backbones by themselves as well; so does a rival, where
 there is one: the compressed network run by something else than torch.
 """

@@ -18,8 +18,9 @@ from hmrcompress.models.network import HMR2
 
 @dataclass(frozen=True)
 class RunPath:
-    """fast: on the fast path (`models.fast`), with `int8` linear layers in 8 bits. compiled: by torch.compile. graphs:
-    as CUDA graphs (`models.graphs`); None: where the fast path runs on CUDA. batch_sizes: those that are expected."""
+    """fast: on the fast path (`models.fast.network`), with `int8` linear layers in 8 bits. compiled: by torch.compile.
+    graphs: as CUDA graphs (`models.fast.graphs`); None: where the fast path runs on CUDA. batch_sizes: those that are
+    expected."""
 
     fast: bool = False
     int8: bool = False

@@ -28,8 +28,8 @@ AHEAD = 1
 
 
 class StarterClips:
-    """Clips of a split as a `training.features.ClipSource`. They are what `starter.dataset` renders, but never all in
-    memory, and nothing is kept. UserError for masks that they do not have."""
+    """Clips of a split as a `training.features.ClipSource`. They are what `starter.data.dataset` renders, but never all
+    in memory, and nothing is kept. UserError for masks that they do not have."""
 
     fps = FPS
 
