@@ -10,16 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hmrcompress.live.distances import joints, vertices
     from hmrcompress.live.patching import apply, person_mask, unapply
+    from hmrcompress.live.searching import search
     from hmrcompress.live.structure import Network, network
 
-__all__ = ["Network", "apply", "network", "person_mask", "unapply"]
+__all__ = ["Network", "apply", "joints", "network", "person_mask", "search", "unapply", "vertices"]
 HOMES = {
     "Network": "structure",
     "network": "structure",
     "apply": "patching",
     "person_mask": "patching",
     "unapply": "patching",
+    "search": "searching",
+    "joints": "distances",
+    "vertices": "distances",
 }
 """The modules that they live in."""
 

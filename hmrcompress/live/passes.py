@@ -10,7 +10,7 @@ every patch of the crop.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class LiveState(NamedTuple):
 class Pass:
     """A pass on its way: the next layer, its grid, and the state of its tokens. `unlocated` until a probe has found
     the person, `whole` as long as every token is one patch. `start`: the layer that it begins at where what enters it
-    is known already. `entered`: the tokens of the first layer, all three parts."""
+    is known already, with the `note` of whoever knows. `entered`: the tokens of the first layer, all three parts."""
 
     layer: int
     grid: tuple[int, int]
@@ -43,13 +43,13 @@ class Pass:
     unlocated: bool
     whole: bool
     start: int = 0
+    note: Any = None
     entered: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def resume(self, state: LiveState) -> None:
+    def resume(self, state: LiveState, *, unlocated: bool) -> None:
         """Goes on from a state that was kept."""
-        self.state, self.unlocated = state, False
-        count = state.owner.shape[1]
-        self.whole = state.sizes.shape[1] == count and bool((state.sizes == 1).all())
+        self.state, self.unlocated = state, unlocated
+        self.whole = state.sizes.shape == state.owner.shape and bool((state.sizes == 1).all())
 
 
 class Split(NamedTuple):

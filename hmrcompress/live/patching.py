@@ -54,11 +54,13 @@ PICTURES = 16
 class Replay(Protocol):
     """What a search does with a pass: it starts in a layer whose input it knows, and counts what is computed."""
 
-    def begin(self, tokens: Tensor, state: LiveState | None) -> int:
-        """A pass has come to the first block with these tokens -> the layer that it is to begin at."""
+    def begin(self, tokens: Tensor, state: LiveState | None) -> tuple[int, Any]:
+        """A pass has come to the first block with these tokens -> the layer that it is to begin at, and a note."""
 
-    def enter(self, layer: int, tokens: Tensor, state: LiveState | None) -> tuple[Tensor, LiveState | None]:
-        """Tokens before a layer that is run -> those that it is to have."""
+    def enter(
+        self, layer: int, start: int, note: Any, tokens: Tensor, state: LiveState | None
+    ) -> tuple[Tensor, LiveState | None]:
+        """Tokens before a layer that is run, start and note of the pass -> those that the layer is to have."""
 
 
 class Picture(NamedTuple):
@@ -284,9 +286,11 @@ def _one(
     output: Any = (tokens,) if patch.wraps else tokens
     if layer >= run.start:
         if replay is not None:
-            tokens, state = replay.enter(layer, tokens, run.state if patch.merger else None)
-            if state is not None:
-                run.resume(state)
+            state = run.state if patch.merger else None
+            tokens, found = replay.enter(layer, run.start, run.note, tokens, state)
+            if found is not None and found is not state:
+                probe = None if patch.merger is None else patch.merger.probe
+                run.resume(found, unlocated=run.unlocated and probe is not None and layer <= probe.layer)
         output = _computed(patch, layer, block, call, run, tokens, args, kwargs)
     run.layer += 1
     if run.layer < patch.depth:
@@ -372,7 +376,7 @@ def _begin(patch: Patched, tokens: Tensor, picture: Picture | None) -> tuple[Ten
         nothing = tokens.new_zeros(0, 0)
         run = Pass(0, patch.grid, LiveState(nothing, nothing, nothing, nothing), unlocated=False, whole=True)
         if patch.replay is not None:
-            run.start = patch.replay.begin(tokens, None)
+            run.start, run.note = patch.replay.begin(tokens, None)
         return tokens, run
     mask = local.masks[-1].next(None if picture is None else picture.pixels) if local.masks else None
     batch, count = tokens.shape[0], tokens.shape[1] - patch.prefix - patch.suffix
@@ -396,9 +400,7 @@ def _begin(patch: Patched, tokens: Tensor, picture: Picture | None) -> tuple[Ten
     kept, run = passes.begun(merger, parts.patches, None if mask is None else mask.to(tokens.device), grid)
     tokens = tokens if kept is parts.patches else parts.joined(kept)
     if patch.replay is not None:
-        run.start = patch.replay.begin(tokens, run.state)
-        if run.start:
-            run.whole, run.unlocated = False, False
+        run.start, run.note = patch.replay.begin(tokens, run.state)
     return tokens, run
 
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 @dataclass
 class Seen:
-    """The first call: `tokens` that the block got, `grid` of patches that the stem made, and the block's other
-    arguments. None: no call has been seen."""
+    """The first call: `tokens` that the block got and bytes of a number in them, `grid` of patches that the stem made,
+    and the block's other arguments. None: no call has been seen. `calls`: how many there were in all."""
 
     tokens: int | None = None
+    calls: int = 0
+    itemsize: int = 4
     grid: tuple[int, int] | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
@@ -30,12 +32,14 @@ def watched(block: nn.Module, stem: nn.Module | None) -> Iterator[Seen]:
             seen.grid = int(output.shape[2]), int(output.shape[3])
 
     def at_block(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if seen.tokens is not None or not args:
+        tokens, rest = (args[0], args[1:]) if args else (next(iter(kwargs.values())), ())
+        seen.calls += len(tokens) if isinstance(tokens, list | tuple) else 1
+        if seen.tokens is not None:
             return
-        tokens, rest = args[0], args[1:]
         if isinstance(tokens, list | tuple):
             rest = tuple(part[0] if isinstance(part, list) and part else part for part in rest)
             tokens = tokens[0]
+        seen.itemsize = tokens.dtype.itemsize
         seen.tokens, seen.arguments = int(tokens.shape[1]), (tuple(rest), dict(kwargs))
 
     handles = [block.register_forward_pre_hook(at_block, with_kwargs=True)]

@@ -1,0 +1,205 @@
+"""The search for layers to merge in a live network: the methods of `searching`, measured by the user's own distance."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hmrcompress.errors import UserError
+from hmrcompress.io.hashes import sha256_json
+from hmrcompress.io.keys import Key
+from hmrcompress.live.distances import Distance
+from hmrcompress.live.masks import Masks
+from hmrcompress.live.patching import Read
+from hmrcompress.live.probing import LiveProbe, Run
+from hmrcompress.live.structure import Network, hash_of
+from hmrcompress.live.structure import network as found_network
+from hmrcompress.live.trees import kept, length_of, sha256_of, source_sha256
+from hmrcompress.merging.apply import check_depth, token_counts
+from hmrcompress.merging.layers import FITTED
+from hmrcompress.models.probe import SaliencyProbe
+from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.runtime import Progress, no_progress
+from hmrcompress.searching.cache import LayerCache, usual_memory
+from hmrcompress.searching.evaluations import Evaluations
+from hmrcompress.searching.journal import Journal
+from hmrcompress.searching.search import SearchResult, choose
+from hmrcompress.searching.settings import SearchSettings
+
+
+def called(model: nn.Module, batch: Any) -> Any:
+    """model(batch)."""
+    return model(batch)
+
+
+def search(
+    network: Network | nn.Module,
+    batches: Iterable[Any],
+    distance: Distance,
+    tau: float | None = None,
+    *,
+    run: Run = called,
+    journal: Path | str | None = None,
+    settings: SearchSettings | None = None,
+    masks: Callable[[Any], Masks] | None = None,
+    count: Callable[[Any], int] = length_of,
+    name: str = "live",
+    probe: SaliencyProbe | None = None,
+    read: Read | None = None,
+    progress: Progress = no_progress,
+) -> SearchResult:
+    """Chooses the layers of a live model to merge; `result.plan.write(path)` keeps the plan.
+
+    batches: all of them are held, and run again and again by `run(model, batch)`, the model in evaluation mode without
+    gradients. distance(outputs, teacher, batch) gives millimetres for each sample, where `teacher` are the untouched
+    network's outputs (`distances.vertices`, `joints`), or measures from the truth in the batch. tau: what a merge may
+    cost, mm; `settings` says more (method, number of layers, rule, token settings, with_tokens, cache). masks(batch)
+    gives what `person_mask` takes, where tokens are merged while searching; `probe` finds persons there itself. count:
+    samples of a batch. `journal` receives every evaluation and lets a search that was stopped go on. `read` as in
+    `apply`: restored measures what a network with restored tokens runs (settings whose head has log-sizes are read so
+    anyway). The model is left as it was.
+
+    UserError for settings that do not fit, a network that cannot be read, and a distance that is not one.
+    """
+    settings = settings or SearchSettings(target="teacher")
+    settings = settings if tau is None else replace(settings, tau_mm=tau)
+    given, model = list(batches), network.model if isinstance(network, Network) else network
+    if not given:
+        raise UserError("there are no batches to search on", "batches")
+    with evaluating(model):
+        found = network if isinstance(network, Network) else found_network(model, example=lambda: run(model, given[0]))
+        settings.check_options(found.depth)
+        if settings.merge_rule == FITTED:
+            raise UserError(f"{FITTED} is fitted on the tokens of our own networks", "merge_rule", "Try eq4")
+        fewest = _fewest(found, settings.tokens)
+        if settings.layers is not None and settings.layers < fewest:
+            raise UserError(f"got {settings.layers}, but the token settings need {fewest} layers", "layers")
+        sizes, tokens = [count(batch) for batch in given], settings.tokens if settings.with_tokens else None
+        with _folder(journal) as path:
+            key = search_key(found, given, distance, run, settings, masks, probe, read)
+            prober = LiveProbe(
+                found, given, sizes, run, distance,
+                merge_rule=settings.merge_rule, cache=_cache(found, sum(sizes), settings, path), tokens=tokens,
+                masks=masks, probe=probe, read=read,
+            )  # fmt: skip
+            book = Journal(path, key.inputs)
+            evaluations = Evaluations(prober, book, found.depth, settings.reject_early, progress, fewest)
+            chosen = choose(evaluations, settings)
+            base = evaluations.base()
+            record = {
+                "method": settings.method,
+                "tau_mm": settings.tau_mm if settings.layers is None else chosen.best.error_mm - base,
+                "frames": prober.frames,
+                "base_mpjpe_mm": base,
+                "final_mpjpe_mm": chosen.best.error_mm,
+                "evaluations": len(evaluations.asked),
+                "seed": settings.seed,
+                "data": {"name": name, "split": "", "sha256": str(key.inputs["batches"])},
+                "target": settings.target,
+                "layers": settings.layers,
+                "masks": name if masks is not None and tokens is not None else None,
+            }
+            plan = Plan.from_dict(
+                {
+                    "schema": 1,
+                    "checkpoint": found.reference.model_dump(),
+                    "groups": chosen.best.groups,
+                    "merge_rule": settings.merge_rule,
+                    "tokens": settings.tokens.model_dump() if settings.tokens else None,
+                    "search": record,
+                }
+            )
+            return SearchResult(
+                plan=plan,
+                trace=chosen.trace,
+                start=chosen.start,
+                start_evaluations=chosen.start_evaluations,
+                candidates=evaluations.asked,
+                clips=len(given),
+                protocol=name,
+                evaluated=evaluations.evaluated,
+                counts=prober.counts,
+                set_aside=book.set_aside,
+            )
+
+
+def search_key(
+    network: Network,
+    batches: Sequence[Any],
+    distance: Distance,
+    run: Run,
+    settings: SearchSettings,
+    masks: Callable[[Any], Masks] | None,
+    probe: SaliencyProbe | None,
+    read: Read | None,
+) -> Key:
+    """Everything that an evaluation's figure depends on, for the journal; code of the user's by its source."""
+    tokens = settings.tokens if settings.with_tokens else None
+    return Key.of(
+        "live search",
+        ("searching", "live"),
+        network=hash_of(network.model.state_dict()),
+        stack=[network.name, *network.grid, network.prefix, network.suffix],
+        batches=sha256_of(list(batches)),
+        run=source_sha256(run),
+        distance=source_sha256(distance),
+        masks=None if masks is None or tokens is None else sha256_json([source_sha256(masks)]),
+        mask_probe=None if probe is None else probe.sha256,
+        merge_rule=settings.merge_rule,
+        tokens=tokens,
+        read=read if tokens is not None else None,
+        cache_dtype=settings.cache_dtype,
+        device=next(network.blocks.parameters()).device,
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; every module is put back as it was."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+def _fewest(network: Network, tokens: TokenSettings | None) -> int:
+    """The number of layers that a plan has to leave, for its tokens to be merged in them."""
+    if tokens is None or tokens.drop_background is not None:
+        return 1
+    check_depth(tokens, network.tokens, network.depth)
+    return max(1, len(token_counts(tokens, network.tokens)) - 1)
+
+
+def _cache(network: Network, samples: int, settings: SearchSettings, journal: Path) -> LayerCache:
+    given = usual_memory() if settings.cache_gb is None else int(settings.cache_gb * 2**30)
+    memory, spill = (given, journal.absolute().parent) if settings.cache else (0, None)
+    count, size = network.tokens + network.prefix + network.suffix, settings.cache_dtype.itemsize
+    if network.seen is not None and network.seen.tokens is not None:
+        count, calls = network.seen.tokens, network.seen.calls
+        size = min(size, network.seen.itemsize) if settings.cache_dtype != torch.float32 else network.seen.itemsize
+        count *= max(1, calls)
+    each = size * samples * count * network.dim
+    return LayerCache(range(max(network.depth - 1, 0)), each, memory, spill, settings.cache_dtype)
+
+
+@contextmanager
+def _folder(journal: Path | str | None) -> Iterator[Path]:
+    """Where evaluations are written, for good or while the search lasts."""
+    if journal is not None:
+        yield Path(journal)
+        return
+    with tempfile.TemporaryDirectory(prefix="hmrcompress-") as folder:
+        yield Path(folder) / "journal"
+
+
+__all__ = ["called", "evaluating", "kept", "search", "search_key"]
