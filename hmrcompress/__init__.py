@@ -1,7 +1,7 @@
 """Compress pretrained transformer networks for human mesh recovery: layer merging, token merging, and the evidence.
 
 `import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx, hc.predict,
-hc.profile`; for networks of other code `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov,
+hc.profile`; for networks of other code `hc.live`, `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov,
 hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. Each lives in a module of `hmrcompress.api` or of
 the room that it belongs to, and is loaded when first used, so that importing the package costs next to nothing.
 """
@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hmrcompress import live
     from hmrcompress.api.bench import bench
     from hmrcompress.api.evaluate import evaluate
     from hmrcompress.api.export import export_onnx
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from hmrcompress.api.opening import load
     from hmrcompress.api.predict import predict, profile
     from hmrcompress.api.search import search
-    from hmrcompress.merging.live import person_mask, unapply
+    from hmrcompress.live.patching import person_mask, unapply
     from hmrcompress.models.families.fov import focal_lengths, load_fov
 
 __version__ = "0.1.0"
@@ -39,11 +40,11 @@ HOMES = {
     "load": "api.opening",
     "load_fov": "models.families.fov",
     "merge": "api.merge",
-    "person_mask": "merging.live",
+    "person_mask": "live.patching",
     "predict": "api.predict",
     "profile": "api.predict",
     "search": "api.search",
-    "unapply": "merging.live",
+    "unapply": "live.patching",
 }
 """The module, below this package, in which each name of the package lives."""
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "fit_probe",
     "focal_lengths",
     "heal",
+    "live",
     "load",
     "load_fov",
     "merge",
@@ -69,6 +71,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "live":
+        return import_module(f"{__name__}.live")
     if name in HOMES:
         return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
     raise AttributeError(f"module 'hmrcompress' has no attribute {name!r}")
