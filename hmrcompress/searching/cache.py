@@ -21,7 +21,7 @@ from hmrcompress.models.network import HMR2
 from hmrcompress.models.vit import TokenState
 from hmrcompress.runtime import autocast
 
-CACHE_BYTES = 4 << 30
+CACHE_BYTES = 2 << 30
 """Most memory that the cache takes unless it is told; it also leaves three quarters of what is free."""
 DISK_SHARE = 2
 """At most one part in two of the free disk space is taken for what memory does not hold."""
@@ -36,7 +36,9 @@ class _Spilled(NamedTuple):
 
 
 class _SpillFile:
-    """Tensors in a memory-mapped temporary file without a name: it is gone when the process is, however that ends."""
+    """Tensors in a temporary file without a name: it is gone when the process is, however that ends. It is read and
+    written through the system, which keeps of it what memory it has to spare, and not mapped, which would count as the
+    process's own."""
 
     def __init__(self, folder: Path, size: int) -> None:
         """Reserves the space at once, so that a full disk is an OSError here and not a crash while writing."""
@@ -50,23 +52,25 @@ class _SpillFile:
         except OSError:
             self._file.close()
             raise
-        self._bytes = np.memmap(self._file, dtype=np.uint8, mode="r+", shape=(size,))
-        self._used = 0
+        self._size, self._used = size, 0
 
     def write(self, tensor: Tensor) -> _Spilled | None:
         """Where the tensor is now, or None where it no longer fits."""
         flat = tensor.contiguous().flatten().view(torch.uint8).numpy()
-        if self._used + len(flat) > len(self._bytes):
+        if self._used + len(flat) > self._size:
             return None
-        self._bytes[self._used : self._used + len(flat)] = flat
+        self._file.seek(self._used)
+        self._file.write(flat.data)
         self._used += len(flat)
         return _Spilled(self._used - len(flat), tensor.shape, tensor.dtype)
 
     def read(self, place: _Spilled) -> Tensor:
         """A copy of the tensor."""
-        size = place.shape.numel() * place.dtype.itemsize
-        flat = torch.from_numpy(np.array(self._bytes[place.offset : place.offset + size]))
-        return flat.view(place.dtype).view(place.shape)
+        flat = np.empty(place.shape.numel() * place.dtype.itemsize, np.uint8)
+        self._file.seek(place.offset)
+        if self._file.readinto(flat.data) != len(flat):  # type: ignore[attr-defined]
+            raise OSError("the temporary file of the search's cache was cut short")
+        return torch.from_numpy(flat).view(place.dtype).view(place.shape)
 
 
 class LayerCache:
@@ -176,7 +180,7 @@ def evenly_spread(layers: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def usual_memory() -> int:
-    """Bytes that a cache may take in memory: a quarter of what is free, at most 4 GiB."""
+    """Bytes that a cache may take in memory: a quarter of what is free, at most 2 GiB."""
     import psutil
 
     return min(CACHE_BYTES, psutil.virtual_memory().available // 4)
