@@ -18,8 +18,9 @@ from hmrcompress.api import search as opened
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import NoMasks
 from hmrcompress.errors import Notice
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.plan import Plan
-from hmrcompress.recipe import runner
+from hmrcompress.recipe import runner, stages
 from hmrcompress.recipe.ablate import Ablation
 from hmrcompress.recipe.ablations import Ablations, Decode, Setting
 from hmrcompress.recipe.bed import Bed
@@ -276,15 +277,15 @@ def test_every_field_of_a_recipe_is_in_the_keys_of_its_stages(
     world: World, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert set(recipe_fields()) == set(STAGES)
-    opened, load = dict[Any, Any](), hc.load  # no file changes here, so each model is opened once
+    hashes, contents = dict[int, Any](), Checkpoint.contents
 
-    def once(model: Any, **options: Any) -> Any:
-        key = (str(model), *sorted(options.items()))
-        if key not in opened:
-            opened[key] = load(model, **options)
-        return opened[key]
+    def once(model: Checkpoint) -> Any:
+        """No network changes here, and `load_once` gives the same one for the same files."""
+        if id(model.network) not in hashes:
+            hashes[id(model.network)] = contents(model)
+        return hashes[id(model.network)]
 
-    monkeypatch.setattr(hc, "load", once)
+    monkeypatch.setattr(Checkpoint, "contents", once)
     values = stage_values(world)
     before = stage_keys(values, run_folder)
     assert before == stage_keys(values, run_folder)
@@ -312,11 +313,11 @@ def test_every_file_of_a_recipe_is_in_the_keys_of_its_stages(world: World, run_f
         with Contents(getattr(world, name), getattr(world, by)).there():
             after = stage_keys(values, run_folder)
         found[name] = {stage for stage in OUTPUTS if after[stage] != before[stage]}
-    for name, by, stages in ((PLAN, world.plan2, {"merge"}), (MODEL, world.model2, {"finetune"}),
+    for name, by, again in ((PLAN, world.plan2, {"merge"}), (MODEL, world.model2, {"finetune"}),
                              (FINETUNED, world.decoded2, SCORED)):  # fmt: skip
         with Contents(run_folder / name, by).there():
             after = stage_keys(values, run_folder)
-        assert {stage for stage in OUTPUTS if after[stage] != before[stage]} == stages
+        assert {stage for stage in OUTPUTS if after[stage] != before[stage]} == again
     by_hand = {**values, "search": None, "merge": {"plan": str(world.plan)}}
     before_by_hand = stage_keys_of(by_hand, run_folder, "merge")
     with Contents(world.plan, world.plan2).there():
@@ -386,8 +387,12 @@ def test_a_changed_input_is_told_and_its_stages_are_done_again(
         recwarn.clear()
 
 
-def test_what_a_stage_left_is_looked_at(world: World, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_what_a_stage_left_is_looked_at(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     """A folder that somebody put in the place of a stage's own is not what the stage's figures are of."""
+    of_a_crop = dict.fromkeys(("layers", "tokens", "params", "macs"), 1)
+    monkeypatch.setattr(stages, "_cost", lambda *given: of_a_crop)
     values = {name: stage_values(world)[name] for name in ("model", "body", "data")} | {
         "merge": {"plan": str(world.plan)}
     }

@@ -85,7 +85,7 @@ def of_search(world: World) -> Iterator[Step]:
         """What the journal is opened with: nothing is measured."""
         opened: list[Any] = []
 
-        def stop(path: Path, settings: Any) -> None:
+        def stop(path: Path, settings: Any, **options: Any) -> None:
             opened.append(settings)
             raise InterruptedError
 
