@@ -19,7 +19,7 @@ from hmrcompress.models.network import NetworkConfig, build, from_state
 from hmrcompress.records import BodyParams
 from hmrcompress.starter.data.batches import Pool, mirror, to_tensors
 from hmrcompress.starter.data.rendering import _remove_others, schedule, shard_home, shard_range
-from hmrcompress.starter.data.shards import ShardSettings, make_shard, shard_path
+from hmrcompress.starter.data.shards import ShardSettings, make_shard, shard_path, write_shard
 from hmrcompress.starter.network.log import LOG_FILE, crossed
 from hmrcompress.starter.network.losses import DenseReadout, body_losses, dense_losses, joint_spots
 from hmrcompress.starter.network.recipe import Recipe, Stage
@@ -404,13 +404,16 @@ def test_shards_that_other_code_rendered_are_removed_and_nothing_else(tmp_path):
     kept, gone = [own, tmp_path, other], [tmp_path, other]
     shard = shard_path(tmp_path, 3, ShardSettings()).name
     for folder in {*kept, *gone}:
-        (folder / shard).write_text("shard")
+        write_shard(folder / shard, {"images": np.zeros(1)})
         (folder / "mine.npz").write_text("mine")
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / shard).write_text("not ours")
+    write_shard(tmp_path / "folder" / shard, {"images": np.zeros(1)})
+    like_ours = tmp_path / shard_path(tmp_path, 4, ShardSettings()).name
+    like_ours.write_text("not ours")
     _remove_others(tmp_path, own)
     assert [(folder / shard).exists() for folder in gone] == [False, False] and (own / shard).exists()
     assert all((folder / "mine.npz").exists() for folder in kept) and (tmp_path / "folder" / shard).exists()
+    assert like_ours.read_text() == "not ours"
 
 
 @pytest.mark.slow
