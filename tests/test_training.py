@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from dataclasses import replace
 
@@ -24,7 +25,16 @@ from hmrcompress.starter.network.log import LOG_FILE, crossed
 from hmrcompress.starter.network.losses import DenseReadout, body_losses, dense_losses, joint_spots
 from hmrcompress.starter.network.recipe import Recipe, Stage
 from hmrcompress.starter.network.step import choose_tokens, encode_with_layer_drop, follow, survivors, wake
-from hmrcompress.starter.network.train import STATE_FILE, Trainer, TrainOptions, _seen, save_state, train, training_key
+from hmrcompress.starter.network.train import (
+    STATE_FILE,
+    Trainer,
+    TrainOptions,
+    _seen,
+    check_train,
+    save_state,
+    train,
+    training_key,
+)
 from hmrcompress.starter.scene.filming import surface_of
 from hmrcompress.training.muon import Muon, orthogonalised
 
@@ -281,6 +291,28 @@ def test_training_goes_on_from_the_shipped_network(tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
     with pytest.raises(UserError, match="has other sizes than the recipe"):
         Trainer(TINY_RECIPE, TrainOptions(tmp_path, start=STARTER_MODEL), 0)
+
+
+def test_a_training_writes_over_nothing_of_others_nor_what_it_began_with(tmp_path):
+    start, out, snapshot = tmp_path / "start.safetensors", tmp_path / "out", tmp_path / "snapshot.safetensors"
+    first = Trainer(TINY_RECIPE, TrainOptions(tmp_path), 0)
+    (tmp_path / LOG_FILE).write_text('{"seen": 1, "minutes": 0.1}\n')
+    first.write_snapshot(start)
+    check_train(TrainOptions(out, start=start, snapshot=snapshot))
+    for bad in (start, tmp_path / "link.safetensors", tmp_path / "start.other"):
+        (tmp_path / "link.safetensors").unlink(missing_ok=True)
+        (tmp_path / "link.safetensors").symlink_to(start)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="is an input"):
+                check_train(TrainOptions(out, start=start, snapshot=bad, overwrite=overwrite))
+    for mine in (out / STATE_FILE, out / LOG_FILE, snapshot, snapshot.with_suffix(".jsonl")):
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text('{"minutes": "of the meeting"}\n')
+        with pytest.raises(UserError, match=re.escape(mine.name)):
+            train(TINY_RECIPE, TrainOptions(out, start=start, snapshot=snapshot))
+        if mine.parent == tmp_path:
+            check_train(TrainOptions(out, start=start, snapshot=snapshot, overwrite=True))
+        mine.unlink()
 
 
 def test_training_goes_on_from_a_snapshot(tmp_path):

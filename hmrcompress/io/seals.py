@@ -222,7 +222,7 @@ def _lines_seal(path: Path) -> Seal | None:
         records = [parse_json(line, path) for line in lines]
     except UserError:
         return None
-    told = all(isinstance(each, dict) and "minutes" in each for each in records)
+    told = all(isinstance(each, dict) and "minutes" in each and {"step", "seen"} & each.keys() for each in records)
     return Seal("log", True) if records and told else None
 
 

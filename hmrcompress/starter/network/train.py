@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.errors import UserError, tell
-from hmrcompress.io.atomic import clear_leftovers, room
+from hmrcompress.io.atomic import clear_leftovers, room, whole_file
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.jsons import parse_json, read_json
 from hmrcompress.io.keys import Key, listed
@@ -81,7 +81,8 @@ def train(recipe: Recipe, options: TrainOptions, progress: Progress = no_progres
             raise UserError(
                 "the log of what it was trained on is missing", log, "Give a network with its log beside it"
             )
-        shutil.copyfile(log, options.out / LOG_FILE)
+        with whole_file(options.out / LOG_FILE) as temporary:
+            shutil.copyfile(log, temporary)
     seen = _seen(options.out / STATE_FILE, training_key(recipe, options))
     source = ShardSource(
         options.out / "shards", options.seed, recipe, options.motions, seen=seen, workers=options.workers
@@ -110,9 +111,15 @@ def check_train(options: TrainOptions) -> None:
     OutputRule().check_file(options.out / LOG_FILE, LOG)
     clear_leftovers(options.out / "meeting")
     if options.snapshot is not None:
-        outputs = OutputRule(overwrite=options.overwrite)
+        outputs = _snapshot_rule(options)
         outputs.check_file(options.snapshot, SNAPSHOT)
         outputs.check_file(options.snapshot.with_suffix(".jsonl"), LOG)
+
+
+def _snapshot_rule(options: TrainOptions) -> OutputRule:
+    """Snapshots are not written over what the training began with, nor over its state."""
+    begun = [] if options.start is None else [options.start, options.start.with_suffix(".jsonl")]
+    return OutputRule(overwrite=options.overwrite, inputs=[*begun, options.out / STATE_FILE, options.out / LOG_FILE])
 
 
 def training_key(recipe: Recipe, options: TrainOptions) -> Key:
@@ -195,7 +202,7 @@ class Trainer:
         notes = {"network": json.dumps(self.recipe.config.to_dict()), "images": str(self.before + self.seen)}
         state = averaged_state(self.network, self.average)
         half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-        outputs = OutputRule(overwrite=self.options.overwrite)
+        outputs = _snapshot_rule(self.options)
         with outputs.file(path, SNAPSHOT) as temporary:
             write_safetensors(temporary, half, notes, seal=SNAPSHOT)
         with outputs.file(path.with_suffix(".jsonl"), LOG) as temporary:
