@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import yaml
 from test_search import deep_network
 from typer.testing import CliRunner, Result
 
+from hmrcompress import runtime
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
@@ -55,12 +58,15 @@ def settings(model: Path, crops: Path, body: Path) -> dict[str, Any]:
         "tables": [
             {
                 "name": "one", "title": "First", "note": "Made up.", "reference": "groups",
-                "columns": ["groups", "evaluations", "calib_increase_mm", "forced", "pa_mpjpe_mm"],
+                "columns": ["groups", "evaluations", "calib_increase_mm", "forced", "draws"],
                 "settings": [
                     {"name": "nothing"},
                     {"name": "groups", "groups": GROUPS},
                     {"name": "groups, mean", "groups": GROUPS, "merge_rule": "mean", "tokens": TOKENS},
                     {"name": "searched", "search": "loose", "tokens": None},
+                    {"name": "drawn", "control": "random", "layers": 4, "merge_rule": "keep_last"},
+                    {"name": "even", "control": "even", "layers": 4, "merge_rule": "keep_last",
+                     "asked": {"increase_upper_mm": -1000.0, "distance_mm": 1e6}},
                 ],
             },
             {
@@ -82,18 +88,32 @@ def recipe(model: Path, tiny_crops_file: Path, tiny_body_file: Path, tmp_path: P
     return path
 
 
-def errors(network: HMR2, crops: CropSet, body: BodyModel, masks: bool) -> tuple[np.ndarray, np.ndarray]:
-    """MPJPE by frame on four evenly spread frames of each clip, directly; and the clips."""
+def joints(
+    network: HMR2, crops: CropSet, body: BodyModel, masks: bool
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Predicted and true joints on four evenly spread frames of each clip, directly; and the clips."""
     chosen = crops.sample(4)
     (batch,) = crops.batches(chosen, len(chosen), DataMasks() if masks else None)
     with torch.no_grad():
         params = network(batch.images, batch.person_mask).params
-    return mpjpe(body.joints(params), body.joints(batch.params)).numpy(), crops.clip[chosen]
+    return body.joints(params), body.joints(batch.params), crops.clip[chosen]
+
+
+def errors(network: HMR2, crops: CropSet, body: BodyModel, masks: bool) -> tuple[np.ndarray, np.ndarray]:
+    """MPJPE by frame, and the clips."""
+    found, true, clip = joints(network, crops, body, masks)
+    return mpjpe(found, true).numpy(), clip
+
+
+def merged(network: HMR2, groups: Sequence[Sequence[int]], rule: str) -> HMR2:
+    state = merge_layers(network.state_dict(), groups, rule)
+    return from_state(replace(network.config, depth=len(groups)), state)
 
 
 def test_rows_are_what_they_say_and_are_measured_once(
     recipe: Path, tiny_crops: CropSet, tiny_body: BodyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(runtime, "_commit", lambda: "c" * 40)
     out = tmp_path / "results"
     done = hmr("ablate", recipe, "-o", out, "--no-bench", "--device", "cpu")
     assert done.exit_code == 0, done.output
@@ -107,16 +127,28 @@ def test_rows_are_what_they_say_and_are_measured_once(
     assert tables["one"]["baseline"]["mpjpe_mm"] == pytest.approx(base.mean(), rel=1e-5)
     assert rows["nothing"]["increase_mm"] == pytest.approx(0, abs=1e-9)
     for name, rule, tokens in (("groups", "eq4", None), ("groups, mean", "mean", TOKENS)):
-        state = merge_layers(network.state_dict(), GROUPS, rule)
-        merged = from_state(replace(network.config, depth=len(GROUPS)), state)
-        reduced = with_token_merging(merged, TokenSettings(**tokens) if tokens else None)
+        reduced = with_token_merging(merged(network, GROUPS, rule), TokenSettings(**tokens) if tokens else None)
         direct, _ = errors(reduced, tiny_crops, tiny_body, True)
+        moved, was = (joints(each, tiny_crops, tiny_body, True)[0].double() for each in (reduced, network))
+        moved, was = moved - moved[:, :1], was - was[:, :1]
+        apart = (moved - was).norm(dim=-1).mean(1).numpy() * 1000
+        assert rows[name]["distance_mm"] == pytest.approx(apart.mean(), rel=1e-4)
+        assert rows[name]["distance_p95_mm"] == pytest.approx(np.percentile(apart, 95), rel=1e-4)
         assert rows[name]["mpjpe_mm"] == pytest.approx(direct.mean(), rel=1e-5)
         assert rows[name]["increase_mm"] == pytest.approx((direct - base).mean(), abs=1e-3)
         assert rows[name]["increase_ci95_mm"] == pytest.approx(clip_interval(direct - base, clip), abs=1e-3)
         assert (rows[name]["layers"], rows[name]["tokens"]) == (4, 150 if tokens else 192)
         assert (rows[name]["n_frames"], rows[name]["n_clips"]) == (8, 2)
         assert rows[name]["groups"] == [[1, 2], [4, 5, 6]] and "speedup" not in rows[name]
+    for control, drawn in (("random", rows["drawn"]), ("even", rows["even"])):
+        each = [merged(network, groups, "keep_last") for groups in driver.controls(7, 4, control, 0)]
+        found = np.array([errors(one, tiny_crops, tiny_body, False)[0] for one in each])
+        assert drawn["mpjpe_mm"] == pytest.approx(found.mean(), rel=1e-5) and drawn["layers"] == 4
+        assert drawn["increase_ci95_mm"] == pytest.approx(clip_interval(found.mean(0) - base, clip), abs=1e-3)
+        assert drawn.get("draws", [found.mean()]) == pytest.approx(found.mean(1), rel=1e-5)
+    assert {name: each["holds"] for name, each in rows["even"]["asked"].items()} == {
+        "increase_upper_mm": False, "distance_mm": True,
+    }  # fmt: skip
     bare, _ = errors(with_token_merging(network, TokenSettings(**TOKENS)), tiny_crops, tiny_body, False)
     assert rows["no mask"]["mpjpe_mm"] == pytest.approx(bare.mean(), rel=1e-5) and "forced" not in rows["no mask"]
     assert rows["searched"]["layers"] == 1 and rows["searched"]["search"]["evaluations"] == 6
@@ -152,6 +184,8 @@ def test_what_is_refused(recipe: Path, tmp_path: Path) -> None:
     for values, sentence in (
         (row(search="none"), "there is no search 'none'"),
         (row(search="loose", groups=GROUPS), "not both"),
+        (row(control="even", groups=GROUPS, layers=3), "groups or control"),
+        (row(control="random"), "belong together"),
         (row(reference="x"), "the reference 'x' is no row"),
         (row(tokens={"keep": 0}), "keep"),
         (row(colour=1), "colour"),
@@ -182,6 +216,37 @@ def test_what_is_refused(recipe: Path, tmp_path: Path) -> None:
         assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.output
 
 
+def test_controls_are_groups_that_nobody_chose() -> None:
+    assert driver.controls(7, 3, "even", 5) == [((0, 1), (2, 3), (4, 5, 6))]
+    assert driver.controls(12, 12, "even", 0) == [tuple((layer,) for layer in range(12))]
+    seen = Counter(groups for seed in range(400) for groups in driver.controls(5, 3, "random", seed))
+    assert len(seen) == 6 and all([layer for group in groups for layer in group] == list(range(5)) for groups in seen)
+    assert sum(seen.values()) == 2000 and max(seen.values()) < 1.3 * min(seen.values())  # 333 +- 17 each
+    assert driver.controls(12, 6, "random", 3) == driver.controls(12, 6, "random", 3)
+    with pytest.raises(UserError, match="expected 1 … 4"):
+        driver.controls(4, 5, "even", 0)
+
+
+def test_one_page_is_of_one_network_and_of_committed_code(tmp_path: Path) -> None:
+    def page(*tables: dict[str, Any]) -> Result:
+        for number, each in enumerate(tables):
+            about = each["table"] | {"number": number, "name": f"t{number}"}
+            (tmp_path / f"{number}.json").write_text(json.dumps(each | {"table": about}))
+        return hmr("report", tmp_path, "-o", tmp_path.parent / "page.md")
+
+    def of(network: str, commit: str = "c" * 40) -> dict[str, Any]:
+        return table(baseline=table()["baseline"] | {"sha256": network}, commit=commit)
+
+    assert page(of("a" * 64), of("a" * 64, "d" * 40)).exit_code == 0
+    for others, sentence in (
+        ((of("a" * 64), of("a" * 64), of("b" * 64)), "t2: are of another network"),
+        ((of("a" * 64), table(), of("a" * 64)), "--only t1"),
+        ((of("a" * 64), of("a" * 64, "d" * 40 + "-dirty"), of("a" * 64)), "t1: were measured with uncommitted changes"),
+    ):
+        done = page(*others)
+        assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.output
+
+
 def test_the_shipped_tables_answer_what_the_paper_leaves_open() -> None:
     shipped = read_ablations("ablations")
     assert read_ablations(Path(__file__).parents[1] / "recipes" / "ablations.yaml") == shipped
@@ -198,7 +263,9 @@ def test_the_shipped_tables_answer_what_the_paper_leaves_open() -> None:
 def table(**fields: Any) -> dict[str, Any]:
     """A table as `ablate` writes it, with figures made up."""
     row = {"layers": 9, "groups": [[3, 4, 5], [8, 9]], "tokens": 90, "mpjpe_mm": 101.236, "increase_mm": 1.234,
-           "increase_ci95_mm": [0.876, 1.595], "macs_ratio": 2.5177, "n_frames": 720, "n_clips": 24}  # fmt: skip
+           "increase_ci95_mm": [0.876, 1.595], "macs_ratio": 2.5177, "macs_with_attention": 434_000_000,
+           "pa_mpjpe_mm": 70.004, "pve_mm": 111.116, "distance_mm": 33.456, "distance_p95_mm": 80.011,
+           "n_frames": 720, "n_clips": 24}  # fmt: skip
     cheap = row | {"name": "b | c", "increase_mm": -0.456, "increase_ci95_mm": None, "reference": "a", "groups": []}
     return {
         "command": "ablate",
@@ -225,10 +292,12 @@ def test_markdown_holds_exactly_the_numbers(tmp_path: Path) -> None:
         "# Results",
         "## A title",
         "A note.",
-        "|  | layers | tokens | MPJPE | increase | interval | share of a | merged | MACs | speed-up | middle half |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-        "| a | 9 | 90 | 101.24 | +1.23 | +0.88 to +1.59 | – | 3–5, 8–9 | 2.52x | 1.99x | 1.95 to 2.01 |",
-        "| b \\| c | 9 | 90 | 101.24 | -0.46 | – | -37% | – | 2.52x | – | – |",
+        "|  | layers | tokens | MPJPE | PA-MPJPE | PVE | increase | interval | share of a | merged | distance | 95th "
+        "percentile | GMACs | MACs | speed-up | middle half |",
+        "|---|" + 15 * "---:|",
+        "| a | 9 | 90 | 101.24 | 70.00 | 111.12 | +1.23 | +0.88 to +1.59 | – | 3–5, 8–9 | 33.46 | 80.01 | 0.434 | "
+        "2.52x | 1.99x | 1.95 to 2.01 |",
+        "| b \\| c | 9 | 90 | 101.24 | 70.00 | 111.12 | -0.46 | – | -37% | – | 33.46 | 80.01 | 0.434 | 2.52x | – | – |",
         "Baseline 100.00 mm (`starter`); N = 720 frames of 24 clips of starter:val, protocol starter24; speed at "
         "batch 16, 7 rounds, on A chip, 2 cores, 2 threads.",
     ]

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hmrcompress.api import merge, opening, opening_decoder, search
@@ -22,6 +23,7 @@ from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.keys import Key, earlier, listed
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import read_sealed
+from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.metrics.bootstrap import LEVEL, RESAMPLES
 from hmrcompress.models.files.load import Checkpoint
@@ -34,6 +36,8 @@ from hmrcompress.runtime import Progress, environment, no_progress, record
 from hmrcompress.searching.search import SearchSettings
 
 COMMAND = "ablate"
+DRAWS = 5
+"""How many random sets of groups a control is the mean of."""
 ROW, RATES = "ablate row", "ablate rates"
 WORK = "work"
 RowDone = Callable[[str, str, dict[str, Any], bool], None]
@@ -98,7 +102,7 @@ class Ablation:
                 keys[setting.name] = key.sha256
                 reference = setting.reference or table.reference
                 compared = {"reference": reference} if reference else {}
-                rows.append({"name": setting.name, **compared, **figures})
+                rows.append({"name": setting.name, **compared, **figures, **answers(setting, figures)})
                 told.append(reused)
             rates = self.rates(table, keys)
             for row, reused in zip(rows, told, strict=True):
@@ -113,16 +117,17 @@ class Ablation:
 
     def row(self, setting: Setting, bed: Bed) -> tuple[Key, dict[str, Any], bool]:
         """What a setting's figures depend on, the figures, and whether they had been measured before."""
-        plan = self._plan(setting)
-        key = Key.of("row", CODE, **bed.common, **self._depends_on(setting, plan, bed))
+        plans = self._plans_of(setting)
+        plan = plans[0]
+        key = Key.of("row", CODE, **bed.common, **self._depends_on(setting, plans, bed))
         file = self._work("rows") / f"{key.short}.json"
         if (known := read_sealed(file, ROW)) is not None:
             return key, known["figures"] | _found(plan), True
-        named = {"setting": sha256_json(setting.model_dump(mode="json", exclude={"name", "reference"}))}
+        named = {"setting": sha256_json(setting.model_dump(mode="json", exclude={"name", "reference", "asked"}))}
         if (fresh := earlier(sorted(file.parent.glob("*.json")), key, named)) is not None:
             tell(f"measured anew, as {listed(fresh)} changed since it was", f"row {setting.name}")
-        with self._case(setting, plan) as case:
-            figures = bed.scored(case)
+        with ExitStack() as merged:
+            figures = bed.scored(*(merged.enter_context(self._case(setting, each)) for each in plans))
         self.rule.write_json(file, {"named": named, "inputs": dict(key.inputs), "figures": figures}, ROW)
         return key, figures | _found(plan), False
 
@@ -143,7 +148,7 @@ class Ablation:
             tell(f"timed anew, as {listed(fresh)} changed since it was", f"table {table.name}")
         with ExitStack() as merged:
             cases = {
-                setting.name: merged.enter_context(self._case(setting, self._plan(setting)))
+                setting.name: merged.enter_context(self._case(setting, self._plans_of(setting)[0]))
                 for setting in table.settings
             }
             found = bed.timed(cases)
@@ -201,6 +206,15 @@ class Ablation:
         rule = setting.merge_rule or plan.merge_rule
         return plan.model_copy(update={"merge_rule": rule, "tokens": None})
 
+    def _plans_of(self, setting: Setting) -> list[Plan | None]:
+        """The plans whose mean a row is: several for a control that is drawn, else one."""
+        if setting.control is None:
+            return [self._plan(setting)]
+        assert setting.layers is not None
+        depth = self.bed.model(setting.model).config.depth
+        drawn = controls(depth, setting.layers, setting.control, self.recipe.seed)
+        return [self._plan(setting.model_copy(update={"control": None, "groups": groups})) for groups in drawn]
+
     @contextmanager
     def _case(self, setting: Setting, plan: Plan | None) -> Iterator[Case]:
         """A setting's network while the block runs; layers are merged in a folder that is gone afterwards."""
@@ -227,16 +241,16 @@ class Ablation:
             )
             yield Case(opening.load(folder, verify=False), tokens, masks, setting.decode)
 
-    def _depends_on(self, setting: Setting, plan: Plan | None, bed: Bed) -> dict[str, Any]:
+    def _depends_on(self, setting: Setting, plans: Sequence[Plan | None], bed: Bed) -> dict[str, Any]:
         model = bed.model(setting.model)
-        tokens = _tokens(setting, model)
+        tokens, plan = _tokens(setting, model), plans[0]
         fitted_on = None
         if plan is not None and plan.merge_rule == FITTED:
             frames, source = bed.calib.sample(merge.frames_to_fit(plan)), opening.open_masks(self.recipe.masks)
             fitted_on = [bed.calib.contents_sha256(frames), masks_sha256(source, bed.calib, frames)]
         return {
             "model": model.contents(),
-            "merged": None if plan is None else [[list(group) for group in plan.groups], plan.merge_rule],
+            "merged": [each and [[list(group) for group in each.groups], each.merge_rule] for each in plans],
             "fitted_on": fitted_on,
             "tokens": tokens,
             "masks": bed.masks_sha256(opening.open_masks(setting.masks)) if tokens else None,
@@ -251,9 +265,12 @@ class Ablation:
             "note": table.note,
             "columns": list(table.columns),
         }
+        checkpoint = self.bed.checkpoint
+        untouched = {"model": checkpoint.name, "sha256": checkpoint.sha256, **self._bed(table).baseline.means}
+        macs = network_cost(checkpoint.config).macs_with_attention
         figures = {
             "table": own,
-            "baseline": {"model": self.bed.checkpoint.name, "mpjpe_mm": float(self._bed(table).baseline.mean())},
+            "baseline": untouched | {"macs_with_attention": macs},
             "data": {"name": self.bed.test.name, "split": self.bed.test.split, "sha256": self.bed.test.sha256},
             "protocol": self.recipe.protocol,
             "interval": {"level": LEVEL, "resamples": RESAMPLES, "over": "clips"},
@@ -262,6 +279,35 @@ class Ablation:
             "rows": rows,
         }  # fmt: skip
         return record(COMMAND, figures, seed=self.recipe.seed, device=self.bed.device)
+
+
+def answers(setting: Setting, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """{asked: {figure: {max, found, holds}}} for what the recipe asks of a row; empty where it asks nothing. Where the
+    interval cannot be had, what is asked of it does not hold."""
+    if setting.asked is None:
+        return {}
+    interval = figures.get("increase_ci95_mm")
+    found = {"increase_upper_mm": interval[1] if interval else None, "distance_mm": figures["distance_mm"]}
+    asked = {name: most for name, most in setting.asked.model_dump().items() if most is not None}
+    return {
+        "asked": {
+            name: {"max": most, "found": found[name], "holds": found[name] is not None and found[name] <= most}
+            for name, most in asked.items()
+        }
+    }
+
+
+def controls(depth: int, layers: int, control: str, seed: int) -> list[tuple[tuple[int, ...], ...]]:
+    """Groups of `depth` layers that leave `layers` of them and that no search chose: `even`, groups of one size as far
+    as that goes, or `random`, five sets of cuts, all equally likely. Raises UserError where there are not so many."""
+    if not 1 <= layers <= depth:
+        raise UserError(f"got {layers}, expected 1 … {depth}", "layers")
+    if control == "even":
+        cuts = [np.arange(1, layers) * depth // layers]
+    else:
+        rng = np.random.default_rng(seed)
+        cuts = [np.sort(rng.choice(np.arange(1, depth), layers - 1, replace=False)) for _ in range(DRAWS)]
+    return [tuple(tuple(part.tolist()) for part in np.split(np.arange(depth), each)) for each in cuts]
 
 
 def inputs_of(recipe: Ablations) -> list[str]:

@@ -17,7 +17,7 @@ from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import MergeRule, TokenSettings
 from hmrcompress.recipe.schema import Bench, Data, Start, recipe_text
 
-Column = Literal["groups", "evaluations", "calib_increase_mm", "forced", "pa_mpjpe_mm", "accel"]
+Column = Literal["groups", "evaluations", "calib_increase_mm", "forced", "draws", "accel"]
 
 
 class _Part(BaseModel):
@@ -41,8 +41,16 @@ class Decode(_Part):
         return self
 
 
+class Asked(_Part):
+    """Bounds that are written down before anything is measured: of a frame's mean distance to the untouched network's
+    joints, and of the upper end of the increase's interval (non-inferiority), in mm."""
+
+    increase_upper_mm: float | None = None
+    distance_mm: float | None = None
+
+
 class Setting(_Part):
-    """A row. Layers are those of `search` (by its name) or `groups`; of neither: nothing is merged.
+    """A row. Layers are those of `search` (by its name), `groups`, or a `control`; of none: nothing is merged.
 
     `model` takes the place of the recipe's model: another checkpoint, or a compressed folder whose layers and tokens
     are taken as they are.
@@ -51,11 +59,17 @@ class Setting(_Part):
     name: str
     search: str | None = Field(default=None, description="Name of the search whose groups are merged")
     groups: tuple[tuple[int, ...], ...] | None = Field(default=None, description="Groups written out")
+    control: Literal["random", "even"] | None = Field(
+        default=None,
+        description="Groups that nobody searched for, `layers` of them: the mean of five random ones, or even",
+    )
+    layers: int | None = Field(default=None, gt=0, le=MOST, description="How many layers a control leaves")
     merge_rule: MergeRule | None = Field(default=None, description="Another rule than that of the search")
     model: str | None = Field(default=None, description="Another model: a folder that was healed, or holds a probe")
     tokens: TokenSettings | None = Field(default=None, description="Token merging; the model's own if not given")
     masks: str = Field(default="data", description="Person masks: data, files:DIR, self or none")
     decode: Decode | None = Field(default=None, description="Look at whole clips; frame by frame if not given")
+    asked: Asked | None = Field(default=None, description="What is asked of the row before it is measured")
     reference: str | None = Field(default=None, description="Row whose increase this one's is given as a share of")
 
     @field_validator("tokens", mode="before")
@@ -70,8 +84,11 @@ class Setting(_Part):
 
     @model_validator(mode="after")
     def _one_source_of_layers(self) -> Setting:
-        if self.search is not None and self.groups is not None:
-            raise ValueError(f"{self.name}: give search or groups, not both")
+        given = [name for name in ("search", "groups", "control") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{self.name}: give {given[0]} or {given[1]}, not both")
+        if (self.control is None) != (self.layers is None):
+            raise ValueError(f"{self.name}: control and layers belong together")
         return self
 
 

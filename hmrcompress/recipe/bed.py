@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import base64
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from hmrcompress.merging.apply import (
 )
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.metrics.bootstrap import clip_interval
+from hmrcompress.metrics.points import MM
 from hmrcompress.metrics.pose import Outputs, Predict, Scores, network_outputs, score
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
@@ -66,6 +68,15 @@ class Case:
         ).eval()
 
 
+class Untouched(NamedTuple):
+    """What every row is compared with: errors (N,) mm and joints (N,K,3) metres, pelvis at the origin, by frame; means
+    {mpjpe_mm, pa_mpjpe_mm[, pve_mm]} over the frames."""
+
+    per_frame: np.ndarray
+    placed: np.ndarray
+    means: dict[str, float]
+
+
 class Bed(Opened):
     """Model, body and data of a recipe, opened when first asked for. `work` keeps the errors of the baseline."""
 
@@ -81,15 +92,21 @@ class Bed(Opened):
         return chosen_frames(self.test, self.limit, self.recipe.frames_per_clip)
 
     @cached_property
-    def baseline(self) -> np.ndarray:
-        """(N,) MPJPE of the untouched network by frame, measured once and kept."""
+    def baseline(self) -> Untouched:
+        """The untouched network by frame, measured once and kept."""
         file = self.work / f"baseline-{Key.of('baseline', CODE, **self.common).short}.json"
         known = read_sealed(file, BASELINE)
         if known is None:
             scores = self._score(self.checkpoint.network, opening.open_masks("none"), "baseline")
-            known = {"mpjpe_mm": scores.per_frame.tolist()}
+            assert scores.placed is not None
+            joints = base64.b64encode(scores.placed.astype("<f4").tobytes()).decode()
+            known = {"mpjpe_mm": scores.per_frame.tolist(), "joints": joints}
+            means = {"mpjpe_mm": scores.mpjpe_mm, "pa_mpjpe_mm": scores.pa_mpjpe_mm, "pve_mm": scores.pve_mm}
+            known["means"] = {name: value for name, value in means.items() if value is not None}
             OutputRule().write_json(file, known, BASELINE)
-        return np.array(known["mpjpe_mm"])
+        errors = np.array(known["mpjpe_mm"])
+        joints = np.frombuffer(base64.b64decode(known["joints"]), "<f4").reshape(len(errors), -1, 3)
+        return Untouched(errors, joints, known["means"])
 
     def model(self, name: str | None) -> Checkpoint:
         """Another model by its name or path, the baseline's without one."""
@@ -126,7 +143,7 @@ class Bed(Opened):
             body=opening.on_device(self.body, self.device),
             protocol=opening.open_protocol(self.recipe.protocol),
             device=self.device,
-            pve=False,
+            pve=True,
         )
 
     def _counting(self, network: HMR2, forced: ForcedMerges) -> Outputs:
@@ -187,13 +204,23 @@ class Bed(Opened):
             done += len(batch.clip)
             self.progress(what, done, len(self.frames))
 
-    def scored(self, case: Case) -> dict[str, Any]:
-        """Errors, their increase over the baseline with its interval, and costs."""
-        network, forced = case.network(), ForcedMerges()
-        scores = self._score(network, case.masks, case.checkpoint.name, case, forced if case.tokens else None)
-        if place := scores.first_not_finite():
-            raise UserError("the network predicts NaN or infinity", f"{self.test.name}, clip {place[0]}, {place[1]}")
-        increase = scores.per_frame - self.baseline
+    def scored(self, *cases: Case) -> dict[str, Any]:
+        """Errors, their increase over the baseline with its interval, the distance to the untouched network's joints,
+        and costs. Of several cases (a control that is drawn more than once), which must cost the same: errors are
+        averaged frame by frame first, so that the interval is that of their mean."""
+        case, forced = cases[0], ForcedMerges()
+        network = case.network()
+        drawn = [
+            self._score(each.network(), each.masks, each.checkpoint.name, each, forced if each.tokens else None)
+            for each in cases
+        ]
+        for scores in drawn:
+            if place := scores.first_not_finite():
+                where = f"{self.test.name}, clip {place[0]}, {place[1]}"
+                raise UserError("the network predicts NaN or infinity", where)
+        scores = drawn[0]
+        increase = np.mean([each.per_frame for each in drawn], axis=0) - self.baseline.per_frame
+        moved = np.concatenate([self._moved(each) for each in drawn])
         rows, columns = network.config.grid
         before = network_cost(self.checkpoint.config).macs_with_attention
         cost = network_cost(network.config, merging_settings(network), getattr(network.backbone.reducer, "probe", None))
@@ -205,18 +232,28 @@ class Bed(Opened):
             "tokens": token_counts(case.tokens, rows * columns)[-1],
             "token_settings": None if case.tokens is None else case.tokens.model_dump(mode="json"),
             "masks": case.masks.name if case.tokens else None,
-            "mpjpe_mm": scores.mpjpe_mm,
-            "pa_mpjpe_mm": scores.pa_mpjpe_mm,
-            "accel_mm_per_frame2": scores.accel_mm_per_frame2,
+            "mpjpe_mm": _mean(each.mpjpe_mm for each in drawn),
+            "pa_mpjpe_mm": _mean(each.pa_mpjpe_mm for each in drawn),
+            "pve_mm": _mean(each.pve_mm for each in drawn),
+            "accel_mm_per_frame2": _mean(each.accel_mm_per_frame2 for each in drawn),
+            "draws": [each.mpjpe_mm for each in drawn] if len(drawn) > 1 else None,
             "decode": None if case.decode is None else case.decode.model_dump(mode="json"),
             "increase_mm": float(increase.mean()),
             "increase_ci95_mm": clip_interval(increase, scores.clip, seed=self.recipe.seed),
+            "distance_mm": float(moved.mean()),
+            "distance_p95_mm": float(np.percentile(moved, 95)),
+            "macs_with_attention": cost.macs_with_attention,
             "macs_ratio": before / cost.macs_with_attention,
             "n_frames": scores.n_frames,
             "n_clips": scores.n_clips,
             "forced": self._forced(forced),
         }
         return {name: value for name, value in figures.items() if value is not None}
+
+    def _moved(self, scores: Scores) -> np.ndarray:
+        """(N,) mm from the untouched network's joints to these, frame by frame; as `Scores.distance_mm`."""
+        assert scores.placed is not None
+        return np.linalg.norm(scores.placed - self.baseline.placed, axis=-1).mean(1) * MM
 
     def _forced(self, forced: ForcedMerges) -> float | None:
         """Person tokens merged away in a frame, over all frames; None where nobody is marked."""
@@ -261,3 +298,9 @@ class Bed(Opened):
             "stride": decode.stride,
             "pipeline": opening_decoder.pipeline_of(case.checkpoint, self.body, self.device, clips=settings),
         }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Their mean; None where one of them is None."""
+    given = [value for value in values if value is not None]
+    return float(np.mean(given)) if given else None

@@ -15,14 +15,18 @@ INTRODUCTION = """# Results
 Measured by `hmrcompress ablate` and written by `hmrcompress report`; every figure stands in a JSON file of the
 results' folder. Errors are in millimetres. **increase** is the mean difference of MPJPE to the untouched network on
 the same frames, **interval** its {level:.0%} interval: a percentile bootstrap over clips ({resamples} resamples of the
-paired differences). **MACs** is how many times fewer multiply-accumulates there are (products of attention included),
-**speed-up** the median ratio of frames per second with its middle half, original and compressed by turns on the same
-crops.
+paired differences). **distance** is how far a frame's joints are from the untouched network's (mean over frames, and
+the 95th percentile): an error may stay as it was while the bodies change. **MACs** is how many times fewer
+multiply-accumulates there are (products of attention included), **speed-up** the median ratio of frames per second with
+its middle half, original and compressed by turns on the same crops, a mask's own cost counted where the network finds
+it by itself. **asked** is what was written down before the measurement, and whether it holds.
 """
 
 Row = dict[str, Any]
 Cell = Callable[[Row, dict[str, Any]], str]
 NONE = "–"
+WORDS = {"increase_upper_mm": "interval's upper end", "distance_mm": "distance"}
+"""The figures that a recipe may ask a bound of."""
 
 
 def read_tables(folder: Path | str) -> list[dict[str, Any]]:
@@ -38,7 +42,34 @@ def read_tables(folder: Path | str) -> list[dict[str, Any]]:
             tables.append(found)
     if not tables:
         raise UserError("holds no tables", folder, "`hmrcompress ablate` writes them")
+    require_one_network(tables, folder)
     return sorted(tables, key=lambda table: (table["table"]["number"], table["table"]["name"]))
+
+
+def require_one_network(tables: Sequence[dict[str, Any]], where: object) -> None:
+    """UserError where tables cannot stand on one page: they are of several networks, or of code that nobody can look
+    up, because it was changed after its last commit. It names those that have to be measured again."""
+    name = {id(table): table["table"]["name"] for table in tables}
+    dirty = [name[id(table)] for table in tables if str(table.get("commit", "")).endswith("-dirty")]
+    if dirty:
+        raise UserError(
+            "were measured with uncommitted changes, so that nobody can tell by which code",
+            f"{where}: {', '.join(dirty)}",
+            f"Commit, then `hmrcompress ablate{_only(dirty)}` measures them again",
+        )
+    networks = [table["baseline"].get("sha256", "a network that is not named") for table in tables]
+    usual = max(set(networks), key=networks.count)
+    others = [name[id(table)] for table, network in zip(tables, networks, strict=True) if network != usual]
+    if others:
+        raise UserError(
+            f"are of another network than the other tables ({usual[:12]}…)",
+            f"{where}: {', '.join(others)}",
+            f"`hmrcompress ablate{_only(others)}` measures them again",
+        )
+
+
+def _only(tables: Sequence[str]) -> str:
+    return "".join(f" --only {name}" for name in tables)
 
 
 def require_complete(make: Callable[[dict[str, Any]], object], found: dict[str, Any], path: Path) -> None:
@@ -81,6 +112,8 @@ def _columns(table: dict[str, Any]) -> tuple[list[str], list[Cell]]:
         ("layers", lambda row, _: str(row["layers"])),
         ("tokens", lambda row, _: str(row["tokens"])),
         ("MPJPE", lambda row, _: f"{row['mpjpe_mm']:.2f}"),
+        ("PA-MPJPE", lambda row, _: _millimetres(row, "pa_mpjpe_mm")),
+        ("PVE", lambda row, _: _millimetres(row, "pve_mm")),
         ("increase", lambda row, _: f"{row['increase_mm']:+.2f}"),
         ("interval", lambda row, _: _range(row.get("increase_ci95_mm"), "+.2f")),
     ]
@@ -88,7 +121,14 @@ def _columns(table: dict[str, Any]) -> tuple[list[str], list[Cell]]:
         head = f"share of {min(references)}" if len(references) == 1 else "share of the reference"
         chosen.append((head, _share))
     chosen += [MORE[name] for name in about["columns"]]
-    chosen.append(("MACs", lambda row, _: f"{row['macs_ratio']:.2f}x"))
+    chosen += [
+        ("distance", lambda row, _: _millimetres(row, "distance_mm")),
+        ("95th percentile", lambda row, _: _millimetres(row, "distance_p95_mm")),
+        ("GMACs", lambda row, _: f"{row['macs_with_attention'] / 1e9:.3f}" if "macs_with_attention" in row else NONE),
+        ("MACs", lambda row, _: f"{row['macs_ratio']:.2f}x"),
+    ]
+    if any("asked" in row for row in rows):
+        chosen.append(("asked", _asked))
     if any("speedup" in row for row in rows):
         chosen += [
             ("speed-up", lambda row, _: f"{row['speedup']:.2f}x" if "speedup" in row else NONE),
@@ -99,6 +139,21 @@ def _columns(table: dict[str, Any]) -> tuple[list[str], list[Cell]]:
 
 def _range(values: Sequence[float] | None, form: str) -> str:
     return NONE if values is None else f"{values[0]:{form}} to {values[1]:{form}}"
+
+
+def _asked(row: Row, _: dict[str, Any]) -> str:
+    """What was asked of the row, in words, and the answer."""
+    asked = row.get("asked", {})
+    answers = [f"{WORDS[name]} ≤ {each['max']:g}: {'yes' if each['holds'] else 'no'}" for name, each in asked.items()]
+    return "; ".join(answers) or NONE
+
+
+def _millimetres(row: Row, name: str) -> str:
+    return f"{row[name]:.2f}" if name in row else NONE
+
+
+def _ends(values: Sequence[float] | None) -> Sequence[float] | None:
+    return None if values is None else (min(values), max(values))
 
 
 def _share(row: Row, table: dict[str, Any]) -> str:
@@ -122,11 +177,11 @@ MORE: dict[str, tuple[str, Cell]] = {
     "evaluations": ("evaluations", _of_search("evaluations", "d")),
     "calib_increase_mm": ("increase on calib", _of_search("calib_increase_mm", "+.2f")),
     "forced": ("forced", lambda row, _: f"{row['forced']:.2f}" if "forced" in row else NONE),
+    "draws": ("of the draws", lambda row, _: _range(_ends(row.get("draws")), ".1f")),
     "accel": (
         "Accel",
         lambda row, _: f"{row['accel_mm_per_frame2']:.2f}" if "accel_mm_per_frame2" in row else NONE,
     ),
-    "pa_mpjpe_mm": ("PA-MPJPE", lambda row, _: f"{row['pa_mpjpe_mm']:.2f}"),
 }
 
 
