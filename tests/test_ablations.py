@@ -304,3 +304,17 @@ def test_markdown_holds_exactly_the_numbers(tmp_path: Path) -> None:
     assert "its 95% interval" in text and "(2000 resamples" in text
     slow = table(rows=[table()["rows"][1]])
     assert "speed-up |" not in markdown([slow]) and "rounds" not in markdown([slow])
+
+
+def test_what_is_asked_of_the_sealed_split_is_written_down() -> None:
+    shipped = read_ablations("evidence")
+    assert shipped.data.eval == "starter:test" and shipped.data.search == "starter:calib"
+    headline = {row.name: row for row in shipped.tables[0].settings}
+    for name in ("layers alone", "tokens alone", "layers and tokens", "layers and tokens, healed"):
+        asked, masks = headline[name].asked, headline[name].masks
+        assert asked is not None and asked.increase_upper_mm == 1.0 and asked.distance_mm is not None
+        assert masks == ("self" if headline[name].tokens else "data")
+    assert {row.masks for row in shipped.tables[1].settings} == {
+        "data", "data:box", "data:eroded", "data:dilated", "self", "none",
+    }  # fmt: skip
+    assert {row.control for row in shipped.tables[2].settings} == {None, "random", "even"}

@@ -11,7 +11,7 @@ from hmrcompress.errors import GateFailed, UserError
 from hmrcompress.recipe.gates import check_gates, figure, require
 from hmrcompress.recipe.schema import Gate, parse_recipe, read_recipe
 
-TABLES = ("ablations", "benchmarks")
+TABLES = ("ablations", "benchmarks", "evidence")
 """Recipes of another kind, which tests/test_ablations.py and tests/test_suite.py read."""
 SHIPPED = sorted(path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml") if path.stem not in TABLES)
 SUMMARY: dict[str, Any] = {
