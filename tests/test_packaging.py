@@ -13,6 +13,8 @@ import tiny
 from PIL import Image
 from release import build, empty_environment, faults, section, used, version
 
+from hmrcompress.api.opening import STARTER_FAST, STARTER_MODEL
+from hmrcompress.body.files import STARTER_BODY
 from hmrcompress.data.crops import write_crops
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +43,11 @@ def test_types_are_announced_and_exporting_needs_no_extra() -> None:
     core = {line.split(">")[0] for line in PROJECT["project"]["dependencies"]}
     assert {"onnx", "onnxruntime", "onnxscript"} <= core
     assert PROJECT["project"]["optional-dependencies"]["export"] == []
+
+
+def test_what_is_shipped_is_where_it_is_looked_for() -> None:
+    for place in (STARTER_MODEL / "model.safetensors", STARTER_FAST / "plan.yaml", STARTER_BODY):
+        assert place.resolve().is_relative_to(ROOT / "hmrcompress" / "assets") and place.is_file()
 
 
 def test_the_command_is_a_module_too() -> None:

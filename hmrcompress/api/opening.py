@@ -39,7 +39,7 @@ from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import Progress, no_progress
 
-STARTER_MODEL = Path(__file__).parent / "assets" / "starter"
+STARTER_MODEL = Path(__file__).parents[1] / "assets" / "starter"
 STARTER_FAST = STARTER_MODEL.with_name("starter_fast")
 """What makes the starter network the fast one: a plan and a temporal decoder (`starter.network.fast`)."""
 
