@@ -36,6 +36,9 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
 BLOCK = re.compile(r"^(?:<!--example: (?P<mark>\w+)-->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 MARKS = ("yours", "long", "part")
+LOOSE = {"plan", "records", "runtime", "errors"}
+"""Files that stand at the top of the package by themselves."""
+MOST_FLOORS = 14
 OWN = re.compile(
     r"\.(ckpt|pkl|safetensors|tar|mp4)\b|(emdb|3dpw|4dhumans|camerahmr|images|crops|amass):|\b(hmr2|camerahmr)\b"
 )
@@ -164,7 +167,7 @@ def test_links_lead_somewhere(text: Path) -> None:
     made = ("reference/commands/", "reference/python.md")  # pages that `make docs` makes
     for target in re.findall(r"\]\(([^)\s]+)\)", words):
         name, _, anchor = target.partition("#")
-        if "://" in target or any(place in name for place in made) or name.startswith("commands/"):
+        if "://" in target or any(place in name for place in made) or text.parent.name == "commands":
             continue
         there = (text.parent / name).resolve() if name else text
         assert there.exists(), f"{target} is not there"
@@ -176,6 +179,16 @@ def anchors(text: str) -> set[str]:
     """What headings are called in links."""
     titles = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_rooms_are_those_of_the_table() -> None:
+    from rooms import floors, rooms
+
+    told = set(re.findall(r"`(\w+)(?:/|\.py)`", (DOCS / "design.md").read_text().split("## How to find")[0]))
+    found = rooms()
+    assert set(found) <= told
+    assert {room for room in found if (ROOT / "hmrcompress" / f"{room}.py").exists()} <= LOOSE
+    assert len(floors(found)) <= MOST_FLOORS
 
 
 def test_floors_are_counted_and_circles_found(tmp_path: Path) -> None:

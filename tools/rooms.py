@@ -79,20 +79,19 @@ def floors(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 def picture(levels: list[list[str]], root: Path = ROOT) -> Drawing:
     """The floors, the highest on top; files that stand alone are sand-coloured."""
-    step, drawing = 50, Drawing(1000, 60 + 50 * len(levels), "The rooms of hmrcompress, by floor")
-    drawing.text(24, 32, "A room imports only from floors below its own", size=13, ink=SOFT, anchor="start")
+    step, drawing = 50, Drawing(1000, 76 + 50 * len(levels), "The rooms of hmrcompress, by floor")
+    drawing.text(24, 36, "A room imports only from floors below its own", size=15, ink=SOFT, anchor="start")
     for number, level in enumerate(reversed(levels)):
-        y = 48 + step * number
-        drawing.text(40, y + 25, str(len(levels) - 1 - number), size=13, ink=SOFT)
-        width = min(200.0, 900 / len(level) - 10)
+        y = 56 + step * number
+        drawing.text(40, y + 25, str(len(levels) - 1 - number), size=14, ink=SOFT)
+        width = min(210.0, 900 / len(level) - 10)
+        left = 520 - (width + 10) * len(level) / 2
         for place, room in enumerate(level):
             alone = (root / "hmrcompress" / f"{room}.py").exists()
-            drawing.box(
-                70 + (width + 10) * place, y, width, 40, fill=SAND if alone else GREEN if room == COMMANDS else BLUE
-            )
-            drawing.text(
-                70 + (width + 10) * place + width / 2, y + 25, f"{room}.py" if alone else f"{room}/", mono=True
-            )
+            fill = SAND if alone else GREEN if room == COMMANDS else BLUE
+            x = left + (width + 10) * place
+            drawing.box(x, y, width, 40, fill=fill)
+            drawing.text(x + width / 2, y + 25, f"{room}.py" if alone else f"{room}/", size=15, mono=True)
     return drawing
 
 
