@@ -165,7 +165,8 @@ def finetune(
         printer.say(f"{out}")
         return
     taught = None if teacher is None else hc.load(teacher, seed=seed)
-    if taught and checkpoint.plan and checkpoint.plan.checkpoint.sha256 != taught.sha256:
+    made_for = checkpoint.plan.checkpoint if checkpoint.plan else None
+    if taught and made_for and made_for.sha256 != taught.sha256:
         complain(f"warning: {teacher} is not the checkpoint that {model} was made from")
     if images is None and max_minutes is None:
         images = IMAGES

@@ -59,7 +59,7 @@ def merge(
     debug: DebugOption = False,
 ) -> None:
     """Merge layers as a plan says, record its token merging, and write a compressed model."""
-    from hmrcompress.api import merge as merge_model
+    from hmrcompress.api.merge import merge as merge_model
     from hmrcompress.api.opening import load
     from hmrcompress.merging.describe import describe
     from hmrcompress.models.files.original import check_original, write_original

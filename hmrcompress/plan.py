@@ -1,5 +1,10 @@
-"""`plan.yaml`: which layers of which checkpoint become one, and how tokens are merged. The contract between deciding
-and doing: made before any arithmetic, readable, editable by hand."""
+"""`plan.yaml`: which layers of which checkpoint become one or are removed, how tokens are merged, and what it runs as.
+The contract between deciding and doing: made before any arithmetic, readable, editable by hand.
+
+Schema 2 added `removed`, `patch`, `tokens.read`, `run` and plans without `checkpoint`; plans of schema 1 are read. A
+removed layer, or one of which a half is removed, stands alone in its group: `groups` go on holding every layer once,
+in order, and a merge rule only ever sees whole layers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hmrcompress.errors import UserError, shown
+from hmrcompress.errors import UserError, shown, tell
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.texts import read_bytes
 from hmrcompress.io.yamls import parse_yaml
@@ -18,6 +23,11 @@ from hmrcompress.io.yamls import parse_yaml
 KIND = "plan"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 MergeRule = Literal["eq4", "keep_last", "keep_first", "mean", "lstsq"]
+Part = Literal["all", "attention", "mlp"]
+ALL, ATTENTION, MLP = "all", "attention", "mlp"
+FITTED_RULE = "lstsq"
+SCHEMA = 2
+SINCE_SCHEMA_2 = ("removed", "patch", "run")
 
 
 class _Frozen(BaseModel):
@@ -58,6 +68,10 @@ class TokenSettings(_Frozen):
     drop_background: DropBackground | None = Field(
         default=None, description="Drop background before the first layer and merge nothing"
     )
+    read: Literal["native", "restored"] = Field(
+        default="native",
+        description="What the head reads: each token once, or every patch's token, so one of k patches counts k times",
+    )
 
     @model_validator(mode="after")
     def _one_way_of_reducing(self) -> Self:
@@ -77,6 +91,7 @@ class TokenSettings(_Frozen):
             schedule=None,
             protect=0,
             drop_background=None,
+            read="native",
         )
 
     def changed(self, **fields: Any) -> TokenSettings:
@@ -93,8 +108,14 @@ class TokenSettings(_Frozen):
 
     @property
     def biases_head(self) -> bool:
-        """Whether log-sizes are added to the logits of the head's cross-attention."""
-        return self.attention_bias in (True, "cross")
+        """Whether log-sizes are added to the logits of the head's cross-attention. A head that reads tokens restored to
+        patches computes just that: k equal tokens have k times the weight of one."""
+        return self.attention_bias in (True, "cross") or self.read == "restored"
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether anything depends on how many patches a token stands for."""
+        return self.biases_backbone or self.biases_head
 
 
 class DataRef(_Frozen):
@@ -127,20 +148,68 @@ class SearchRecord(_Frozen):
     masks: str | None = Field(default=None, description="Person masks, where the search used any")
 
 
-class Plan(_Frozen):
-    """A complete plan. `groups` holds every original layer once, in order; a group of several becomes one layer."""
+class Removed(_Frozen):
+    """A layer that is left out, or its attention or MLP alone."""
 
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    checkpoint: CheckpointRef
+    layer: int = Field(ge=0, description="Number of the layer in the checkpoint")
+    part: Part = Field(default="all", description="all, or the half that goes: attention or mlp")
+
+
+class FittedOn(DataRef):
+    """The data that a patch was fitted on, and which of their frames."""
+
+    frames_per_clip: int = Field(ge=1, description="Frames taken evenly from each clip")
+    limit: int | None = Field(default=None, ge=1, description="Frames taken evenly of these")
+    masks: str | None = Field(default=None, description="Person masks that weigh the tokens, where any do")
+
+
+class PatchSettings(_Frozen):
+    """The linear patch in place of what is removed, folded into the matrix below each cut (`merging.patch`)."""
+
+    strength: float = Field(gt=0, le=1, description="What the fitted patch is multiplied by")
+    fitted_on: FittedOn
+
+
+class RunSettings(_Frozen):
+    """What the model is to run as; whoever runs it may say otherwise."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    int8: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(), description="Layers of the checkpoint that run with 8-bit weights and activations"
+    )
+    stride: int = Field(default=1, ge=1, description="The network runs on every so manieth frame of a video")
+    runtime: Literal["torch", "fast", "compiled", "onnxruntime", "openvino", "tensorrt", "coreml"] = "fast"
+    buckets: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        default=None, description="Numbers of tokens to choose from for each person; None: tokens.keep for all"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for name in ("int8", "buckets"):
+            values = getattr(self, name) or ()
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"{name}: expected rising numbers, each once")
+        return self
+
+
+class Plan(_Frozen):
+    """A complete plan. `groups` holds every original layer once, in order; a group of several becomes one layer, one
+    that is `removed` stands alone in its group. `checkpoint` may be missing in a plan written by hand."""
+
+    schema_: Literal[2] = Field(default=2, alias="schema")
+    checkpoint: CheckpointRef | None = None
     groups: tuple[tuple[int, ...], ...]
     merge_rule: MergeRule = "eq4"
+    removed: tuple[Removed, ...] = ()
+    patch: PatchSettings | None = None
     tokens: TokenSettings | None = None
+    run: RunSettings | None = None
     search: SearchRecord | None = None
 
     @model_validator(mode="after")
     def _groups_cover_the_layers(self) -> Self:
-        layers = self.checkpoint.layers
         flat = [layer for group in self.groups for layer in group]
+        layers = len(flat) if self.checkpoint is None else self.checkpoint.layers
         for number, group in enumerate(self.groups):
             if not group:
                 raise ValueError(f"groups: group {number} is empty")
@@ -150,7 +219,75 @@ class Plan(_Frozen):
                 raise ValueError(f"groups: layer {layer} {fault}; every layer must appear once, in order")
         if len(flat) != layers:
             raise ValueError(f"groups: got {len(flat)} layers, expected the {layers} of the checkpoint")
+        if not layers:
+            raise ValueError("groups: there are no layers")
         return self
+
+    @model_validator(mode="after")
+    def _removed_layers_stand_alone(self) -> Self:
+        seen: set[int] = set()
+        alone = {group[0] for group in self.groups if len(group) == 1}
+        for each in self.removed:
+            if each.layer >= self.layers:
+                raise ValueError(f"removed: got layer {each.layer}, the checkpoint has 0 … {self.layers - 1}")
+            if each.layer in seen:
+                raise ValueError(f"removed: layer {each.layer} appears twice; part: all removes both halves")
+            if each.layer not in alone:
+                raise ValueError(
+                    f"removed: layer {each.layer} is in a group of several; it has to stand alone in its own"
+                )
+            seen.add(each.layer)
+        if not self.kept_groups:
+            raise ValueError("removed: no layer would be left")
+        return self
+
+    @model_validator(mode="after")
+    def _patch_has_a_cut(self) -> Self:
+        if self.patch is not None and not self.removed:
+            raise ValueError("patch: nothing is removed, so there is nothing to patch")
+        if self.removed and self.merge_rule == FITTED_RULE:
+            raise ValueError(f"removed: the rule {FITTED_RULE} fits groups alone; give patch for removed layers")
+        return self
+
+    @model_validator(mode="after")
+    def _int8_layers_are_there(self) -> Self:
+        wanted = set(self.run.int8) if self.run else set()
+        for group in self.kept_groups:
+            if 0 < len(wanted & set(group)) < len(group):
+                raise ValueError(f"run.int8: names some layers of the group {list(group)}, which becomes one; name all")
+            wanted -= set(group)
+        if wanted:
+            raise ValueError(f"run.int8: layer {min(wanted)} is not in the compressed network")
+        return self
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of the checkpoint."""
+        return sum(map(len, self.groups))
+
+    @property
+    def removed_parts(self) -> dict[int, Part]:
+        """What is removed, by layer."""
+        return {each.layer: each.part for each in self.removed}
+
+    @property
+    def kept_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The groups that become layers, in order: all but those of a layer that is removed as a whole."""
+        gone = {each.layer for each in self.removed if each.part == ALL}
+        return tuple(group for group in self.groups if group[0] not in gone)
+
+    @property
+    def compresses_layers(self) -> bool:
+        """Whether layers are merged or removed, in full or in part."""
+        return bool(self.removed) or len(self.groups) < self.layers
+
+    @property
+    def first_change(self) -> int | None:
+        """The lowest layer of the checkpoint that does not stay as it is; None where all do. A patch changes the layer
+        below a cut."""
+        changed = [group[0] for group in self.groups if len(group) > 1]
+        changed += [max(each.layer - (self.patch is not None), 0) for each in self.removed]
+        return min(changed, default=None)
 
     @classmethod
     def read(cls, path: Path | str) -> Plan:
@@ -172,7 +309,14 @@ class Plan(_Frozen):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: object = "plan") -> Plan:
-        """Checks plain values. Raises UserError naming the field and the fault."""
+        """Checks plain values, of schema 1 or 2. Raises UserError naming the field and the fault."""
+        if values.get("schema") == 1:
+            tokens = values.get("tokens")
+            later = [name for name in SINCE_SCHEMA_2 if name in values]
+            later += ["tokens.read"] if isinstance(tokens, dict) and "read" in tokens else []
+            if later:
+                raise UserError(f"{later[0]}: plans of schema 1 have no such field", where, "Write schema: 2")
+            values = {**values, "schema": SCHEMA}
         try:
             return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
@@ -195,13 +339,16 @@ class Plan(_Frozen):
         OutputRule.of(overwrite).write_text(path, self.to_yaml(), KIND, "plan")
 
     def check(self, family: str, sha256: str, layers: int, force: bool = False, where: object = "plan") -> None:
-        """UserError unless the plan was made for this checkpoint; `force` lets another hash or family pass."""
+        """UserError unless the plan was made for this checkpoint; `force` lets another hash or family pass. Of a plan
+        that names none it is told that only the number of layers could be compared."""
         made_for = self.checkpoint
-        if made_for.layers != layers:
-            raise UserError(
-                f"checkpoint.layers: the plan is for {made_for.layers} layers, the model has {layers}", where
-            )
+        if self.layers != layers:
+            field = "groups" if made_for is None else "checkpoint.layers"
+            raise UserError(f"{field}: the plan is for {self.layers} layers, the model has {layers}", where)
         if force:
+            return
+        if made_for is None:
+            tell("does not name its checkpoint, so only the number of layers was compared", where)
             return
         if made_for.family != family:
             raise UserError(f"checkpoint.family: the plan is for {made_for.family}, the model is {family}", where)

@@ -80,3 +80,10 @@ def test_the_rank_ends_at_the_size_of_the_matrix() -> None:
 )
 def test_layers_beside_cuts(groups: list[list[int]], merging: list[int], reach: int, wanted: list[int]) -> None:
     assert layers_beside_cuts(groups, merging, reach) == wanted
+
+
+def test_layers_beside_what_was_removed() -> None:
+    assert layers_beside_cuts([[0], [1], [4], [5]], [], 0, 6) == [1, 2]
+    assert layers_beside_cuts([[1], [2], [3]], [], 0, 4) == [0], "the lowest layer was removed"
+    assert layers_beside_cuts([[0], [1], [2]], [], 0, 4) == [2], "the highest layer was removed"
+    assert layers_beside_cuts([[0], [1], [2]], [1], 0, 3) == [1], "half of it is missing"

@@ -86,7 +86,7 @@ def test_faults_end_in_one_sentence_exit_2_and_no_output(tmp_path: Path, weights
         ("convert", tmp_path / "none.pkl", "-o", out): "no such file",
         ("convert", "random:vit", "-o", out): "family: got 'vit'",
         (*merge, tmp_path / "none.yaml"): "no such plan",
-        (*merge, tmp_path / "wrong.yaml"): "checkpoint: Field required",
+        (*merge, tmp_path / "wrong.yaml"): "groups: there are no layers",
         (*merge, tmp_path / "other.yaml"): "--force",
         ("merge", tmp_path / "cut.safetensors", "-o", out, "--plan", tmp_path / "plan.yaml"): "truncated",
     }

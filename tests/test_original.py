@@ -49,7 +49,7 @@ def outputs(network: HMR2) -> torch.Tensor:
 
 
 def test_identities_leave_any_input_as_it_is() -> None:
-    state = padded(tiny.network().state_dict(), tiny.CONFIG.depth, 7)
+    state = padded(tiny.network().state_dict(), build(tiny.CONFIG.whole(7), "meta").state_dict())
     deep = strictly_loaded(state, 7)
     tokens = 100 * torch.randn(2, 192, tiny.CONFIG.dim)
     for block in deep.backbone.blocks[tiny.CONFIG.depth :]:

@@ -8,11 +8,12 @@ from typing import get_args
 import pytest
 import yaml
 
-from hmrcompress.errors import UserError
+from hmrcompress.errors import Notice, UserError
 from hmrcompress.merging.layers import RULES
 from hmrcompress.plan import CheckpointRef, DataRef, MergeRule, Plan, SearchRecord, TokenSettings, trivial_groups
 
 SHA = "0123456789abcdef" * 4
+PATCH = f"{{strength: 0.5, fitted_on: {{name: a, split: b, sha256: {SHA}, frames_per_clip: 8}}}}"
 
 
 def plan() -> Plan:
@@ -49,6 +50,7 @@ def test_round_trip(tmp_path: Path) -> None:
         "schedule": None,
         "protect": 0,
         "drop_background": None,
+        "read": "native",
     }
 
 
@@ -78,7 +80,29 @@ groups: [[0], [1], [2, 3]]
         ("keep: 90", "keeep: 90", r"tokens\.keeep: there is no such field"),
         ("size_weighted: false", "size_weighted: maybe", r"tokens\.size_weighted: got 'maybe'"),
         ("1.0e-05", "1e-5", r"search\.tau_mm: got '1e-5'.*valid number"),
-        ("schema: 1", "schema: 2", "schema: got 2"),
+        ("schema: 2", "schema: 3", "schema: got 3"),
+        ("schema: 2", "schema: 1", "removed: plans of schema 1 have no such field. Write schema: 2"),
+        ("removed: []", "removed: [{layer: 6}]", r"removed: got layer 6, the checkpoint has 0 … 5"),
+        ("removed: []", "removed: [{layer: 4}]", r"removed: layer 4 is in a group of several; it has to stand alone"),
+        ("removed: []", "removed: [{layer: 1, part: mlp}, {layer: 1, part: attention}]", r"layer 1 appears twice"),
+        ("removed: []", "removed: [{layer: 1, part: head}]", r"removed\.0\.part: got 'head'"),
+        ("removed: []", "removed: [{layer: -1}]", r"removed\.0\.layer: got -1"),
+        (
+            "merge_rule: eq4\nremoved: []",
+            "merge_rule: lstsq\nremoved: [{layer: 1}]",
+            r"removed: the rule lstsq fits groups",
+        ),
+        ("patch: null", f"patch: {PATCH}", r"patch: nothing is removed, so there is nothing to patch"),
+        (
+            "removed: []\npatch: null",
+            f"removed: [{{layer: 1}}]\npatch: {PATCH.replace('0.5', '0')}",
+            r"patch\.strength: got 0",
+        ),
+        ("run: null", "run: {int8: [3, 4]}", r"run\.int8: names some layers of the group \[3, 4, 5\]"),
+        ("run: null", "run: {int8: [7]}", r"run\.int8: layer 7 is not in the compressed network"),
+        ("run: null", "run: {stride: 0}", r"run\.stride: got 0"),
+        ("run: null", "run: {buckets: [90, 64]}", r"run: buckets: expected rising numbers"),
+        ("read: native", "read: twice", r"tokens\.read: got 'twice'"),
         (SHA, "abc", r"checkpoint\.sha256: got 'abc'"),
         ("family: hmr2, ", "", r"checkpoint\.family: Field required"),
         ("- [0]", "- [0", "not valid YAML"),
@@ -92,6 +116,31 @@ def test_a_wrong_plan_says_which_field_and_why(tmp_path: Path, old: str, new: st
     with pytest.raises(UserError, match=message) as caught:
         Plan.read(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_removed_stands_alone_in_its_group() -> None:
+    text = "groups: [[0], [1], [2, 3], [4]]\nremoved: [{layer: 1}, {layer: 4, part: mlp}]\n"
+    read = Plan.from_yaml(text)
+    assert read.layers == 5 and read.checkpoint is None and read.kept_groups == ((0,), (2, 3), (4,))
+    assert read.removed_parts == {1: "all", 4: "mlp"} and read.compresses_layers and read.first_change == 1
+    assert Plan.from_yaml(f"{text}patch: {PATCH}").first_change == 0, "the layer below a cut takes the patch up"
+    assert Plan.from_yaml("groups: [[0], [1]]").first_change is None
+    with pytest.raises(UserError, match="removed: no layer would be left"):
+        Plan.from_yaml("groups: [[0]]\nremoved: [{layer: 0}]")
+
+
+def test_schema_1_is_read_and_means_the_same() -> None:
+    text = f"schema: 1\ncheckpoint: {{family: hmr2, sha256: {SHA}, layers: 3}}\ngroups: [[0], [1, 2]]\n"
+    old, new = Plan.from_yaml(text), Plan.from_yaml(text.replace("schema: 1", "schema: 2"))
+    assert old == new and new.to_yaml().startswith("schema: 2\n")
+
+
+def test_a_plan_without_a_checkpoint_is_told_not_refused() -> None:
+    plan = Plan(groups=((0,), (1,)))
+    with pytest.warns(Notice, match="my.yaml: does not name its checkpoint, so only the number of layers was compared"):
+        plan.check("hmr2", SHA, 2, where="my.yaml")
+    with pytest.raises(UserError, match="groups: the plan is for 2 layers, the model has 3"):
+        plan.check("hmr2", SHA, 3)
 
 
 def test_files_that_are_no_plan(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def _original(checkpoint: Checkpoint, against: Checkpoint) -> Checkpoint:
     for another network: the difference between the two would say nothing of what compressing did."""
     planned = checkpoint.reference if checkpoint.plan is None else checkpoint.plan.checkpoint
     recorded = checkpoint.source.get("checkpoint")
+    planned = planned or checkpoint.reference  # the plan of a folder names what the folder was made from
     made_from = str(recorded.get("sha256")) if checkpoint.plan and isinstance(recorded, dict) else planned.sha256
     if made_from in (against.sha256, against.source.get("sha256")):
         return against

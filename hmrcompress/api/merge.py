@@ -25,9 +25,10 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.live.patching import apply as apply_to_live
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
-from hmrcompress.merging.merge import merge_checkpoint
+from hmrcompress.merging.merge import fit_patch, merge_checkpoint
 from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.files.folder import Folder
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress, pick_device
 
@@ -59,9 +60,13 @@ def merge(
     name, checkpoint, wanted = "plan" if isinstance(plan, Plan) else plan, load(model, seed=seed), open_plan(plan)
     wanted.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, name)
     donor = None if decoder is None else load(decoder, seed=seed)
-    if wanted.merge_rule != FITTED:
+    if wanted.merge_rule != FITTED and wanted.patch is None:
         return merge_checkpoint(
             checkpoint, wanted, out, force=force, plan_name=name, decoder_of=donor, overwrite=outputs
+        )
+    if wanted.patch is not None:
+        return _merged_with_patch(
+            checkpoint, wanted, out, force, name, donor, data, masks, body, device, outputs, progress
         )
     found, crops = wanted.search, _crops_to_fit(wanted, data, body_for(checkpoint, body), progress)
     source = open_masks(masks or (found.masks if found else None) or "data")
@@ -94,15 +99,59 @@ def merge(
 
 
 def frames_to_fit(plan: Plan) -> int:
-    """Frames of each clip that a plan with the rule `lstsq` is fitted on: as many as it was searched on."""
+    """Frames of each clip that a plan is fitted on: those its patch names, or as many as it was searched on."""
+    if plan.patch is not None:
+        return plan.patch.fitted_on.frames_per_clip
     return (plan.search.frames_per_clip if plan.search else None) or DEFAULT_FRAMES_PER_CLIP
 
 
+def _merged_with_patch(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: Path | str,
+    force: bool,
+    name: object,
+    donor: Checkpoint | None,
+    data: Data | None,
+    masks: Masks | None,
+    body: Body,
+    device: str,
+    outputs: OutputRule,
+    progress: Progress,
+) -> Folder:
+    """`merge` for a plan with a patch, which is fitted on the data that it names."""
+    assert plan.patch is not None
+    fitted_on = plan.patch.fitted_on
+    crops = _crops_to_fit(plan, data, body_for(checkpoint, body), progress)
+    chosen = masks or fitted_on.masks
+    source = None if chosen is None else open_masks(chosen)
+    network = on_device(checkpoint.network, pick_device(device))
+    patches = fit_patch(network, plan, crops, source, progress=progress)
+    about = {
+        "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
+        "masks": None if source is None else source.name,
+        KEY: record(crops, crops.sample(fitted_on.frames_per_clip)),
+    }
+    return merge_checkpoint(
+        checkpoint,
+        plan,
+        out,
+        force=force,
+        plan_name=name,
+        cut_patches=patches,
+        fitted_on=about,
+        decoder_of=donor,
+        overwrite=outputs,
+    )
+
+
 def _crops_to_fit(plan: Plan, data: Data | None, body: BodyModel, progress: Progress) -> CropSet:
-    """The data given, or those of the plan's search. UserError where they are not known or have changed since."""
-    found = plan.search.data if plan.search else None
+    """The data given, or those that the plan was fitted on, or searched. UserError where they are not known or have
+    changed since."""
+    found = plan.patch.fitted_on if plan.patch else plan.search.data if plan.search else None
     if data is None and (found is None or found.source is None):
-        raise UserError(f"{FITTED} is fitted on data, and the plan does not say which", "merge", "Give --data")
+        what = "the patch" if plan.patch else FITTED
+        raise UserError(f"{what} is fitted on data, and the plan does not say which", "merge", "Give --data")
     crops = open_data(data or str(found and found.source), body=body, split="calib", progress=progress)
     if data is None and found is not None and crops.sha256 != found.sha256:
         raise UserError("the data have changed since the search", str(found.source), "Give --data to fit on them")

@@ -164,7 +164,7 @@ def stages_of(
 def _tokens_stand_alone(plan: Plan, probe: SaliencyProbe | None) -> bool:
     """Whether merged tokens say something at all layers: layers are merged too, and the probe (if it finds the person)
     reads a layer below which none is, so that it reads there what it was fitted on."""
-    first = next((index for index, group in enumerate(plan.groups) if len(group) > 1), None)
+    first = plan.first_change
     return first is not None and (probe is None or probe.layer < first)
 
 

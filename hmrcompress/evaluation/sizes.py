@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from hmrcompress.merging.describe import network_cost
@@ -16,7 +15,7 @@ def sizes(config: NetworkConfig, plan: Plan | None) -> dict[str, Any]:
     Counted without any weights; MACs with and without the products of attention, see `metrics.cost`. Without a plan
     there is no after.
     """
-    stages = {"before": replace(config, depth=plan.checkpoint.layers) if plan else config}
+    stages = {"before": config.whole(plan.layers) if plan else config}
     if plan:
         stages["after"] = config
     found: dict[str, Any] = {name: {} for name in ("layers", "params", "macs", "macs_with_attention")}

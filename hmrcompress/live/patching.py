@@ -43,7 +43,7 @@ from hmrcompress.merging.lstsq import Patch
 from hmrcompress.models.fast.network import FastBlock
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.models.vit import ViT
-from hmrcompress.plan import Plan
+from hmrcompress.plan import ALL, Plan
 
 Module = TypeVar("Module", bound=nn.Module)
 Read = Literal["native", "restored"]
@@ -109,7 +109,7 @@ class Patched:
     @property
     def depth(self) -> int:
         """Layers that are left."""
-        return len(self.plan.groups)
+        return len(self.plan.kept_groups)
 
     def replace(self, module: nn.Module, name: str, function: Callable) -> None:
         """Sets an attribute of one module to a function, until `unapply`."""
@@ -150,15 +150,19 @@ def apply(
         raise UserError("the network merges tokens already", type(model).__name__, "Load it without, or without `fast`")
     if any(isinstance(block, FastBlock) for block in found.blocks):
         raise UserError("the network is on the fast path", type(model).__name__, "Load it without `fast`")
-    if plan.checkpoint.layers != found.depth:
+    if plan.layers != found.depth:
+        raise UserError(f"the plan is for {plan.layers} layers, the model has {found.depth}", "checkpoint.layers")
+    if halves := [each.layer for each in plan.removed if each.part != ALL]:
         raise UserError(
-            f"the plan is for {plan.checkpoint.layers} layers, the model has {found.depth}", "checkpoint.layers"
+            f"half of layer {halves[0]} is removed, and a live network's layers stay whole", "removed", "Use part: all"
         )
+    if plan.patch is not None:
+        raise UserError("the patch is fitted on data, which a live network is not given", "patch", "Leave patch out")
     merger, heads = None, dict[str, nn.Module]()
     if plan.tokens is not None:
         if found.refusal is not None:
             raise found.refusal
-        check_depth(plan.tokens, found.tokens, len(plan.groups))
+        check_depth(plan.tokens, found.tokens, len(plan.kept_groups))
         fewer = token_counts(plan.tokens, found.tokens)[-1] < found.tokens
         if read != "restored" and not plan.tokens.biases_head and fewer:
             heads = cross_attentions(model, found.blocks)
@@ -166,13 +170,15 @@ def apply(
                 raise unknown_head(model)
         merger = TokenMerger(plan.tokens, probe)
     blocks, originals = found.blocks, tuple(found.blocks)
-    made = made_blocks(originals, found.bodies, plan.groups, plan.merge_rule, patches)
-    bodies = tuple(found.bodies[group[0]] if found.bodies else None for group in plan.groups)
+    made = made_blocks(originals, found.bodies, plan.kept_groups, plan.merge_rule, patches)
+    bodies = tuple(found.bodies[group[0]] if found.bodies else None for group in plan.kept_groups)
     patch = Patched(
         originals, bodies, merger, found.grid, found.prefix, found.suffix, plan, found.name, _placement(blocks), replay,
         found.wraps,
     )  # fmt: skip
-    for layer, (group, block) in enumerate(zip(plan.groups, made, strict=True)):
+    for number in plan.removed_parts:
+        blocks[number] = hollow(originals[number], wraps=found.wraps)
+    for layer, (group, block) in enumerate(zip(plan.kept_groups, made, strict=True)):
         blocks[group[0]] = block
         for number in group[1:]:
             blocks[number] = hollow(originals[number], wraps=found.wraps)

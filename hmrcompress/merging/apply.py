@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
@@ -62,7 +62,7 @@ class TokenMerger:
         person = person_mask.flatten(1)
         if places is None:
             return tokens, TokenState(person, sizes)
-        if self.settings.attention_bias:
+        if self.settings.needs_sizes:
             sizes = patches_of(nearest_kept(person_mask, places), self.settings.keep)
         else:
             sizes = sizes.gather(1, places)
@@ -135,6 +135,7 @@ def with_token_merging(network: HMR2, settings: TokenSettings | None, probe: Sal
     rows, columns = network.config.grid
     settings = delayed(settings, rows * columns, probe.layer if probe else 0)
     check_depth(settings, rows * columns, network.config.depth)
+    check_keys_to_merge_by(settings, rows * columns, network.config.without_attention)
     there = probe.to(network.backbone.pos_embed.device) if probe else None
     other.backbone.reducer = TokenMerger(settings, there)
     return other
@@ -185,6 +186,21 @@ def check_depth(settings: TokenSettings, tokens: int, depth: int) -> None:
             f"{settings.keep} tokens need {needed} merging layers, the network has {depth}",
             "tokens.keep",
             "Raise keep or per_layer",
+        )
+
+
+def check_keys_to_merge_by(settings: TokenSettings, tokens: int, without_attention: Collection[int]) -> None:
+    """UserError where a layer without attention has to merge tokens by its attention's keys."""
+    if settings.drop_background is not None or settings.metric != "keys":
+        return
+    merging = [
+        layer for layer, gone in enumerate(schedule(tokens, settings.keep, _rate(settings), settings.protect)) if gone
+    ]
+    if odd := sorted(set(merging) & set(without_attention)):
+        raise UserError(
+            f"layer {odd[0]} merges tokens by the keys of its attention, which is removed",
+            "tokens.metric",
+            "Take metric: features, a schedule without that layer, or keep its attention",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     large file takes seconds.
     """
     config, plan = checkpoint.config, checkpoint.plan
-    layers = config.depth if plan is None else plan.checkpoint.layers
+    layers = config.depth if plan is None else plan.layers
     after = network_cost(config, checkpoint.tokens)
-    before = after if plan is None else network_cost(replace(config, depth=layers))
+    before = after if plan is None else network_cost(config.whole(layers))
     rows, columns = config.grid
     conditioned, more = network_class(checkpoint.family).conditioned, {}
     if conditioned:
@@ -72,6 +72,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "macs_with_attention": {"before": before.macs_with_attention, "after": after.macs_with_attention},
         "macs_of_merging": after.other_macs,
         "groups": [list(group) for group in plan.groups] if plan else [[layer] for layer in range(layers)],
+        "removed": [each.model_dump() for each in plan.removed] if plan else [],
         "ignored_keys": list(checkpoint.ignored),
         "unknown_keys": list(checkpoint.unknown),
         "title": family(checkpoint.family).title,

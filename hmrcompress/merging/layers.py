@@ -3,7 +3,7 @@
 Rules take the same parameter of the layers i..j in order, lowest first. Equation 4 of FastHMR (the rule of sliding
 layer merging, arXiv 2502.19159) is `theta_i + sum_k (theta_{i+k} - theta_i)`: of two layers it gives exactly the upper
 one, and with m layers the first has the weight -(m - 2). `lstsq` keeps the first layer and adds a patch to its second
-MLP matrix that was fitted on data (`merging.lstsq`).
+MLP matrix that was fitted on data (`merging.lstsq`). Layers, or halves of layers, that are removed are simply left out.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ RULES: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
 FITTED = "lstsq"
 """The rule that needs patches beside the weights."""
 PATCHED = {"mlp.fc2.weight": "weight", "mlp.fc2.bias": "bias"}
+HALVES_OF_KEYS = {"attention": ("norm1.", "attn."), "mlp": ("norm2.", "mlp.")}
+"""How the parameters of each half of a layer begin."""
 
 
 def _sum(layers: Sequence[Tensor]) -> Tensor:
@@ -70,14 +72,18 @@ def merge_layers(
     prefix: str = BLOCKS,
     *,
     patches: Mapping[int, Patch] | None = None,
+    removed: Mapping[int, str] | None = None,
 ) -> dict[str, Tensor]:
     """A state dict in which every group of layers has become one; layers are renumbered, other keys stay.
 
     Keys of layers are `{prefix}{layer}.{parameter}`. Tensors of groups of one are handed on as they are (the same
     storage, no copy); merged ones have the dtype of the first layer of their group. The order of keys is kept.
-    `patches`, by the first layer of each group of several, are what the rule `lstsq` adds.
-    Raises UserError for an unknown rule, missing patches, or groups that do not fit the layers of the state dict.
+    `patches`, by the first layer of each group of several, are what the rule `lstsq` adds. `removed`: by layer, `all`
+    or the half of it that is left out; such a layer stands alone in its group.
+    Raises UserError for an unknown rule, missing patches, groups that do not fit the layers of the state dict, a group
+    of layers that do not have the same halves, and a half to be removed that is not there.
     """
+    gone = dict(removed or {})
     if rule not in RULES:
         raise UserError(f"got {rule!r}, expected one of {', '.join(RULES)}", "merge_rule")
     present = sorted({int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix)})
@@ -85,14 +91,16 @@ def merge_layers(
         raise UserError(f"got {len(covered)} layers, expected 0 … {len(present) - 1}, each once, in order", "groups")
     if rule == FITTED and (bare := {group[0] for group in groups if len(group) > 1} - set(patches or {})):
         raise UserError(f"{FITTED} has no patch for layer {min(bare)}", "merge_rule", "It is fitted on data")
-    place = {group[0]: (number, group) for number, group in enumerate(groups)}
+    check_halves(state, groups, gone, prefix)
+    kept = [group for group in groups if gone.get(group[0]) != "all"]
+    place = {group[0]: (number, group) for number, group in enumerate(kept)}
     merged: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if not name.startswith(prefix):
             merged[name] = tensor
             continue
         first, parameter = name[len(prefix) :].split(".", 1)
-        if int(first) not in place:
+        if int(first) not in place or parameter.startswith(HALVES_OF_KEYS.get(gone.get(int(first), ""), ("\0",))):
             continue
         number, group = place[int(first)]
         if len(group) > 1:
@@ -102,3 +110,29 @@ def merge_layers(
                 tensor = patched(tensor, getattr(patches[group[0]], PATCHED[parameter]))
         merged[f"{prefix}{number}.{parameter}"] = tensor
     return merged
+
+
+def check_halves(
+    state: Mapping[str, Tensor], groups: Sequence[Sequence[int]], removed: Mapping[int, str], prefix: str = BLOCKS
+) -> None:
+    """UserError where layers of a group differ in their parameters, or a half that is to be removed is not there, or is
+    the only one that its layer has."""
+    parts: dict[int, set[str]] = {}
+    for name in state:
+        if name.startswith(prefix):
+            number, parameter = name[len(prefix) :].split(".", 1)
+            parts.setdefault(int(number), set()).add(parameter)
+    for group in groups:
+        for layer in group[1:]:
+            if parts[layer] != parts[group[0]]:
+                raise UserError(
+                    f"layers {group[0]} and {layer} do not have the same halves, so they cannot become one", "groups"
+                )
+    for layer, part in removed.items():
+        if part == "all":
+            continue
+        going = [name for name in parts[layer] if name.startswith(HALVES_OF_KEYS[part])]
+        if not going:
+            raise UserError(f"layer {layer} has no {part} to remove", "removed")
+        if len(going) == len(parts[layer]):
+            raise UserError(f"layer {layer} has nothing but its {part}; part: all removes it", "removed")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from hmrcompress.models.vit import ViT
 from hmrcompress.records import HMROutput
 
 TOKEN_INPUTS = ("zero", "mean_shape")
+HALVES = ("without_attention", "without_mlp")
 LARGEST, MOST_LAYERS = 1 << 16, 1024
 """Bounds of what a file may claim: far above any network, and quick to find wrong."""
 
@@ -31,6 +32,7 @@ class NetworkConfig:
     """Every size of an HMR2.0 network; the defaults are the published one. `head_*` belong to the SMPL head.
 
     `family` is the name that its kind of network has in `families/`, `network_class` the class of those networks.
+    `without_attention` and `without_mlp` are layers of which that half was removed.
     """
 
     family: ClassVar[str] = "hmr2"
@@ -50,17 +52,32 @@ class NetworkConfig:
     iterations: int = 1
     num_joints: int = 24
     num_betas: int = 10
+    without_attention: tuple[int, ...] = ()
+    without_mlp: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
+        for name in HALVES:
+            layers = tuple(getattr(self, name))
+            object.__setattr__(self, name, layers)
+            if list(layers) != sorted(set(layers)) or (layers and not 0 <= layers[0] <= layers[-1] < self.depth):
+                raise UserError(f"got {layers}, expected rising numbers of 0 … {self.depth - 1}", name)
+        if both := set(self.without_attention) & set(self.without_mlp):
+            raise UserError(f"layer {min(both)} has neither attention nor MLP, so it is no layer", "without_mlp")
         if self.num_heads < 1 or self.dim % self.num_heads:
             raise UserError(f"got {self.num_heads} heads, expected a divisor of {self.dim}", "num_heads")
         if self.token_input not in TOKEN_INPUTS:
             raise UserError(f"got {self.token_input!r}, expected one of {', '.join(TOKEN_INPUTS)}", "token_input")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"family": self.family} | asdict(self) | {"grid": list(self.grid)}
+        """Plain values, for JSON; halves that are missing are named only where some are."""
+        halves = {name: list(getattr(self, name)) for name in HALVES}
+        values = {"family": self.family} | asdict(self) | {"grid": list(self.grid)} | halves
+        return {name: value for name, value in values.items() if name not in HALVES or value}
+
+    def whole(self, depth: int) -> Self:
+        """The sizes of the same network with `depth` layers, all of them with both halves."""
+        return replace(self, depth=depth, without_attention=(), without_mlp=())
 
 
 Shape = Callable[[str], tuple[int, ...]]
@@ -95,6 +112,8 @@ class HMR2(nn.Module):
             mlp_dim=config.mlp_dim,
             patch=config.patch,
             grid=config.grid,
+            without_attention=config.without_attention,
+            without_mlp=config.without_mlp,
         )
         self.add_module(self.head_name, self.head_class(**self.head_arguments(config)))
 

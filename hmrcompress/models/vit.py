@@ -6,7 +6,7 @@ token, positions `pos_embed[:, 1:] + pos_embed[:, :1]`, pre-norm blocks, exact G
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple, Protocol, cast
 
 import torch
@@ -76,23 +76,32 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block. A half that was removed has no modules: there `attend` or `feed` gives back the
+    tokens as they are."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, mlp_dim: int, *, has_attention: bool = True, has_mlp: bool = True
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = MLP(dim, mlp_dim)
+        self.has_attention, self.has_mlp = has_attention, has_mlp
+        if has_attention:
+            self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.attn = Attention(dim, num_heads)
+        if has_mlp:
+            self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.mlp = MLP(dim, mlp_dim)
 
     def attend(self, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The attention half: tokens (B,M,D) -> tokens (B,M,D), keys (B,heads,M,D/heads)."""
+        """The attention half: tokens (B,M,D) -> tokens (B,M,D), keys (B,heads,M,D/heads). Without attention the tokens
+        themselves stand for the keys of a single head; nothing may be merged by those (`merging.apply`)."""
+        if not self.has_attention:
+            return tokens, tokens[:, None]
         mixed, keys = self.attn(self.norm1(tokens), bias)
         return tokens + mixed, keys
 
     def feed(self, tokens: Tensor) -> Tensor:
         """The MLP half: (B,M,D) -> (B,M,D)."""
-        return tokens + self.mlp(self.norm2(tokens))
+        return tokens + self.mlp(self.norm2(tokens)) if self.has_mlp else tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B,M,D) -> (B,M,D)."""
@@ -126,13 +135,24 @@ class ViT(nn.Module):
         mlp_dim: int,
         patch: int = 16,
         grid: tuple[int, int] = (16, 12),
+        without_attention: Collection[int] = (),
+        without_mlp: Collection[int] = (),
     ) -> None:
         super().__init__()
         self.patch, self.grid = patch, tuple(grid)
         self.reducer = None
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], dim))
         self.patch_embed = PatchEmbed(dim, patch)
-        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_dim) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                num_heads,
+                mlp_dim,
+                has_attention=layer not in without_attention,
+                has_mlp=layer not in without_mlp,
+            )
+            for layer in range(depth)
+        )
         self.last_norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     @property

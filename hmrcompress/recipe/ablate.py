@@ -245,12 +245,12 @@ class Ablation:
         model = bed.model(setting.model)
         tokens, plan = _tokens(setting, model), plans[0]
         fitted_on = None
-        if plan is not None and plan.merge_rule == FITTED:
+        if plan is not None and (plan.merge_rule == FITTED or plan.patch):
             frames, source = bed.calib.sample(merge.frames_to_fit(plan)), opening.open_masks(self.recipe.masks)
             fitted_on = [bed.calib.contents_sha256(frames), masks_sha256(source, bed.calib, frames)]
         return {
             "model": model.contents(),
-            "merged": [each and [[list(group) for group in each.groups], each.merge_rule] for each in plans],
+            "merged": [each and _layers_of(each) for each in plans],
             "fitted_on": fitted_on,
             "tokens": tokens,
             "masks": bed.masks_sha256(opening.open_masks(setting.masks)) if tokens else None,
@@ -332,3 +332,11 @@ def _found(plan: Plan | None) -> dict[str, Any]:
     return {
         "search": {"method": found.method, "evaluations": found.evaluations, "calib_increase_mm": increase},
     }
+
+
+def _layers_of(plan: Plan) -> list[Any]:
+    """What a plan does to layers, for the key of a row."""
+    found: list[Any] = [[list(group) for group in plan.groups], plan.merge_rule]
+    if plan.removed:
+        found += [[each.model_dump() for each in plan.removed], plan.patch and plan.patch.model_dump()]
+    return found

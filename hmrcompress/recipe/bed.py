@@ -224,7 +224,7 @@ class Bed(Opened):
         rows, columns = network.config.grid
         before = network_cost(self.checkpoint.config).macs_with_attention
         cost = network_cost(network.config, merging_settings(network), getattr(network.backbone.reducer, "probe", None))
-        groups = case.checkpoint.plan.groups if case.checkpoint.plan else ()
+        groups = case.checkpoint.plan.kept_groups if case.checkpoint.plan else ()
         figures: dict[str, Any] = {
             "layers": network.config.depth,
             "groups": [list(group) for group in groups if len(group) > 1],

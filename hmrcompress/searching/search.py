@@ -78,7 +78,7 @@ class SearchResult:
             "stages": {name: {"mpjpe_mm": error, **frames} for name, error in stages.items()}
             if record.target == "truth"
             else {},
-            "layers": {"before": self.plan.checkpoint.layers, "after": len(self.plan.groups)},
+            "layers": {"before": self.plan.layers, "after": len(self.plan.kept_groups)},
             "search": {
                 **record.model_dump(mode="json"),
                 "evaluated_now": self.evaluated,
@@ -157,7 +157,7 @@ def search(
     }
     plan = Plan.from_dict(
         {
-            "schema": 1,
+            "schema": 2,
             "checkpoint": checkpoint.model_dump(),
             "groups": best.groups,
             "merge_rule": settings.merge_rule,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -10,11 +10,11 @@ import torch
 from hmrcompress.data.conditions import CONDITION
 from hmrcompress.errors import UserError
 from hmrcompress.merging.apply import with_token_merging
-from hmrcompress.merging.layers import merge_layers
+from hmrcompress.merging.merge import merge_network
 from hmrcompress.metrics.cost import Cost, cost
 from hmrcompress.models.files.load import Checkpoint
-from hmrcompress.models.network import HMR2, NetworkConfig, build, from_state
-from hmrcompress.plan import TokenSettings
+from hmrcompress.models.network import HMR2, NetworkConfig, build
+from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.records import FrameBatch
 from hmrcompress.timing.rounds import Predict
 
@@ -84,7 +84,7 @@ def contenders(
         )
     if plan is not None and (layers is not None or tokens is not None):
         raise UserError("is compressed already, so it cannot be cut", name, "Leave --layers and --keep-tokens out")
-    wanted = replace(checkpoint.config, depth=checkpoint.config.depth if plan is None else plan.checkpoint.layers)
+    wanted = checkpoint.config if plan is None else checkpoint.config.whole(plan.layers)
     if against is not None:
         if against.config != wanted:
             raise UserError(f"is not a network that {name} could come from: their sizes differ", against.name)
@@ -112,4 +112,4 @@ def cut(network: HMR2, layers: int) -> HMR2:
     For speed only: what it predicts is worth nothing.
     """
     groups = cut_from_the_top(network.config.depth, layers)
-    return from_state(replace(network.config, depth=layers), merge_layers(network.state_dict(), groups, "keep_last"))
+    return merge_network(network, Plan(groups=groups, merge_rule="keep_last"))

@@ -52,6 +52,8 @@ def adapt(network: HMR2, layers: Iterable[int], rank: int, seed: int) -> None:
         block = cast(Block, network.backbone.blocks[layer])
         random = generator(seed * 10_007 + layer)
         for part, name in LINEARS:
+            if not hasattr(block, part):  # that half was removed
+                continue
             linear = getattr(getattr(block, part), name)
             setattr(getattr(block, part), name, LowRank(linear, min(rank, *linear.weight.shape), random))
 
@@ -69,9 +71,17 @@ def folded_state(network: HMR2) -> dict[str, Tensor]:
     return state
 
 
-def layers_beside_cuts(groups: Sequence[Sequence[int]], merging: Iterable[int], reach: int) -> list[int]:
-    """Which layers of the merged network to adapt: those within `reach` of a layer that came from several, or of one in
-    which tokens are merged (`merging`); where nothing was merged at all, every layer. Rising."""
-    cuts = {number for number, group in enumerate(groups) if len(group) > 1} | set(merging)
+def layers_beside_cuts(
+    groups: Sequence[Sequence[int]], changed: Iterable[int], reach: int, layers: int | None = None
+) -> list[int]:
+    """Which layers of the merged network to adapt: those within `reach` of a layer that came from several, of a gap in
+    the `groups`, where layers of the `layers` there were are removed, or of one that is `changed` otherwise (tokens are
+    merged in it, or a half is missing); where nothing was changed at all, every layer. Rising."""
+    cuts = {number for number, group in enumerate(groups) if len(group) > 1} | set(changed)
+    ends = [-1, *(group[-1] for group in groups)]
+    starts = [*(group[0] for group in groups), ends[-1] + 1 if layers is None else layers]
+    for number, (end, start) in enumerate(zip(ends, starts, strict=True)):
+        if start != end + 1:
+            cuts |= {number - 1, number} & set(range(len(groups)))
     near = {cut + step for cut in cuts for step in range(-reach, reach + 1)}
     return sorted(near & set(range(len(groups)))) if cuts else list(range(len(groups)))

@@ -85,7 +85,7 @@ def plan_to_heal(checkpoint: Checkpoint) -> Plan:
 def check_healable(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
     """UserError where nothing was merged in the model, or where the teacher has other sizes than it."""
     plan_to_heal(checkpoint)
-    if replace(teacher.config, depth=checkpoint.config.depth) != checkpoint.config:
+    if teacher.config.whole(1) != checkpoint.config.whole(1):
         raise UserError(f"has other sizes than {checkpoint.name}", teacher.name, "Give the network it was made from")
 
 
@@ -122,7 +122,7 @@ def heal(
     student, taught = networks
     measure = Validation(crops, indices, masks, taught, body)
     task = Healing(
-        Pair(student, taught, plan.groups, plan.tokens, probe, kept_probe=checkpoint.probe),
+        Pair(student, taught, plan.kept_groups, plan.tokens, probe, kept_probe=checkpoint.probe),
         stream,
         measure,
         body,

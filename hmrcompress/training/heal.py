@@ -51,8 +51,9 @@ class HealSettings:
 class Pair:
     """The compressed network (the student) and the uncompressed one (the teacher), float32, on one device.
 
-    groups: the teacher's layers that each of the student's came from. tokens: how the student merges tokens; probe: its
-    mask, where it finds the person itself. kept_probe: a probe whose tokens (`models.probe.reads`) are not to change.
+    groups: the teacher's layers that each of the student's came from; those in none were removed. tokens: how the
+    student merges tokens; probe: its mask, where it finds the person itself. kept_probe: a probe whose tokens
+    (`models.probe.reads`) are not to change.
     """
 
     student: HMR2
@@ -115,9 +116,10 @@ class Healing:
         return sum(p.numel() for group in self.groups for p in group.parameters.values())
 
     def _layers(self, pair: Pair) -> list[int]:
-        merging = range(len(counts_of(self.network)) - 1)
+        changed = [*range(len(counts_of(self.network)) - 1)]
+        changed += [*pair.student.config.without_attention, *pair.student.config.without_mlp]
         reach = len(pair.groups) if self.settings.full else self.settings.reach
-        return layers_beside_cuts(pair.groups, merging, reach)
+        return layers_beside_cuts(pair.groups, changed, reach, self.teacher.config.depth)
 
     def _groups(self, frozen: tuple[str, ...]) -> list[ParameterGroup]:
         """Adapters, norms and biases of the adapted layers, or all weights asked for: then Muon trains the matrices of

@@ -14,7 +14,7 @@ from hmrcompress.models.families import camerahmr, hamer, hmr2, tokenhmr
 from hmrcompress.models.families.family import Family
 from hmrcompress.models.families.fov import FIELD_OF_VIEW
 from hmrcompress.models.families.tokenhmr import TOKENIZER
-from hmrcompress.models.network import HMR2, LARGEST, MOST_LAYERS, NetworkConfig
+from hmrcompress.models.network import HALVES, HMR2, LARGEST, MOST_LAYERS, NetworkConfig
 
 FAMILIES = {each.FAMILY.name: each.FAMILY for each in (hmr2, camerahmr, tokenhmr, hamer)}
 HELPERS = {
@@ -66,9 +66,15 @@ def read_config(values: Mapping[str, Any], where: object = "") -> NetworkConfig:
     given = dict(values)
     kind = network_class(str(given.pop("family", HMR2.config_class.family))).config_class
     known = {field.name for field in fields(kind)}
-    if odd := sorted(set(given) ^ known):
+    if odd := sorted(set(given) ^ known - (set(HALVES) - set(given))):
         raise UserError(f"unknown or missing fields: {', '.join(odd)}", where)
+    for name in HALVES:
+        numbers = given.get(name, [])
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < MOST_LAYERS for n in numbers):
+            raise UserError(f"got {numbers!r}, expected numbers of layers", f"{where}: {name}")
     for name, value in given.items():
+        if name in HALVES:
+            continue
         sizes = list(value) if isinstance(value, (list, tuple)) else [value]
         fits = len(sizes) == (2 if name == "grid" else 1)
         if name != "token_input" and not (fits and all(type(n) is int and 1 <= n <= LARGEST for n in sizes)):

@@ -15,6 +15,8 @@ Weights are converted layer by layer and straight to the dtype asked for.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,14 +32,19 @@ class FastBlock(nn.Module):
 
     def __init__(self, block: Block, kind: Kind, dtype: torch.dtype) -> None:
         super().__init__()
-        self.num_heads = block.attn.num_heads
-        self.norm1, self.qkv = norm_and_linear(block.norm1, block.attn.qkv, kind, dtype)
-        self.proj = converted(block.attn.proj, kind, dtype)
-        self.norm2, self.fc1 = norm_and_linear(block.norm2, block.mlp.fc1, kind, dtype)
-        self.fc2 = converted(block.mlp.fc2, kind, dtype)
+        self.has_attention, self.has_mlp = block.has_attention, block.has_mlp
+        if block.has_attention:
+            self.num_heads = block.attn.num_heads
+            self.norm1, self.qkv = norm_and_linear(block.norm1, block.attn.qkv, kind, dtype)
+            self.proj = converted(block.attn.proj, kind, dtype)
+        if block.has_mlp:
+            self.norm2, self.fc1 = norm_and_linear(block.norm2, block.mlp.fc1, kind, dtype)
+            self.fc2 = converted(block.mlp.fc2, kind, dtype)
 
     def attend(self, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The attention half: tokens (B,M,D) -> tokens (B,M,D), keys (B,heads,M,D/heads)."""
+        if not self.has_attention:
+            return tokens, tokens[:, None]
         qkv = self.qkv(self.norm1(tokens)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if bias is not None:
@@ -47,7 +54,7 @@ class FastBlock(nn.Module):
 
     def feed(self, tokens: Tensor) -> Tensor:
         """The MLP half: (B,M,D) -> (B,M,D)."""
-        return self.fc2(self.fc1(self.norm2(tokens), gelu=True), residual=tokens)
+        return self.fc2(self.fc1(self.norm2(tokens), gelu=True), residual=tokens) if self.has_mlp else tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B,M,D) -> (B,M,D)."""
@@ -75,24 +82,33 @@ class FastPatchEmbed(nn.Module):
 
 
 @torch.no_grad()
-def make_fast(network: HMR2, dtype: torch.dtype = torch.float32, *, int8: bool = False, consume: bool = False) -> HMR2:
+def make_fast(
+    network: HMR2,
+    dtype: torch.dtype = torch.float32,
+    *,
+    int8: bool | Collection[int] = False,
+    consume: bool = False,
+) -> HMR2:
     """Another network for inference that computes what `network` computes, in `dtype`; `network` stays as it is.
 
     network: in evaluation mode, on its device, with the token merging that is wanted. int8: linear layers of the
-    backbone with 8-bit weights and activations, the rest in `dtype` (CPU only). consume: take the weights out of
-    `network`, which is of no use afterwards, layer by layer, so that there are never two of each.
+    backbone (of all of its layers, or of these) with 8-bit weights and activations, the rest in `dtype` (CPU only).
+    consume: take the weights out of `network`, which is of no use afterwards, layer by layer, so that there are never
+    two of each.
 
     The result has the modules and methods of an HMR2, but no state dict: it cannot be merged, trained or saved. It
     takes images of any float dtype and gives bodies in float32.
     """
     device = next(network.parameters()).device
-    kind, head_kind = kind_for(device, dtype, int8=int8), kind_for(device, dtype)
+    plain = kind_for(device, dtype)
     fast = (network if consume else share(network)).eval()
     backbone = fast.backbone
     for layer, block in enumerate(backbone.blocks):
+        quantised = int8 if isinstance(int8, bool) else layer in int8
+        kind = kind_for(device, dtype, int8=True) if quantised else plain
         backbone.blocks[layer] = FastBlock(block, kind, dtype)  # type: ignore[arg-type]
-    backbone.patch_embed = FastPatchEmbed(backbone.patch_embed, head_kind, dtype)  # type: ignore[assignment]
+    backbone.patch_embed = FastPatchEmbed(backbone.patch_embed, plain, dtype)  # type: ignore[assignment]
     backbone.pos_embed = nn.Parameter(backbone.pos_embed.detach().to(dtype), requires_grad=False)
     backbone.last_norm = Norm(backbone.last_norm, dtype, folded=False)  # type: ignore[assignment]
-    make_fast_head(fast.head, head_kind, dtype)
+    make_fast_head(fast.head, plain, dtype)
     return fast.requires_grad_(False)

@@ -8,7 +8,8 @@ from hmrcompress.plan import TokenSettings
 
 def model_card(name: str, config: FolderConfig, parameters: int) -> str:
     """Markdown text; `parameters` counts the numbers in the weights file."""
-    before = sum(len(group) for group in config.groups)
+    gone = [each.layer for each in config.removed if each.part == "all"]
+    before = sum(len(group) for group in config.groups) + len(gone)
     merged = [group for group in config.groups if len(group) > 1]
     lines = [
         f"# {name}",
@@ -22,6 +23,10 @@ def model_card(name: str, config: FolderConfig, parameters: int) -> str:
     ]
     if merged:
         lines.append(f"| merged ({config.merge_rule}) | {', '.join(f'{group[0]}–{group[-1]}' for group in merged)} |")
+    if gone:
+        lines.append(f"| layers removed | {', '.join(map(str, gone))} |")
+    if halves := [f"{each.part} of {each.layer}" for each in config.removed if each.part != "all"]:
+        lines.append(f"| halves removed | {', '.join(halves)} |")
     if config.tokens is not None:
         lines.append(f"| tokens | {_tokens(config.tokens)} |")
     if config.body.name is not None:

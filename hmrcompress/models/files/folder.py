@@ -96,7 +96,8 @@ def write_model_folder(
             family=network.family,
             network=network.to_dict(),
             dtype=" ".join(dtypes),
-            groups=trivial_groups(network.depth) if plan is None else plan.groups,
+            groups=trivial_groups(network.depth) if plan is None else plan.kept_groups,
+            removed=() if plan is None else plan.removed,
             merge_rule=None if plan is None else plan.merge_rule,
             tokens=None if plan is None else plan.tokens,
             decoder=None if decoder is None else dict(decoder.config),
@@ -175,13 +176,18 @@ def _check_agreement(config: FolderConfig, network: NetworkConfig, plan: Plan | 
         sixd_layout=network_class(network.family).head_class.layout,
         name=config.body.name,
     )
-    groups = trivial_groups(network.depth) if plan is None else plan.groups
+    groups = trivial_groups(network.depth) if plan is None else plan.kept_groups
+    removed = () if plan is None else plan.removed
     rule, tokens = (None, None) if plan is None else (plan.merge_rule, plan.tokens)
     expected = {"family": network.family, "crop": CropConfig(), "body": body}
-    expected |= {"groups": groups, "merge_rule": rule, "tokens": tokens}
+    expected |= {"groups": groups, "merge_rule": rule, "tokens": tokens, "removed": removed}
     for name, value in expected.items():
         if getattr(config, name) != value:
-            said = f"{PLAN} says" if name in ("groups", "merge_rule", "tokens") and plan is not None else "expected"
+            said = (
+                f"{PLAN} says"
+                if name in ("groups", "merge_rule", "tokens", "removed") and plan is not None
+                else "expected"
+            )
             wanted = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
             raise UserError(f"{name}: is not what {said} ({str(wanted)[:120]})", where, ANEW)
     if len(config.groups) != network.depth:

@@ -2,7 +2,8 @@
 
 Those code bases write the number of layers into their source and load with `strict=False`, so a checkpoint with fewer
 layers would leave their upper layers random, in silence. Padding fills these with exact identities: blocks whose two
-output projections are zero add nothing to their input, whatever it is.
+output projections are zero add nothing to their input, whatever it is. The same stands where half of a layer was
+removed, which those code bases have no word for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.io.torch_file import save_torch
 from hmrcompress.models.families.registry import family
 from hmrcompress.models.files.load import METADATA_KEY, Checkpoint
+from hmrcompress.models.network import build
 from hmrcompress.plan import TokenSettings
 
 BLOCKS = "backbone.blocks."
@@ -64,31 +66,31 @@ def write_original(
     outputs = OutputRule.of(overwrite, checkpoint)
     out, card = check_original(out, outputs)
     layers = checkpoint.config.depth
-    wanted = checkpoint.plan.checkpoint.layers if pad_identity and checkpoint.plan else layers
+    wanted = checkpoint.plan.layers if pad_identity and checkpoint.plan else layers
     part = family(checkpoint.family).part
     own = {name: tensor for name, tensor in checkpoint.state().items() if not part or not name.startswith(part.prefix)}
-    state = padded(own, layers, wanted)
+    whole = checkpoint.config.whole(wanted)
+    state = padded(own, build(whole, "meta").state_dict())
     if out.suffix == ".ckpt":
         with outputs.file(out, KIND) as temporary:
             save_torch({"state_dict": state, **LIGHTNING}, temporary)
     else:
-        network = checkpoint.config.to_dict() | {"depth": wanted}
-        described = {"family": checkpoint.family, "network": network, "source": checkpoint.source}
+        described = {"family": checkpoint.family, "network": whole.to_dict(), "source": checkpoint.source}
         with outputs.file(out, KIND) as temporary:
             write_safetensors(temporary, state, {METADATA_KEY: json.dumps(described, sort_keys=True)}, seal=KIND)
     outputs.write_text(card, card_text(out.name, checkpoint, wanted), CARD)
     return Original(out, card, wanted, wanted - layers)
 
 
-def padded(state: Mapping[str, Tensor], layers: int, wanted: int) -> dict[str, Tensor]:
-    """A state dict of `layers` blocks with identities above them, `wanted` blocks in all; nothing is copied."""
+def padded(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with an identity for every half of a block that it lacks and `wanted` has (values of which only
+    names and shapes count): norms of one, all else zero. Nothing is copied."""
     filled = dict(state)
-    last = f"{BLOCKS}{layers - 1}."
-    shapes = {name.removeprefix(last): tensor for name, tensor in state.items() if name.startswith(last)}
-    for layer in range(layers, wanted):
-        for name, like in shapes.items():
-            one = name.startswith("norm") and name.endswith("weight")
-            filled[f"{BLOCKS}{layer}.{name}"] = torch.ones_like(like) if one else torch.zeros_like(like)
+    dtype = next(tensor.dtype for name, tensor in state.items() if name.startswith(BLOCKS))
+    for name, like in wanted.items():
+        if name.startswith(BLOCKS) and name not in state:
+            one = name.split(".")[3].startswith("norm") and name.endswith("weight")
+            filled[name] = torch.full(like.shape, float(one), dtype=dtype)
     return filled
 
 
@@ -97,7 +99,7 @@ def card_text(name: str, checkpoint: Checkpoint, layers: int) -> str:
     own = checkpoint.config.depth
     kind = family(checkpoint.family)
     project, file, function, argument, note = kind.depth_line
-    before = own if checkpoint.plan is None else checkpoint.plan.checkpoint.layers
+    before = own if checkpoint.plan is None else checkpoint.plan.layers
     lines = [f"# {name}", "", f"Weights of a `{checkpoint.family}` network in the key layout of {project}.", ""]
     if layers > own:
         lines += [
@@ -116,6 +118,13 @@ def card_text(name: str, checkpoint: Checkpoint, layers: int) -> str:
         ]
     else:
         lines += [f"It has all {own} layers of the original."]
+    config = checkpoint.config
+    if halved := sorted({*config.without_attention, *config.without_mlp}):
+        lines += [
+            "",
+            f"Half of layer{'s' if len(halved) > 1 else ''} {', '.join(map(str, halved))} was removed; in this file "
+            "the output projection of that half is zero, which predicts exactly the same and still costs time.",
+        ]
     if checkpoint.tokens is not None:
         lines += ["", *_about_tokens(checkpoint.tokens, layers)]
     if kind.part is not None:
