@@ -105,8 +105,8 @@ class Bed(Opened):
             known["means"] = {name: value for name, value in means.items() if value is not None}
             OutputRule().write_json(file, known, BASELINE)
         errors = np.array(known["mpjpe_mm"])
-        joints = np.frombuffer(base64.b64decode(known["joints"]), "<f4").reshape(len(errors), -1, 3)
-        return Untouched(errors, joints, known["means"])
+        placed = np.frombuffer(base64.b64decode(known["joints"]), "<f4").reshape(len(errors), -1, 3)
+        return Untouched(errors, placed, known["means"])
 
     def model(self, name: str | None) -> Checkpoint:
         """Another model by its name or path, the baseline's without one."""
