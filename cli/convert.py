@@ -24,7 +24,7 @@ from hmrcompress_cli.common import (
 if TYPE_CHECKING:
     from hmrcompress.api.opening import ModelFile
     from hmrcompress.io.checkpoints import StateFile
-    from hmrcompress.io.convert import Converted
+    from hmrcompress.io.open_formats import Converted
     from hmrcompress.io.outputs import OutputRule
 
 
@@ -113,7 +113,7 @@ def _weights(file: str | ModelFile) -> StateFile:
 
 def _converted(file: str | ModelFile, out: Path, outputs: OutputRule) -> Converted:
     from hmrcompress.body.pickled import convert_body, is_body
-    from hmrcompress.io.convert import convert_values, convert_weights
+    from hmrcompress.io.open_formats import convert_values, convert_weights
 
     path = Path(str(file))
     if path.suffix == ".npz" or (path.suffix == ".pkl" and is_body(path)):

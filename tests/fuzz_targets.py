@@ -35,7 +35,7 @@ from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import mask_source
 from hmrcompress.data.pictures import decode_file
-from hmrcompress.io.convert import convert_values
+from hmrcompress.io.open_formats import convert_values
 from hmrcompress.models.files.convert import convert_checkpoint
 from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.files.load import load_checkpoint
@@ -48,8 +48,8 @@ from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
 from hmrcompress.recipe.ablations import read_ablations
 from hmrcompress.recipe.schema import read_recipe
 from hmrcompress.report.results import read_tables
+from hmrcompress.searching.error import Measured
 from hmrcompress.searching.journal import Journal
-from hmrcompress.searching.probe import Measured
 
 SETTINGS = {"a": 1}
 

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_arrays, read_values
 from hmrcompress.io.checkpoints import open_state_file
-from hmrcompress.io.convert import convert_values
 from hmrcompress.io.npz import read_npy, read_npz
+from hmrcompress.io.open_formats import convert_values
 from hmrcompress.io.zips import check_zip
 from hmrcompress_cli.main import app
 

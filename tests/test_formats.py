@@ -19,7 +19,7 @@ import hmrcompress as hc
 from hmrcompress.data import picture_sets
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import open_format, parse, recognise
-from hmrcompress.data.seen import picture_key
+from hmrcompress.data.provenance import picture_key
 from hmrcompress.data.warp import crop
 from hmrcompress.errors import UserError
 from hmrcompress.metrics.points import PROTOCOLS

@@ -102,7 +102,7 @@ def test_pictures_are_in_the_hash_of_crops_that_are_cut_on_demand(tmp_path: Path
 
 
 MADE_BY = {
-    "search": ("searching/probe.py", "searching/eclm.py", "merging/layers.py", "merging/tokens.py", "models/vit.py",
+    "search": ("searching/error.py", "searching/eclm.py", "merging/layers.py", "merging/tokens.py", "models/vit.py",
                "models/heads.py", "data/crops.py", "data/masks.py", "metrics/points.py", "body/model.py"),
     "features": ("training/features.py", "merging/tokens.py", "models/network.py", "models/probe.py", "data/crops.py"),
     "split": ("starter/scene/world.py", "starter/scene/filming.py", "starter/scene/camera.py",
@@ -114,7 +114,7 @@ MADE_BY = {
                  "decoder/model.py", "models/vit.py", "merging/tokens.py", "data/crops.py"),
     "stage {stage}": ("recipe/stages.py", "api/search.py", "evaluation/evaluate.py", "timing/row_bench.py",
                       "searching/search.py", "exporting/onnx.py", "training/heal.py", "starter/scene/filming.py"),
-    "row": ("recipe/bed.py", "evaluation/sequences.py", "decoder/clips.py", "merging/lstsq.py", "metrics/points.py"),
+    "row": ("recipe/bed.py", "evaluation/timelines.py", "decoder/clips.py", "merging/lstsq.py", "metrics/points.py"),
     "baseline": ("recipe/bed.py", "metrics/pose.py", "models/vit.py"),
     "rates": ("recipe/bed.py", "timing/row_bench.py", "timing/rounds.py", "models/vit.py"),
     "starter network": ("starter/network/train.py", "starter/network/step.py", "starter/data/shards.py",

@@ -22,7 +22,7 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.evaluation.decoded import decode
-from hmrcompress.evaluation.sequences import observe
+from hmrcompress.evaluation.timelines import observe
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.metrics.pose import network_outputs
 from hmrcompress.models.network import HMR2

@@ -19,7 +19,7 @@ import tiny
 import torch
 
 from hmrcompress.body.model import BodyModel
-from hmrcompress.data import seen
+from hmrcompress.data import provenance
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
 from hmrcompress.errors import UserError
@@ -27,8 +27,8 @@ from hmrcompress.metrics.pose import STARTER24, mpjpe
 from hmrcompress.models.network import HMR2, build
 from hmrcompress.plan import CheckpointRef, TokenSettings
 from hmrcompress.searching.eclm import Groups, grouping
+from hmrcompress.searching.error import CandidateError, Measured
 from hmrcompress.searching.journal import Journal
-from hmrcompress.searching.probe import ErrorProbe, Measured
 from hmrcompress.searching.search import SearchResult, SearchSettings, search
 
 DEPTH = 7
@@ -70,10 +70,10 @@ def run(network: HMR2, crops: CropSet, body: BodyModel, journal: Path, **changes
     )
 
 
-def probe_of(network: HMR2, crops: CropSet, body: BodyModel, **changes: Any) -> ErrorProbe:
+def probe_of(network: HMR2, crops: CropSet, body: BodyModel, **changes: Any) -> CandidateError:
     options: dict[str, Any] = {"merge_rule": "eq4", "masks": None, "batch_size": 4, "cache_bytes": 0} | changes
     frames = crops.sample(3)
-    return ErrorProbe(network, crops, frames, body=body, protocol=STARTER24, dtype=torch.float32, **options)
+    return CandidateError(network, crops, frames, body=body, protocol=STARTER24, dtype=torch.float32, **options)
 
 
 def entries(journal: Path) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ def test_the_plan_and_the_journal(network: HMR2, tiny_crops: CropSet, tiny_body:
     assert (record.evaluations, record.frames, record.seed, record.tau_mm) == (DEPTH - 1, 6, 5, 0.02)
     assert record.data.model_dump() == {
         "name": "tiny", "split": "test", "sha256": tiny_crops.sha256, "source": None,
-        "frames": seen.record(tiny_crops, tiny_crops.sample(3))["frames"],
+        "frames": provenance.record(tiny_crops, tiny_crops.sample(3))["frames"],
     }  # fmt: skip
     assert record.base_mpjpe_mm == entries(journal)[0]["error_mm"]
     by_groups = {json.dumps(entry["groups"]): entry["error_mm"] for entry in entries(journal)}
@@ -205,7 +205,7 @@ def test_sigkill_in_the_middle_of_an_evaluation(
         )
         assert ended.returncode == (-signal.SIGKILL if at < 10**9 else 0), ended.stderr
         assert (tmp_path / "plan.yaml").exists() == (at == 10**9)
-        seen.append([json.dumps(entry["groups"]) for entry in entries(tmp_path / "journal")])
+        provenance.append([json.dumps(entry["groups"]) for entry in entries(tmp_path / "journal")])
     assert [len(asked) for asked in seen] == [3, 5, DEPTH]
     assert len(set(seen[-1])) == DEPTH
     undisturbed = run(network, tiny_crops, tiny_body, tmp_path / "other")

@@ -13,10 +13,10 @@ import pytest
 from hmrcompress.errors import UserError
 from hmrcompress.searching.beam import beam
 from hmrcompress.searching.eclm import Groups, eclm, grouping
+from hmrcompress.searching.error import Fails, Measured, never
 from hmrcompress.searching.evaluations import Evaluations
 from hmrcompress.searching.evolve import evolve
 from hmrcompress.searching.methods import Found, below, cuts, found, from_cuts, joins, swaps
-from hmrcompress.searching.probe import Fails, Measured, never
 from hmrcompress.searching.sized import eclm_with_layers, run_eclm
 
 BASE, TAU = 60.0, 0.5

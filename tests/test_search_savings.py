@@ -26,8 +26,8 @@ from hmrcompress.models.vit import Attention
 from hmrcompress.plan import TokenSettings
 from hmrcompress.searching.cache import LayerCache, evenly_spread
 from hmrcompress.searching.eclm import grouping
+from hmrcompress.searching.error import Measured
 from hmrcompress.searching.methods import below
-from hmrcompress.searching.probe import Measured
 from hmrcompress.searching.settings import as_cache_dtype
 
 LAYER_BYTES = 4 * 6 * 192 * 32

@@ -22,7 +22,7 @@ from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import ShapeError, UserError
 from hmrcompress.evaluation.decoded import FILTERS, SequenceSettings, decode
 from hmrcompress.evaluation.evaluate import Evaluation, evaluate, stages_of
-from hmrcompress.evaluation.sequences import (
+from hmrcompress.evaluation.timelines import (
     LONGEST_HOLE,
     Timeline,
     betas_in_time,

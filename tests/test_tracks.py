@@ -15,7 +15,7 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.decoder.windows import ClipStream
 from hmrcompress.evaluation.decoded import decode
-from hmrcompress.evaluation.sequences import Timeline, interpolated
+from hmrcompress.evaluation.timelines import Timeline, interpolated
 from hmrcompress.geometry.rotations import axis_angle_to_matrix
 from hmrcompress.pipeline.boxes import Box
 from hmrcompress.pipeline.tracks import Prediction, Rows, Seen, TrackStream

@@ -9,8 +9,8 @@ from typing import Literal
 from hmrcompress.api.opening import Body, Model, body_for, load
 from hmrcompress.api.opening_decoder import pipeline_of
 from hmrcompress.errors import UserError
+from hmrcompress.exporting.onnx_runtime import ONNXRUNTIME, check_runtime, runtime_network
 from hmrcompress.exporting.parity import BATCH_SIZES
-from hmrcompress.exporting.runtime import ONNXRUNTIME, check_runtime, runtime_network
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.plan import TokenSettings
@@ -48,7 +48,7 @@ def bench(
     `against` is given. A model that holds a temporal decoder, or any model with one of random weights (`decoder`: its
     preset, `paper` or `starter`), is timed over whole clips too, as `clips` says, networks at the last batch size.
     `runtime` onnxruntime: the compressed network's exported and optimised graph takes its turns, too. See
-    `timing.bench`, `timing.pipeline_bench`, `exporting.runtime`. Raises UserError.
+    `timing.bench`, `timing.pipeline_bench`, `exporting.onnx_runtime`. Raises UserError.
     """
     given = model if model is not None else against
     if given is None:

@@ -25,7 +25,7 @@ from hmrcompress.api.opening import (
     require_truth,
 )
 from hmrcompress.api.opening_decoder import temporal_decoder
-from hmrcompress.data.seen import records_in
+from hmrcompress.data.provenance import records_in
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings
 from hmrcompress.evaluation.evaluate import Evaluation, stages_of

@@ -16,7 +16,7 @@ from typing import Any
 from hmrcompress.api.decoder_data import TRAIN, clips_of, extract_for, features_of, held_motions, said_of_validation
 from hmrcompress.api.opening import Body, Data, Masks, Model, body_for, load, on_device, open_masks
 from hmrcompress.body.joints import SMPL_JOINTS
-from hmrcompress.data.seen import KEY
+from hmrcompress.data.provenance import KEY
 from hmrcompress.decoder.config import PRESETS, DecoderConfig
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec

@@ -19,7 +19,7 @@ from hmrcompress.api.opening import (
 )
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
-from hmrcompress.data.seen import KEY, record
+from hmrcompress.data.provenance import KEY, record
 from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.live.patching import apply as apply_to_live

@@ -9,8 +9,8 @@ import numpy as np
 from hmrcompress.body.files import EXAMPLES, load_body, require_joints
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_arrays
-from hmrcompress.io.convert import KIND, Converted, described, target_of
 from hmrcompress.io.npz import read_npz
+from hmrcompress.io.open_formats import KIND, Converted, described, target_of
 from hmrcompress.io.outputs import OutputRule
 
 KEYS = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table")

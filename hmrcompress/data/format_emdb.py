@@ -19,7 +19,7 @@ from hmrcompress.data.foreign import Columns
 from hmrcompress.data.formats import Options
 from hmrcompress.data.picture_folders import list_pictures
 from hmrcompress.data.picture_sets import FilePictures
-from hmrcompress.data.sequences import Sequence, in_camera, joined
+from hmrcompress.data.recordings import Sequence, in_camera, joined
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_values
 

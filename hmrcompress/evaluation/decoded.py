@@ -18,7 +18,7 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.decoder.readout import decoder_inputs
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.sequences import Timeline, betas_in_time, interpolated, sequence_predict, stage_name
+from hmrcompress.evaluation.timelines import Timeline, betas_in_time, interpolated, sequence_predict, stage_name
 from hmrcompress.metrics.pose import Predict
 from hmrcompress.records import BodyParams
 

@@ -13,15 +13,15 @@ import torch
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
-from hmrcompress.data.seen import seen
+from hmrcompress.data.provenance import seen
 from hmrcompress.decoder.clips import check_lookahead
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
-from hmrcompress.evaluation.adaptive import ADAPTIVE, AdaptiveTally, adaptive_outputs
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.forced import ForcedMerges
-from hmrcompress.evaluation.sequences import Outputs, interpolated, observe, sequence_predict, spans
+from hmrcompress.evaluation.tally import ADAPTIVE, AdaptiveTally, adaptive_outputs
+from hmrcompress.evaluation.timelines import Outputs, interpolated, observe, sequence_predict, spans
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import counts_of, forced_merges, with_token_merging
 from hmrcompress.metrics.bootstrap import clip_interval
@@ -224,7 +224,7 @@ def evaluate(
     the last of the frames chosen, through the network of the last stage, which runs once on all their frames.
 
     `measure` says what is compared where that takes more than `body` and `protocol` (which then do not count).
-    `plan` and `trained_on` (records of `data.seen`) say which frames the model has seen.
+    `plan` and `trained_on` (records of `data.provenance`) say which frames the model has seen.
 
     `body` and `decoder` lie where the networks do. Masks are needed only where tokens are merged. Raises UserError for
     data of another body, for frames without masks, and for a stage that predicts NaN or infinity.
@@ -275,7 +275,7 @@ def chosen_frames(crops: CropSet, limit: int | None, frames_per_clip: int | None
 def leaked_frames(
     plan: Plan | None, trained_on: Iterable[Mapping[str, Any]], crops: CropSet, indices: np.ndarray
 ) -> int:
-    """How many of these frames a plan was searched on, or are in other records of frames seen. See `data.seen`."""
+    """How many of these frames a plan was searched on, or are in other records of frames. See `data.provenance`."""
     found = np.zeros(len(indices), bool)
     searched = [] if plan is None or plan.search is None else [plan.search.data.model_dump()]
     for record in (*searched, *trained_on):

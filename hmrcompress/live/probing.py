@@ -28,7 +28,7 @@ from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.searching.cache import LayerCache
 from hmrcompress.searching.eclm import Groups, grouping
-from hmrcompress.searching.probe import FrameProbe
+from hmrcompress.searching.error import FrameProbe
 
 Run = Callable[[Any, Any], Any]
 """run(model, batch) -> outputs."""

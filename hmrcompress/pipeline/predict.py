@@ -23,7 +23,7 @@ from hmrcompress.data.masks import MaskSource
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError, hearing, tell
-from hmrcompress.evaluation.sequences import LONGEST_HOLE
+from hmrcompress.evaluation.timelines import LONGEST_HOLE
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.manifests import FolderKind
 from hmrcompress.io.outputs import OutputRule

@@ -20,7 +20,7 @@ from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.decoder.readout import decoder_inputs
 from hmrcompress.decoder.uneven import UnevenStream
 from hmrcompress.decoder.windows import ClipStream
-from hmrcompress.evaluation.sequences import LONGEST_HOLE, Timeline, interpolated, neighbours
+from hmrcompress.evaluation.timelines import LONGEST_HOLE, Timeline, interpolated, neighbours
 from hmrcompress.pipeline.boxes import Box
 from hmrcompress.records import BodyParams
 

@@ -19,7 +19,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.evaluate import chosen_frames
 from hmrcompress.evaluation.forced import ForcedMerges
-from hmrcompress.evaluation.sequences import Timeline, interpolated, observe, sequence_predict, spans
+from hmrcompress.evaluation.timelines import Timeline, interpolated, observe, sequence_predict, spans
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.keys import Key
 from hmrcompress.io.outputs import OutputRule

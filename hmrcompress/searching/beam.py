@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from hmrcompress.searching.eclm import Groups
+from hmrcompress.searching.error import Fails, never
 from hmrcompress.searching.evaluations import Evaluations
 from hmrcompress.searching.methods import Found, best_of, joins, swaps
-from hmrcompress.searching.probe import Fails, never
 
 
 def beam(

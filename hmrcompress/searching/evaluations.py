@@ -11,8 +11,8 @@ import numpy as np
 from hmrcompress.errors import UserError
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.searching.eclm import Groups, grouping
+from hmrcompress.searching.error import Fails, FrameProbe, Measured, never
 from hmrcompress.searching.journal import Journal
-from hmrcompress.searching.probe import Fails, FrameProbe, Measured, never
 
 TOO_FEW = Measured(math.inf)
 """The error of a candidate with too few layers: it loses to all others."""

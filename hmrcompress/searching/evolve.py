@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 
 from hmrcompress.searching.eclm import Groups
+from hmrcompress.searching.error import Fails
 from hmrcompress.searching.evaluations import Evaluations
 from hmrcompress.searching.methods import Found, cuts, found, from_cuts
-from hmrcompress.searching.probe import Fails
 
 POPULATION = 8
 PATIENCE = 500

@@ -22,7 +22,7 @@ from hmrcompress.io.keys import changed, listed
 from hmrcompress.io.places import is_stream, pour, real
 from hmrcompress.io.seals import JOURNAL_START as START
 from hmrcompress.searching.eclm import Groups
-from hmrcompress.searching.probe import Measured
+from hmrcompress.searching.error import Measured
 
 SCHEMA = 1
 KIND = "journal"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from hmrcompress.searching.eclm import Groups
+from hmrcompress.searching.error import Fails
 from hmrcompress.searching.evaluations import Evaluations
-from hmrcompress.searching.probe import Fails
 
 
 @dataclass(frozen=True, order=True)

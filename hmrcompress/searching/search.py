@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hmrcompress.body.model import BodyModel
-from hmrcompress.data import seen
+from hmrcompress.data import provenance
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource, masks_sha256
 from hmrcompress.errors import UserError
@@ -27,12 +27,12 @@ from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.searching.beam import beam
 from hmrcompress.searching.cache import usual_memory
 from hmrcompress.searching.eclm import Groups, Trace
+from hmrcompress.searching.error import CandidateError, Counts, Measured
 from hmrcompress.searching.evaluations import Evaluations
 from hmrcompress.searching.evolve import evolve
 from hmrcompress.searching.fitter import CandidateFitter
 from hmrcompress.searching.journal import Journal
 from hmrcompress.searching.methods import Found, below, found
-from hmrcompress.searching.probe import Counts, ErrorProbe, Measured
 from hmrcompress.searching.settings import EVOLVE_EVALUATIONS, METHODS, SearchSettings
 from hmrcompress.searching.sized import eclm_with_layers, run_eclm
 
@@ -149,7 +149,7 @@ def search(
         "final_mpjpe_mm": best.error_mm,
         "evaluations": len(evaluations.asked),
         "seed": settings.seed,
-        "data": seen.record(crops, np.union1d(indices, fitted_on)) | {"source": source},
+        "data": provenance.record(crops, np.union1d(indices, fitted_on)) | {"source": source},
         "target": settings.target,
         "layers": settings.layers,
         "frames_per_clip": settings.frames_per_clip,
@@ -273,7 +273,7 @@ def _probe(
     settings: SearchSettings,
     folder: Path,
     mask_probe: SaliencyProbe | None,
-) -> tuple[CandidateFitter | None, ErrorProbe]:
+) -> tuple[CandidateFitter | None, CandidateError]:
     """The probe, and what fits its patches if the rule needs any; both share the memory that the cache may take."""
     given = usual_memory() if settings.cache_gb is None else int(settings.cache_gb * 2**30)
     memory, spill = (given, folder) if settings.cache else (0, None)
@@ -284,7 +284,7 @@ def _probe(
             network, crops, fitted_on, masks, dtype=settings.dtype, cache_bytes=memory, spill=spill,
             cache_dtype=settings.cache_dtype,
         )  # fmt: skip
-    probe = ErrorProbe(
+    probe = CandidateError(
         with_token_merging(network, settings.tokens if settings.with_tokens else None, mask_probe),
         crops,
         indices,

@@ -10,7 +10,7 @@ import torch
 from hmrcompress.data.crops import CropSet
 from hmrcompress.errors import UserError
 from hmrcompress.plan import TokenSettings
-from hmrcompress.searching.probe import TARGETS, Target
+from hmrcompress.searching.error import TARGETS, Target
 
 METHODS = ("eclm", "beam", "evolve")
 EVOLVE_EVALUATIONS = 200

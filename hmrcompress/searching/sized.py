@@ -12,9 +12,9 @@ import math
 
 from hmrcompress.errors import UserError
 from hmrcompress.searching.eclm import Groups, Trace, eclm, grouping
+from hmrcompress.searching.error import never
 from hmrcompress.searching.evaluations import Evaluations
 from hmrcompress.searching.methods import Found, best_of, found, joins
-from hmrcompress.searching.probe import never
 
 GROWTH, HALVINGS = 4.0, 8
 SMALLEST_TAU, LARGEST_TAU = 1e-3, 1e4

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hmrcompress.evaluation.adaptive import AdaptiveTally
 from hmrcompress.evaluation.forced import places_of
+from hmrcompress.evaluation.tally import AdaptiveTally
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS

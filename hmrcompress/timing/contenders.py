@@ -46,7 +46,7 @@ class Contender:
 
 
 class Rival(Protocol):
-    """The compressed network run by something else than torch, timed beside the two (`exporting.runtime`)."""
+    """The compressed network run by something else than torch, timed beside the two (`exporting.onnx_runtime`)."""
 
     @property
     def name(self) -> str:

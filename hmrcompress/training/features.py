@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hmrcompress.data.crops import CropSet, normalise
 from hmrcompress.data.masks import MaskSource, masks_sha256
-from hmrcompress.data.seen import record
+from hmrcompress.data.provenance import record
 from hmrcompress.errors import UserError, tell
 from hmrcompress.geometry.rotations import axis_angle_to_matrix, matrix_to_sixd, sixd_to_matrix
 from hmrcompress.io.hashes import sha256_arrays
@@ -85,7 +85,7 @@ class CropClips:
         return self.crops.contents_sha256(self.crops.frames_of(clip))
 
     def seen(self, clips: Sequence[int]) -> dict[str, str]:
-        """The record (`data.seen`) of having seen all frames of these clips."""
+        """The record (`data.provenance`) of having seen all frames of these clips."""
         return record(self.crops, np.concatenate([self.crops.frames_of(clip) for clip in clips]))
 
     def clips(self, wanted: Sequence[int]) -> Iterator[ClipCrops]:

@@ -13,7 +13,7 @@ import torch
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
-from hmrcompress.data.seen import KEY
+from hmrcompress.data.provenance import KEY
 from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import real

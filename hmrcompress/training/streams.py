@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hmrcompress.data.crops import CropSet, normalise
 from hmrcompress.data.masks import MaskSource, masks_sha256
-from hmrcompress.data.seen import record
+from hmrcompress.data.provenance import record
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.records import IMAGENET_STD
 
@@ -33,7 +33,7 @@ class Stream(Protocol):
     name: str
     identity: dict[str, Any]
     seen: dict[str, str] | None
-    """Which frames of which data it draws from (`data.seen`); None for crops that are made for it alone."""
+    """Which frames of which data it draws from (`data.provenance`); None for crops that are made for it alone."""
 
     def batch(self, step: int) -> Crops:
         """The crops of a step, on the CPU: the same at every call, in every run."""

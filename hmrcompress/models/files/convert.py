@@ -10,8 +10,8 @@ from typing import Any
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import open_state_file
-from hmrcompress.io.convert import KIND
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.open_formats import KIND
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.models.families.registry import MARKS

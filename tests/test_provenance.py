@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import hmrcompress as hc
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import open_format
-from hmrcompress.data.seen import KEY, record, records_in, seen
+from hmrcompress.data.provenance import KEY, record, records_in, seen
 from hmrcompress.errors import UserError
 from hmrcompress.models.files.folder import read_model_folder
 from hmrcompress.plan import Plan

@@ -146,7 +146,7 @@ class FrameProbe(ABC):
         return numbers if base is None else sorted(numbers, key=lambda n: -float(base[self.parts[n]].mean()))
 
 
-class ErrorProbe(FrameProbe):
+class CandidateError(FrameProbe):
     """The error in mm of `network` (on its device, in evaluation mode) with groups of layers merged by `merge_rule`.
 
     `target` truth: MPJPE by `protocol`. `target` teacher: mean distance of the vertices to those that the untouched

@@ -18,9 +18,9 @@ from typer.testing import CliRunner, Result
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import HMRCompressError, UserError
 from hmrcompress.exporting import onnx as exporting
-from hmrcompress.exporting import runtime as room
+from hmrcompress.exporting import onnx_runtime as room
+from hmrcompress.exporting.onnx_runtime import RuntimeNetwork, runtime_network
 from hmrcompress.exporting.parity import HALF_ABS, MAX_ABS, OUTPUTS
-from hmrcompress.exporting.runtime import RuntimeNetwork, runtime_network
 from hmrcompress.exporting.session import has_exact_int8, open_session
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.network import HMR2
