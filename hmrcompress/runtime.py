@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import platform
-import random
 import subprocess
 import sys
 import threading
@@ -78,13 +77,6 @@ def fast_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return torch.bfloat16 if any(check is not None and check() for check in checks) else torch.float32
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch (all devices), numpy and random. For a program's start; library functions take generators instead."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

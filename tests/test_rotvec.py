@@ -59,9 +59,3 @@ def test_a_spin_past_half_a_turn_is_written_without_jumps() -> None:
     wrapped = Rotation.from_rotvec(angles[:, None] * axis).as_rotvec()
     assert np.abs(np.diff(wrapped, axis=0)).max() > 1
     np.testing.assert_allclose(rotvec.continuous(wrapped), angles[:, None] * axis, atol=1e-9)
-
-
-def test_angular_velocity_of_a_steady_spin() -> None:
-    angles = np.arange(10) * 0.2
-    speed = rotvec.angular_velocity(angles[:, None] * np.array([0.0, 1.0, 0.0]), fps=30.0)
-    np.testing.assert_allclose(speed, np.tile([0.0, 6.0, 0.0], (9, 1)), atol=1e-9)

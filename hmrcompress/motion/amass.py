@@ -104,11 +104,6 @@ def _remedy_of_none(folder: Path) -> str:
     return f"Unpack {packed[0]} there" if packed else "Give --motions amass:DIR an AMASS folder"
 
 
-def load_amass(path: str | Path, fps: float = 30.0) -> Motion:
-    """The longest stretch of valid frames of a file; see `load_amass_segments`."""
-    return max(load_amass_segments(path, fps), key=len)
-
-
 def load_amass_segments(path: str | Path, fps: float = 30.0, shortest: float = SHORTEST) -> list[Motion]:
     """All stretches of valid frames of at least `shortest` seconds, resampled to `fps`, y up, kind = the file's stem.
 

@@ -111,8 +111,3 @@ def rotate(rotvec: Array, points: Array) -> Array:
 def angle_between(a: Array, b: Array) -> Array:
     """Geodesic distance in radians, (...,3), (...,3) -> (...)."""
     return np.linalg.norm(compose(-np.asarray(a), b), axis=-1)
-
-
-def angular_velocity(rotvecs: Array, fps: float) -> Array:
-    """(T,...,3) -> (T-1,...,3) rad/s in the rotating body's own frame: the turn from each frame to the next."""
-    return compose(-np.asarray(rotvecs[:-1]), rotvecs[1:]) * fps
