@@ -168,7 +168,10 @@ def find_teacher(checkpoint: Checkpoint, *, seed: int = 0) -> Checkpoint:
 
     Raises UserError asking for --teacher where there is none.
     """
-    wanted, name = plan_to_heal(checkpoint).checkpoint.sha256, str(checkpoint.source.get("name", ""))
+    made_for = plan_to_heal(checkpoint).checkpoint
+    if made_for is None:
+        raise UserError("its plan does not say which network it was made from", checkpoint.name, "Give --teacher")
+    wanted, name = made_for.sha256, str(checkpoint.source.get("name", ""))
     candidates: list[str | Path] = ["starter"] if STARTER_MODEL.is_dir() else []
     if name.startswith("random:"):
         candidates.append(name)

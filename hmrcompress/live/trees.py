@@ -36,7 +36,12 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor in it, in order."""
     found: list[Tensor] = []
-    mapped(value, lambda tensor: (found.append(tensor), tensor)[1])
+
+    def noted(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    mapped(value, noted)
     return iter(found)
 
 

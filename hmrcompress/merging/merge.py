@@ -63,7 +63,7 @@ def merged_config(config: NetworkConfig, plan: Plan) -> NetworkConfig:
     """The sizes of the network that a plan makes of one of these sizes."""
     gone = plan.removed_parts
     kept = plan.kept_groups
-    lacking = {
+    lacking: dict[str, Any] = {
         name: tuple(
             number
             for number, group in enumerate(kept)

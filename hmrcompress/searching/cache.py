@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -111,8 +111,9 @@ class LayerCache:
         """What enters a layer that might be kept, as it would come back."""
         return tokens.to(self.dtype).to(tokens.dtype) if self.rounds and layer in self.candidates else tokens
 
-    def put(self, batch: int, layer: int, tokens: Tensor, state: TokenState | None) -> None:
-        """Keeps a copy in main memory or on the disk, where this layer is one to keep."""
+    def put(self, batch: int, layer: int, tokens: Tensor, state: tuple[Tensor, ...] | None) -> None:
+        """Keeps a copy in main memory or on the disk, where this layer is one to keep. state: of the tokens, a
+        `TokenState` or another named tuple of tensors."""
         if layer not in self.layers or (batch, layer) in self._memory:
             return
         kept: Tensor | _Spilled | None = (tokens.to(self.dtype) if self.rounds else tokens).cpu()
@@ -195,7 +196,7 @@ def _free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _moved(state: TokenState | None, device: torch.device) -> TokenState | None:
+def _moved(state: Any, device: torch.device) -> Any:
     if state is None:
         return None
     return type(state)(*(part.to(device) for part in state))
