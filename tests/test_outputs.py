@@ -674,9 +674,11 @@ def test_long_names(tmp_path: Path) -> None:
     OutputRule().write_text(path, "x\n", "report")
     with room(path) as made:
         assert len(made.parent.name) < 255
+    path.chmod(0o640)
     with whole_file(path) as temporary:
         temporary.write_text("y")
-    assert path.read_text() == "y" and hashes(tmp_path).keys() == {path.name}
+    assert path.read_text() == "y" and path.stat().st_mode & 0o777 == 0o640
+    assert hashes(tmp_path).keys() == {path.name}
 
 
 def test_work_folders_go_but_for_what_is_not_of_ours(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         raise UserError("is a folder, expected the name of a file", path)
     with room(path) as made:
         yield made / path.name
+        if path.exists():
+            shutil.copymode(path, made / path.name)
         flush(made / path.name)
         os.replace(made / path.name, path)
         flush(path.absolute().parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from hmrcompress.data.masks import MaskSource, masks_sha256
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.keys import Key
+from hmrcompress.io.places import is_stream
 from hmrcompress.merging.apply import fewest_layers, with_token_merging
 from hmrcompress.merging.fit import fitted_and_measured
 from hmrcompress.merging.layers import FITTED
@@ -131,7 +133,7 @@ def search(
         fault = f"got {settings.layers}, but {settings.tokens and settings.tokens.keep} tokens need {fewest} layers"
         raise UserError(fault, "--layers", "Ask for more, or raise --keep-tokens or --merge-per-layer")
     count, fitted_on, indices = _frames(crops, settings)
-    folder = journal.absolute().parent
+    folder = Path(tempfile.gettempdir()) if is_stream(journal) else journal.absolute().parent
     key = search_key(network, crops, measure=measure, masks=masks, settings=settings, mask_probe=mask_probe)
     fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
     book = Journal(journal, key.inputs, overwrite=overwrite)
