@@ -175,6 +175,14 @@ def test_links_lead_somewhere(text: Path) -> None:
             assert anchor in anchors(there.read_text()), f"{name} has no heading #{anchor}"
 
 
+@pytest.mark.parametrize("text", TEXTS[:-1], ids=lambda text: str(text.relative_to(ROOT)))
+def test_files_that_are_named_are_there(text: Path) -> None:
+    folders = "hmrcompress|cli|tests|tools|recipes|docs"
+    named = re.findall(rf"(?<![\w/])(?:{folders})/[\w./*-]*\.(?:py|yaml|md|json|txt)\b", text.read_text())
+    new = ("_mine.py", "_NAME.py")
+    assert [name for name in named if not name.endswith(new) and not list(ROOT.glob(name))] == []
+
+
 def anchors(text: str) -> set[str]:
     """What headings are called in links."""
     titles = re.findall(r"^#+ (.*)$", text, re.M)
