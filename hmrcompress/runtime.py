@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing as mp
 import os
 import platform
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,21 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or a repository without commits
         return None
+
+
+@cache
+def _trim() -> Callable[[int], Any] | None:
+    """`malloc_trim` of glibc; None where there is none."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+def give_back_memory() -> None:
+    """Gives freed memory back to the system, where the allocator would keep it (glibc)."""
+    if (trim := _trim()) is not None:
+        trim(0)
 
 
 def become_helper() -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 import torch
 from scipy.spatial.transform import Rotation
 
+from hmrcompress import runtime
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly, write_crops
+from hmrcompress.data.on_demand import OnDemand
 from hmrcompress.errors import UserError
 
 
@@ -41,9 +44,51 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing temporary is left
 
 
-def test_a_folder_is_mapped_not_read(tmp_path: Path) -> None:
-    write_crops(tmp_path / "set", tiny.crop_arrays(), tiny.crop_meta())
-    assert isinstance(CropSet.open(tmp_path / "set").arrays["images"], np.memmap)
+def test_pictures_of_a_folder_are_read_by_rows(tmp_path: Path) -> None:
+    """In any order, twice, and from the file that was opened, whatever lies there later."""
+    arrays = tiny.crop_arrays()
+    write_crops(tmp_path / "set", arrays, tiny.crop_meta())
+    crops = CropSet.open(tmp_path / "set")
+    for name in ("images", "masks"):
+        found, wanted = crops.arrays[name], arrays[name]
+        assert isinstance(found, OnDemand) and (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+        for rows in ([3, 4, 5, 0, 0, 11, 2], [], [7], np.arange(12) % 3 == 0):
+            np.testing.assert_array_equal(found[np.asarray(rows, bool if len(rows) == 12 else int)], wanted[rows])
+        np.testing.assert_array_equal(found[2:9], wanted[2:9])
+        np.testing.assert_array_equal(found[-1], wanted[-1])
+    assert isinstance(crops.arrays["poses"], np.memmap)
+    file = tmp_path / "set" / "images.npy"
+    file.rename(tmp_path / "elsewhere.npy")
+    np.save(file, arrays["images"] ^ 255)
+    np.testing.assert_array_equal(crops.arrays["images"][[1]], arrays["images"][[1]])
+    with open(tmp_path / "elsewhere.npy", "r+b") as whole:
+        whole.truncate(file.stat().st_size - 1)
+    with pytest.raises(OSError, match="shorter"):
+        crops.arrays["images"][[11]]
+
+
+def test_memory_is_given_back_every_few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """glibc keeps what was freed below anything that is still in use: here below 256 bytes after every megabyte."""
+    told: list[int] = []
+    monkeypatch.setattr("hmrcompress.data.crops.give_back_memory", lambda: told.append(1))
+    for _ in crop_set().batches(np.zeros(17, int), 1):
+        pass
+    assert len(told) == 2
+    if runtime._trim() is None:
+        pytest.skip("not glibc")
+
+    def own() -> int:
+        return psutil.Process().memory_info().rss
+
+    runtime.give_back_memory()
+    before, kept, large = own(), [], []
+    for _ in range(1500):  # too small for memory of their own (128 KB), which would go back by itself
+        large.append(torch.ones(120 << 8))
+        kept.append(torch.ones(64))
+    del large
+    assert own() - before > 100 << 20
+    runtime.give_back_memory()
+    assert own() - before < 50 << 20 and len(kept) == 1500
 
 
 def test_the_hash_is_that_of_the_definition_or_of_the_contents(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hmrcompress.data.on_demand import npy_rows
 from hmrcompress.errors import UserError
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.jsons import parse_json
@@ -44,11 +45,11 @@ REQUIRED = ("images", "clip", "frame")
 TRUTH = ("poses", "betas")
 """The ground truth, which is there in full or not at all."""
 WHOLE_NUMBERS = ("clip", "frame", "kind", "masks", "gender")
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
 
 
 def read_folder(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays (memory-mapped) and meta data of a folder. UserError naming the file that is missing or torn."""
+    """The arrays (see `npy_rows`) and meta data of a folder. UserError naming the file that is missing or torn."""
     if not (path / META_FILE).is_file():
         raise UserError(f"no {META_FILE} in this folder", path, "Is it a set of crops?")
     arrays = {}
@@ -56,7 +57,7 @@ def read_folder(path: Path) -> tuple[Arrays, dict[str, Any]]:
         file = path / f"{name}.npy"
         if file.exists():
             try:
-                arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+                arrays[name] = npy_rows(file)
             except UNREADABLE as error:
                 raise UserError(f"torn or not an .npy file ({error})", file) from error
     try:

@@ -44,10 +44,14 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.measure import Measure
 from hmrcompress.metrics.points import STARTER24
 from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD, BodyParams, FrameBatch
+from hmrcompress.runtime import give_back_memory
 
 SHORTEST_STRETCH = 3
 """Frames that a stretch needs to have a second difference in time."""
 CHECKED_AT_A_TIME = 64
+GIVE_BACK_EVERY = 8
+"""Batches after which memory is given back: what little is kept of each lies between the large pieces that were freed,
+so that the heap of glibc grows by ten megabytes a batch."""
 
 
 def normalise(images: np.ndarray) -> Tensor:
@@ -86,7 +90,8 @@ class CropSet:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Opens a folder (memory-mapped) or an .npz file. UserError for whatever is missing, torn or misshapen."""
+        """Opens a folder, its pictures read as they are needed, or an .npz file. UserError for what is missing, torn or
+        misshapen."""
         path = Path(path)
         if path.is_dir():
             return cls(*read_folder(path), where=path)
@@ -220,7 +225,13 @@ class CropSet:
         chosen = self._order if indices is None else np.asarray(indices, dtype=np.int64)
         source = NoMasks() if masks is None else masks
         source.check(self, chosen)
-        return (self._batch(chosen[i : i + batch_size], source) for i in range(0, len(chosen), batch_size))
+        return self._batches(chosen, batch_size, source)
+
+    def _batches(self, chosen: np.ndarray, size: int, source: MaskSource) -> Iterator[FrameBatch]:
+        for number, start in enumerate(range(0, len(chosen), size)):
+            if number % GIVE_BACK_EVERY == GIVE_BACK_EVERY - 1:
+                give_back_memory()
+            yield self._batch(chosen[start : start + size], source)
 
     def _batch(self, indices: np.ndarray, masks: MaskSource) -> FrameBatch:
         poses, betas = (
