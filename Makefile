@@ -1,4 +1,4 @@
-# make demo | bench | test | test-slow | lint | docs | release | clean. Everything happens in .venv; PYTHON chooses what it is made from, and
+# make demo | bench | test | test-slow | lint | docs | release | commands | clean. Everything happens in .venv; PYTHON chooses what it is made from, and
 # PIP_ARGS goes to pip: --extra-index-url https://download.pytorch.org/whl/cpu saves gigabytes where there is no GPU.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -10,7 +10,7 @@ SOURCES := hmrcompress cli recipes tests tools
 # Tests in as many processes as tests/conftest.py counts cores; neighbouring tests, which share fixtures, stay together.
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: help install demo bench evidence test test-slow lint docs serve pictures release clean
+.PHONY: help install demo bench evidence test test-slow lint docs serve pictures release commands clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make docs       build the site into site/; a warning or a broken link fails (make serve shows it)"
 	@echo "make pictures   draw the pictures of the documentation and run its notebook again"
 	@echo "make release    build and check what is published, into dist/"
+	@echo "make commands   write the list of commands and flags, tests/data/command_line.json, anew"
 	@echo "make clean      remove $(VENV), caches and runs"
 
 install: $(STAMP)
@@ -61,6 +62,9 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
+
+commands: $(STAMP)
+	$(BIN)/python tests/command_line.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

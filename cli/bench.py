@@ -12,12 +12,10 @@ from hmrcompress_cli.bench_tables import show, show_adaptive
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BodyOption,
-    CompileOption,
     DebugOption,
     DeviceOption,
     FastDtypeOption,
     FastOption,
-    GraphsOption,
     JsonOption,
     OverwriteOption,
     Printer,
@@ -27,28 +25,19 @@ from hmrcompress_cli.common import (
     outputs_here,
     write_record,
 )
-from hmrcompress_cli.tokens import (
-    AttentionBiasOption,
-    BackgroundCoarseOption,
-    BackgroundRingOption,
-    DropBackgroundOption,
-    KeepTokensOption,
-    MergePerLayerOption,
-    PaperOption,
-    ProtectOption,
-    SizeWeightedOption,
-    TokenMetricOption,
-    TokenScheduleOption,
-    TokensOption,
-    token_buckets,
-    token_settings,
-)
+from hmrcompress_cli.settings import takes_settings
+from hmrcompress_cli.tokens import KeepTokensOption, changed_tokens
 
 if TYPE_CHECKING:
     from hmrcompress.io.outputs import OutputRule
 
 
 @takes_checkpoints("model", "against")
+@takes_settings(
+    "bench",
+    flags={"keep_tokens": "tokens.keep", "rounds": "rounds", "fast": "fast"},
+    without={"batch_size": "Give --batch-sizes"},
+)
 def bench(
     model: Annotated[
         str | None,
@@ -62,50 +51,16 @@ def bench(
         int | None, typer.Option("--layers", min=1, help="Cut to so many layers from the top, for speed only.")
     ] = None,
     keep_tokens: KeepTokensOption = None,
-    merge_per_layer: MergePerLayerOption = None,
-    paper: PaperOption = False,
-    token_metric: TokenMetricOption = None,
-    size_weighted: SizeWeightedOption = None,
-    attention_bias: AttentionBiasOption = None,
-    protect: ProtectOption = None,
-    token_schedule: TokenScheduleOption = None,
-    drop_background: DropBackgroundOption = False,
-    background_ring: BackgroundRingOption = None,
-    background_coarse: BackgroundCoarseOption = None,
-    tokens: TokensOption = "plan",
     batch_sizes: Annotated[str, typer.Option("--batch-sizes", help="Crops in a call, such as 1,8.")] = "1,8",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds at every batch size.")] = 9,
-    max_seconds: Annotated[
-        float, typer.Option("--max-seconds", min=0, help="Begin no further round after this long a batch size.")
-    ] = 300.0,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of the CPU; torch's choice by default.")
-    ] = None,
-    decoder: Annotated[
-        str | None,
-        typer.Option("--decoder", help="Time one of random weights: paper, starter.", show_default="the model's own"),
-    ] = None,
-    strides: Annotated[
-        str, typer.Option("--strides", help="With a decoder: networks run on every k-th frame of a clip.")
-    ] = "1,2,4",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps of the decoder.")] = 1,
-    measured_frames: Annotated[
-        int | None,
-        typer.Option(
-            "--measured-frames", min=1, help="Time networks on so many frames of a clip.", show_default="the whole clip"
-        ),
     ] = None,
     baseline: Annotated[
         Literal["ours", "original"],
         typer.Option("--baseline", help="Run the original by our network, or as its authors do (attention unfused)."),
     ] = "ours",
-    runtime: Annotated[
-        Literal["torch", "onnxruntime"],
-        typer.Option("--runtime", help="Time the compressed network in onnxruntime, too, beside torch."),
-    ] = "torch",
     fast: FastOption = False,
-    compiled: CompileOption = False,
-    graphs: GraphsOption = None,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -127,6 +82,7 @@ def bench(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
+    settings: Any = None,
 ) -> None:
     """Time original against compressed by turns on made-up crops, and weigh both: memory, parameters, MACs.
 
@@ -134,44 +90,41 @@ def bench(
     """
     import hmrcompress as hc
     from hmrcompress.api import bench
-    from hmrcompress.models.fast.running import RunPath
+    from hmrcompress.plan import TokenSettings
+    from hmrcompress.recipe.chosen import buckets_of, run_path
     from hmrcompress.runtime import fast_dtype, pick_device, pick_fast_dtype, progress_bar
     from hmrcompress.timing.bench import BenchSettings, parse_sizes
     from hmrcompress.timing.pipeline_bench import PipelineSettings
 
-    if runtime != "torch" and (suite is not None or out is not None or only or tokens == "auto"):
+    buckets, runtime = buckets_of(settings), settings.runtime
+    if runtime != "torch" and (suite is not None or out is not None or only or buckets is not None):
         raise UserError(
-            "takes part neither in a suite nor with --tokens auto", f"--runtime {runtime}", "Leave one of them out"
+            "takes part neither in a suite nor with adaptive tokens",
+            f"bench.runtime={runtime}",
+            "Leave one of them out",
         )
     if suite is not None or out is not None or only:
+        if settings.model_fields_set:
+            key = min(settings.model_fields_set)
+            raise UserError(
+                "is for the suite's file to say", f"--set bench.{key}", "Leave it out, or leave --suite out"
+            )
         _run_suite(suite, out, only or [], quiet, outputs_here())
         return
-    buckets = token_buckets(tokens)
-    given = {
-        "keep_tokens": keep_tokens,
-        "merge_per_layer": merge_per_layer,
-        "paper": paper,
-        "token_metric": token_metric,
-        "size_weighted": size_weighted,
-        "attention_bias": attention_bias,
-        "protect": protect,
-        "token_schedule": token_schedule,
-        "drop_background": drop_background,
-        "background_ring": background_ring,
-        "background_coarse": background_coarse,
-    }
-    asked = any(value is not None and value is not False for value in given.values())
+    tokens = settings.tokens
+    if keep_tokens is not None:
+        tokens = changed_tokens(tokens or TokenSettings(), keep_tokens)
     where = pick_device(device)
     wanted, int8 = pick_fast_dtype(dtype, where)
-    settings = BenchSettings(
+    how = BenchSettings(
         batch_sizes=parse_sizes(batch_sizes),
         rounds=rounds,
-        max_seconds=max_seconds,
+        max_seconds=settings.max_seconds,
         threads=threads,
         dtype=wanted,
         memory=not no_memory,
         baseline=baseline,
-        path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
+        path=run_path(settings.model_copy(update={"fast": fast}), int8=int8),
     )
     if where.type == "cpu" and dtype not in ("float32", "int8") and fast_dtype(where) != wanted:
         complain(f"warning: this CPU has no units for {dtype}, which is emulated: expect it to be slower than float32")
@@ -179,9 +132,9 @@ def bench(
         with progress_bar(quiet=quiet) as progress:
             adaptive = bench.bench_adaptive(
                 model or "starter",
-                tokens=token_settings(**given) if asked else None,
+                tokens=tokens,
                 buckets=buckets,
-                settings=settings,
+                settings=how,
                 device=device,
                 seed=seed,
                 progress=progress,
@@ -194,12 +147,12 @@ def bench(
             model,
             against=against,
             layers=layers,
-            tokens=token_settings(**given) if asked else None,
-            decoder=decoder,
-            clips=PipelineSettings(parse_sizes(strides, "--strides"), measured_frames, steps),
+            tokens=tokens,
+            decoder=settings.decoder,
+            clips=PipelineSettings(settings.strides, settings.measured_frames, settings.steps),
             body=body,
             runtime=runtime,
-            settings=settings,
+            settings=how,
             device=device,
             seed=seed,
             progress=progress,

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-PANEL = "What a checkpoint's file does not tell"
+from hmrcompress_cli.help import CHECKPOINT
 
 
 def _option(*names: str, help: str, **limits: Any) -> Any:
-    return typer.Option(*names, help=help, show_default=False, rich_help_panel=PANEL, **limits)
+    return typer.Option(*names, help=help, show_default=False, rich_help_panel=CHECKPOINT, **limits)
 
 
 OPTIONS = {

@@ -24,6 +24,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from hmrcompress.errors import HMRCompressError, Notice, UserError, first_line
 from hmrcompress.io.texts import MOST, MOST_SEED
+from hmrcompress_cli.help import EXAMPLES, arrange
+from hmrcompress_cli.moved import MOVED
 
 if TYPE_CHECKING:
     from hmrcompress.io.outputs import OutputRule
@@ -64,15 +66,6 @@ FastDtypeOption = Annotated[
     typer.Option("--dtype", help="float32, bfloat16, float16, or int8 (8-bit linear layers on the fast path; CPU)."),
 ]
 FastOption = Annotated[bool, typer.Option("--fast", help="Run the compressed network on the fast path.")]
-CompileOption = Annotated[
-    bool, typer.Option("--compile", help="Run it through torch.compile (takes minutes; needs a C++ compiler).")
-]
-GraphsOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--graphs/--no-graphs", help="Run it as CUDA graphs; on CUDA only.", show_default="with --fast on CUDA"
-    ),
-]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, max=MOST, help="Crops at a time.")]
 BodyOption = Annotated[
     str, typer.Option("--body", help="starter, a body file (npz), or a folder of SMPL_NEUTRAL, _MALE, _FEMALE.")
@@ -96,10 +89,6 @@ RegressorOption = Annotated[
 MasksOption = Annotated[
     str, typer.Option("--masks", help="Person masks: data, files:DIR, onnx:FILE, self, none or a plug-in.")
 ]
-MaskValueOption = Annotated[
-    str | None,
-    typer.Option("--mask-value", help="Of --masks files: the person's grey or index, N or N-M.", show_default=False),
-]
 OverwriteOption = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what others wrote where this command writes; all else there stays."),
@@ -109,6 +98,16 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", help="Where to write.", 
 
 class SafeGroup(TyperGroup):
     """A group of commands in which an error made on purpose ends in one sentence and its exit code."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Reads the options before the command's name; what is wrong with them is one sentence, too."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except Exception as error:
+            if parent is None and _is_misuse(error):
+                complain(_misuse(error))
+                raise typer.Exit(HMRCompressError.exit_code) from error
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command. `--debug` lets the exception through with its traceback."""
@@ -136,7 +135,10 @@ class SafeGroup(TyperGroup):
             complain("interrupted")
             raise typer.Exit(INTERRUPTED) from error
         except Exception as error:
-            of_typer = isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show")  # a wrong option, say
+            if _is_misuse(error):
+                complain(_misuse(error))
+                raise typer.Exit(HMRCompressError.exit_code) from error
+            of_typer = isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show")
             if ctx.meta.get(DEBUG_KEY) or of_typer:
                 raise
             sentence, code = unexpected(error, words)
@@ -144,8 +146,48 @@ class SafeGroup(TyperGroup):
             raise typer.Exit(code) from error
 
 
+def _is_misuse(error: Exception) -> bool:
+    """Whether the command line itself is wrong: no such option or command, a value of another type. Not the error that
+    typer shows the help for, where a group is called without a command."""
+    return hasattr(error, "format_message") and "NoArgsIsHelp" not in type(error).__name__
+
+
+def _misuse(error: Any) -> str:
+    text = error.format_message().strip().rstrip(".")
+    where = "" if getattr(error, "ctx", None) is None else f". `{error.ctx.command_path} --help` shows what it takes"
+    return f"{text[:1].lower()}{text[1:]}{where}"
+
+
 class SafeCommand(TyperCommand):
-    """A command whose outputs follow one rule (`hmrcompress.io.outputs`); `--json` is looked at before it begins."""
+    """A command whose outputs follow one rule (`hmrcompress.io.outputs`); `--json` is looked at before it begins. Its
+    help is arranged by `cli/help.py`; a flag that it no longer has says what to give instead."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.params = arrange(self.params, markup=self.rich_markup_mode == "rich")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the command line. UserError for a flag of earlier days."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            flag = getattr(error, "option_name", None)
+            instead = MOVED.get(command_name(ctx), {}).get(flag or "")
+            if instead is None:
+                raise
+            raise UserError(f"is no flag any more, give {instead}", flag) from error
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The option `--help`, in the last panel."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            arrange([option], markup=False)
+        return option
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Writes the help, an example at its end."""
+        self.epilog = f"Example: {EXAMPLES[command_name(ctx)]}"
+        super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         from hmrcompress.io.outputs import OutputRule
@@ -246,15 +288,6 @@ def _speak_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def masks_of_value(masks: str, value: str | None) -> str:
-    """`--masks` and `--mask-value` -> the masks as the library takes them. UserError for a value of other masks."""
-    if value is None:
-        return masks
-    if not masks.startswith("files:"):
-        raise UserError(f"got {value}, but --masks {masks} are no pictures", "--mask-value", "It goes with files:DIR")
-    return f"{masks},value={value}"
 
 
 def complain(sentence: str) -> None:

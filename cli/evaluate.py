@@ -10,17 +10,14 @@ from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
-    CompileOption,
     DataOption,
     DebugOption,
     DeviceOption,
     FastDtypeOption,
     FastOption,
-    GraphsOption,
     JsonOption,
     LimitOption,
     MasksOption,
-    MaskValueOption,
     OverwriteOption,
     Printer,
     ProtocolOption,
@@ -28,10 +25,9 @@ from hmrcompress_cli.common import (
     RegressorOption,
     SeedOption,
     complain,
-    masks_of_value,
     write_record,
 )
-from hmrcompress_cli.tokens import TokensOption, token_buckets
+from hmrcompress_cli.settings import takes_settings
 
 COLUMNS = (
     "stage",
@@ -48,11 +44,20 @@ COLUMNS = (
 
 
 @takes_checkpoints("model", "against")
+@takes_settings(
+    "eval",
+    flags={
+        "protocol": "protocol",
+        "limit": "limit",
+        "stride": "stride",
+        "frames_per_clip": "frames_per_clip",
+        "fast": "fast",
+    },
+)
 def evaluate(
     model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
     data: DataOption = "starter:val",
     masks: MasksOption = "data",
-    mask_value: MaskValueOption = None,
     protocol: ProtocolOption = None,
     regressor: RegressorOption = None,
     against: Annotated[
@@ -62,8 +67,6 @@ def evaluate(
     device: DeviceOption = "auto",
     dtype: FastDtypeOption = "float32",
     fast: FastOption = False,
-    compiled: CompileOption = False,
-    graphs: GraphsOption = None,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -74,23 +77,11 @@ def evaluate(
     stride: Annotated[
         str, typer.Option("--stride", help="Decode clips from every k-th frame; several, such as 1,2,4, for a table.")
     ] = "1",
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Denoising steps of the decoder.")] = 1,
-    lookahead: Annotated[
-        int | None,
-        typer.Option("--lookahead", min=0, help="Decode live, so many frames late.", show_default="whole clips"),
-    ] = None,
-    filters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter", help="Measure one-euro or savgol on the network's own poses (repeatable).", show_default=False
-        ),
-    ] = None,
-    median_shape: Annotated[bool, typer.Option("--median-shape", help="One shape a clip, the median.")] = False,
-    tokens: TokensOption = "plan",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
+    settings: Any = None,
 ) -> None:
     """Measure a network beside the mean pose: MPJPE, PA-MPJPE, PVE and acceleration error, by stage.
 
@@ -99,31 +90,23 @@ def evaluate(
     """
     import hmrcompress as hc
     from hmrcompress.api import opening_decoder
-    from hmrcompress.evaluation.decoded import SequenceSettings
     from hmrcompress.evaluation.sizes import sizes
-    from hmrcompress.models.fast.running import RunPath
+    from hmrcompress.recipe.chosen import buckets_of, run_path, sequence_settings
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
     from hmrcompress.timing.bench import parse_sizes
 
     wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
     checkpoint = hc.load(model, seed=seed)
-    if steps > 1:
+    if settings.steps > 1:
         opening_decoder.decoder_for(checkpoint)
-    sequences = SequenceSettings(
-        strides=parse_sizes(stride, "--stride"),
-        steps=steps,
-        lookahead=lookahead,
-        filters=tuple(filters or ()),
-        median_shape=median_shape,
-        seed=seed,
-    )
+    sequences = sequence_settings(settings, parse_sizes(stride, "--stride"), seed=seed)
     reference = None if against is None else hc.load(against, seed=seed)
     with progress_bar(quiet=quiet) as progress:
         result = hc.evaluate(
             checkpoint,
             data,
             against=reference,
-            masks=masks_of_value(masks, mask_value),
+            masks=masks,
             protocol=protocol,
             regressor=regressor,
             body=body,
@@ -132,9 +115,9 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             dtype=wanted,
-            path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
+            path=run_path(settings.model_copy(update={"fast": fast}), int8=int8),
             sequences=sequences,
-            buckets=token_buckets(tokens),
+            buckets=buckets_of(settings),
             seed=seed,
             progress=progress,
         )

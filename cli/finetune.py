@@ -16,23 +16,22 @@ from hmrcompress_cli.common import (
     DeviceOption,
     JsonOption,
     MasksOption,
-    MaskValueOption,
     OutOption,
     OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
     complain,
-    masks_of_value,
     outputs_here,
     write_record,
 )
+from hmrcompress_cli.settings import takes_settings
 
 DECODER_STAGES = ("vae", "decoder", "all")
 STAGES = ("heal", "probe", *DECODER_STAGES)
 IMAGES = 200_000
-RATE = 3e-4
-"""Of healing, where none is given."""
+OF_DECODER = ("clips", "clip_frames", "preset", "readout", "steps", "rate", "workers")
+"""Settings that the stages of the decoder take under the names that they have in recipes."""
 
 
 def _option(*names: str, help: str, **limits: Any) -> Any:
@@ -40,6 +39,17 @@ def _option(*names: str, help: str, **limits: Any) -> Any:
 
 
 @takes_checkpoints("model", "teacher", "vae")
+@takes_settings(
+    "finetune",
+    flags={
+        "data": "data",
+        "validation": "val",
+        "motions": "motions",
+        "images": "images",
+        "max_minutes": "max_minutes",
+    },
+    without={"stages": "Give --stage; a recipe trains several one after the other"},
+)
 def finetune(
     model: Annotated[str, typer.Argument(help="A compressed folder; for the probe, any model.")],
     out: OutOption,
@@ -52,34 +62,14 @@ def finetune(
     motions: Annotated[
         str, typer.Option("--motions", help="What the motion VAE learns: starter, or amass:DIR beside it.")
     ] = "starter",
-    clips: Annotated[
-        int | None, _option("--clips", min=1, help="Clips of --data for the decoder (500 of the starter).")
-    ] = None,
-    clip_frames: Annotated[
-        int | None, _option("--clip-frames", min=1, help="Frames of a clip of starter:train (a window and a fifth).")
-    ] = None,
-    preset: Annotated[str, typer.Option("--preset", help="Size of the decoder: starter or paper.")] = "starter",
-    objective: Annotated[
-        str, typer.Option("--objective", "--decoder", help="Of the decoder: both, velocity, noise or regress.")
-    ] = "both",
-    readout: Annotated[
-        bool | None,
-        _option("--readout/--no-readout", help="The decoder starts from the network's own read-out (as the preset)."),
-    ] = None,
     vae: Annotated[str | None, _option("--vae", help="--stage decoder: the model whose motion VAE to take.")] = None,
-    steps: Annotated[int | None, _option("--steps", min=1, help="Steps of the VAE and of the decoder (2000).")] = None,
     masks: MasksOption = "data",
-    mask_value: MaskValueOption = None,
     teacher: Annotated[
         str | None, _option("--teacher", help="The network to learn from: by default the one the model was made from.")
     ] = None,
     images: Annotated[
         int | None,
         _option("--images", min=1, help=f"Crops to see ({IMAGES}, for the probe 2048)."),
-    ] = None,
-    probe_layer: Annotated[
-        int | None,
-        _option("--probe-layer", min=0, help="Whose tokens the probe reads (the first of five that know the person)."),
     ] = None,
     max_minutes: Annotated[
         float | None,
@@ -89,16 +79,6 @@ def finetune(
             help="Train each part this long; with --images or --steps, stop then and go on when run again.",
         ),
     ] = None,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the adapters.")] = 16,
-    reach: Annotated[int, typer.Option("--reach", min=0, help="Layers adapted on both sides of a cut.")] = 1,
-    full: Annotated[
-        bool, typer.Option("--full", help="Train all weights of the backbone, the matrices by Muon; no adapters.")
-    ] = False,
-    with_head: Annotated[bool, typer.Option("--with-head", help="Train the head too.")] = False,
-    rate: Annotated[
-        float | None, _option("--rate", min=0, help="Highest learning rate (0.0003, VAE 0.001, decoder 0.0001).")
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that render starter:train.")] = 1,
     json: JsonOption = None,
     device: DeviceOption = "auto",
     dtype: Annotated[
@@ -111,28 +91,27 @@ def finetune(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
+    settings: Any = None,
 ) -> None:
     """Train a compressed model: on what the original predicts (heal), to find the person (probe), or give it a temporal
     decoder (vae, decoder, all).
     """
     if stage not in STAGES:
         raise UserError(f"{stage} is not a stage, expected one of {', '.join(STAGES)}", "--stage")
-    masks = masks_of_value(masks, mask_value)
     if stage in DECODER_STAGES:
         from hmrcompress_cli.finetune_decoder import run
 
-        given = {"stage": stage, "motions": motions, "validation": validation, "clips": clips, "masks": masks}
-        given |= {"readout": readout, "vae": vae, "clip_frames": clip_frames}
-        given |= {"preset": preset, "objective": objective, "steps": steps, "max_minutes": max_minutes, "rate": rate}
-        given |= {"batch_size": batch_size, "body": body, "device": device, "workers": workers, "seed": seed}
+        given = {"stage": stage, "motions": motions, "validation": validation, "masks": masks, "vae": vae}
+        given |= {"objective": settings.decoder, "max_minutes": max_minutes}
+        given |= {name: getattr(settings, name) for name in OF_DECODER}
+        given |= {"batch_size": batch_size, "body": body, "device": device, "seed": seed}
         run(model, out, data, given | {"overwrite": outputs_here()}, json=json, quiet=quiet)
         return
     import hmrcompress as hc
     from hmrcompress.api import finetune as tuning
+    from hmrcompress.recipe.chosen import heal_loop, heal_settings
     from hmrcompress.runtime import fast_dtype, pick_device, pick_dtype, progress_bar
     from hmrcompress.training.finetune import PROBE_FRAMES, probe_macs
-    from hmrcompress.training.heal import HealSettings
-    from hmrcompress.training.loop import LoopSettings
 
     checkpoint = hc.load(model, seed=seed)
     where, printer = pick_device(device), Printer(quiet)
@@ -145,9 +124,9 @@ def finetune(
                 validation=validation,
                 masks=masks,
                 images=images or PROBE_FRAMES,
-                layer=probe_layer,
+                layer=settings.probe_layer,
                 limit=limit,
-                workers=workers,
+                workers=settings.workers,
                 batch_size=batch_size,
                 body=body,
                 device=device,
@@ -180,19 +159,14 @@ def finetune(
             masks=masks,
             images=images,
             batch_size=batch_size,
-            settings=HealSettings(
-                rank=rank,
-                reach=reach,
-                full=full,
-                with_head=with_head,
-                dtype=fast_dtype(where) if dtype == "auto" else pick_dtype(dtype),
-                seed=seed,
+            settings=heal_settings(
+                settings, dtype=fast_dtype(where) if dtype == "auto" else pick_dtype(dtype), seed=seed
             ),
-            loop=LoopSettings(None, max_minutes=max_minutes, rate=rate or RATE),
+            loop=heal_loop(settings, max_minutes),
             body=body,
             device=device,
             limit=limit,
-            workers=workers,
+            workers=settings.workers,
             overwrite=outputs_here(),
             progress=progress,
             report=lambda record: printer.say(_line(record)),

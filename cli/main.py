@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from hmrcompress import __version__
 from hmrcompress_cli import (
     ablate,
     bench,
@@ -23,14 +26,19 @@ from hmrcompress_cli import (
 )
 from hmrcompress_cli.common import SafeCommand, SafeGroup
 
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"hmrcompress {__version__}")
+        raise typer.Exit()
+
+
 app = typer.Typer(
     name="hmrcompress",
-    help="Compress pretrained transformer networks for human mesh recovery, and measure what it cost.",
     cls=SafeGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 COMMANDS = {
     "inspect": inspect_.inspect,
@@ -49,8 +57,18 @@ COMMANDS = {
     "report": report.report,
 }
 for _name, _command in COMMANDS.items():
-    app.command(_name, cls=SafeCommand)(_command)
+    _first = (_command.__doc__ or "").partition("\n\n")[0]
+    app.command(_name, cls=SafeCommand, short_help=" ".join(_first.split()))(_command)
 app.add_typer(starter.app, name="starter")
+
+
+@app.callback(epilog="A first run: hmrcompress run starter")
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Compress pretrained transformer networks for human mesh recovery, and measure what it cost."""
 
 
 def main() -> None:

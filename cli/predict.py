@@ -11,37 +11,31 @@ from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
-    CompileOption,
     DebugOption,
     DeviceOption,
     FastDtypeOption,
     FastOption,
-    GraphsOption,
     JsonOption,
     LimitOption,
-    MaskValueOption,
     OutOption,
     OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
-    masks_of_value,
     outputs_here,
     write_record,
 )
-from hmrcompress_cli.tokens import TokensOption, token_buckets
+from hmrcompress_cli.settings import takes_settings
 
 ModelArgument = Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")]
 InputArgument = Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or a video.")]
 BoxesOption = Annotated[
     str, typer.Option("--boxes", help="full, onnx:FILE (a YOLO detector), or a .json or .npz file of boxes.")
 ]
-BoxScaleOption = Annotated[float, typer.Option("--box-scale", help="Crops are so much larger than tight boxes.")]
 PersonMasksOption = Annotated[
     str, typer.Option("--masks", help="auto, self, files:DIR or none: where tokens are merged.")
 ]
 StrideOption = Annotated[int, typer.Option("--stride", min=1, help="Run the network on every k-th frame.")]
-StepsOption = Annotated[int, typer.Option("--steps", min=1, help="Denoising steps of the decoder.")]
 FpsOption = Annotated[
     float | None, typer.Option("--fps", help="A folder is a sequence of so many frames a second.", show_default=False)
 ]
@@ -51,35 +45,25 @@ FocalOption = Annotated[
 ]
 NoOverlayOption = Annotated[bool, typer.Option("--no-overlay", help="Do not draw the overlay.")]
 NoGlbOption = Annotated[bool, typer.Option("--no-glb", help="Do not write track.glb.")]
-NoAntialiasOption = Annotated[
-    bool, typer.Option("--no-antialias", help="Cut large boxes without blurring them first, as evaluations do.")
-]
 
 
 @takes_checkpoints("model")
+@takes_settings("predict", flags={"fast": "fast"})
 def predict(
     model: ModelArgument,
     source: InputArgument,
     out: OutOption,
     boxes: BoxesOption = "full",
-    box_scale: BoxScaleOption = 1.2,
     masks: PersonMasksOption = "auto",
-    mask_value: MaskValueOption = None,
-    tokens: TokensOption = "plan",
     stride: StrideOption = 1,
-    steps: StepsOption = 1,
     fps: FpsOption = None,
     focal: FocalOption = None,
     no_overlay: NoOverlayOption = False,
     no_glb: NoGlbOption = False,
-    no_antialias: NoAntialiasOption = False,
-    serial: Annotated[bool, typer.Option("--serial", help="One stage after the other, in one thread.")] = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
     dtype: FastDtypeOption = "float32",
     fast: FastOption = False,
-    compiled: CompileOption = False,
-    graphs: GraphsOption = None,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -87,24 +71,25 @@ def predict(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
+    settings: Any = None,
 ) -> None:
     """Bodies in pictures or a video: SMPL parameters (npz), an overlay (mp4, png), an animated mesh (glb)."""
     from hmrcompress.api import predict as predicting
-    from hmrcompress.models.fast.running import RunPath
     from hmrcompress.pipeline.predict import PredictSettings
+    from hmrcompress.recipe.chosen import buckets_of, run_path
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 
     wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
-    settings = PredictSettings(
+    how = PredictSettings(
         batch_size=batch_size,
         stride=stride,
-        steps=steps,
+        steps=settings.steps,
         limit=limit,
         focal=focal,
         overlay=not no_overlay,
         glb=not no_glb,
-        antialias=not no_antialias,
-        overlapped=not serial,
+        antialias=settings.antialias,
+        overlapped=settings.overlapped,
         seed=seed,
     )
     with progress_bar(quiet=quiet) as progress:
@@ -113,15 +98,15 @@ def predict(
             source,
             out,
             boxes=boxes,
-            box_scale=box_scale,
-            masks=masks_of_value(masks, mask_value),
-            buckets=token_buckets(tokens),
+            box_scale=settings.box_scale,
+            masks=masks,
+            buckets=buckets_of(settings),
             fps=fps,
-            settings=settings,
+            settings=how,
             body=body,
             device=device,
             dtype=wanted,
-            path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
+            path=run_path(settings.model_copy(update={"fast": fast}), int8=int8),
             overwrite=outputs_here(),
             progress=progress,
         )

@@ -2,68 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
     BodyOption,
-    CompileOption,
     DebugOption,
     DeviceOption,
     FastDtypeOption,
     FastOption,
-    GraphsOption,
     JsonOption,
     LimitOption,
-    MaskValueOption,
     OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
-    masks_of_value,
     write_record,
 )
 from hmrcompress_cli.predict import (
     BoxesOption,
-    BoxScaleOption,
     FocalOption,
     FpsOption,
     InputArgument,
     ModelArgument,
-    NoAntialiasOption,
     NoGlbOption,
     NoOverlayOption,
     PersonMasksOption,
-    StepsOption,
     StrideOption,
 )
-from hmrcompress_cli.tokens import TokensOption, token_buckets
+from hmrcompress_cli.settings import takes_settings
 
 COLUMNS = ("stage", "ms a frame", "share", "", "first frame, ms")
 WIDTH = 30
 
 
 @takes_checkpoints("model")
+@takes_settings("predict", flags={"fast": "fast"}, without={"overlapped": "It times one stage after the other"})
 def profile(
     model: ModelArgument,
     source: InputArgument,
     boxes: BoxesOption = "full",
-    box_scale: BoxScaleOption = 1.2,
     masks: PersonMasksOption = "auto",
-    mask_value: MaskValueOption = None,
-    tokens: TokensOption = "plan",
     stride: StrideOption = 1,
-    steps: StepsOption = 1,
     fps: FpsOption = None,
     focal: FocalOption = None,
     no_overlay: NoOverlayOption = False,
     no_glb: NoGlbOption = False,
-    no_antialias: NoAntialiasOption = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
     dtype: FastDtypeOption = "float32",
     fast: FastOption = False,
-    compiled: CompileOption = False,
-    graphs: GraphsOption = None,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -71,23 +60,24 @@ def profile(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
+    settings: Any = None,
 ) -> None:
     """Where the time of `predict` goes: its stages one after the other, the first frame apart. Writes no files."""
     from hmrcompress.api import predict as predicting
-    from hmrcompress.models.fast.running import RunPath
     from hmrcompress.pipeline.predict import PredictSettings
+    from hmrcompress.recipe.chosen import buckets_of, run_path
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 
     wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
-    settings = PredictSettings(
+    how = PredictSettings(
         batch_size=batch_size,
         stride=stride,
-        steps=steps,
+        steps=settings.steps,
         limit=limit,
         focal=focal,
         overlay=not no_overlay,
         glb=not no_glb,
-        antialias=not no_antialias,
+        antialias=settings.antialias,
         seed=seed,
     )
     with progress_bar(quiet=quiet) as progress:
@@ -95,15 +85,15 @@ def profile(
             model,
             source,
             boxes=boxes,
-            box_scale=box_scale,
-            masks=masks_of_value(masks, mask_value),
-            buckets=token_buckets(tokens),
+            box_scale=settings.box_scale,
+            masks=masks,
+            buckets=buckets_of(settings),
             fps=fps,
-            settings=settings,
+            settings=how,
             body=body,
             device=device,
             dtype=wanted,
-            path=RunPath(fast=fast, int8=int8, compiled=compiled, graphs=graphs),
+            path=run_path(settings.model_copy(update={"fast": fast}), int8=int8),
             progress=progress,
         )
     figures = {"profile": result.to_json()}

@@ -19,6 +19,7 @@ from hmrcompress_cli.common import (
     QuietOption,
     outputs_here,
 )
+from hmrcompress_cli.settings import SetOption, list_option
 
 
 def run(
@@ -26,9 +27,8 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run's folder.", show_default="runs/RECIPE")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Another value for a field: a.b=c.", show_default=False)
-    ] = None,
+    overrides: SetOption = None,
+    list_settings: list_option() = False,  # type: ignore[valid-type]
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished stages whose inputs are the same.")] = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",

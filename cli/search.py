@@ -19,103 +19,57 @@ from hmrcompress_cli.common import (
     JsonOption,
     LimitOption,
     MasksOption,
-    MaskValueOption,
     OverwriteOption,
     Printer,
-    ProtocolOption,
     QuietOption,
     RegressorOption,
     SeedOption,
-    masks_of_value,
     outputs_here,
     write_record,
 )
-from hmrcompress_cli.tokens import (
-    AttentionBiasOption,
-    BackgroundCoarseOption,
-    BackgroundRingOption,
-    DropBackgroundOption,
-    KeepTokensOption,
-    MergePerLayerOption,
-    PaperOption,
-    ProtectOption,
-    SizeWeightedOption,
-    TokenMetricOption,
-    TokenScheduleOption,
-    token_settings,
-)
+from hmrcompress_cli.settings import takes_settings
+from hmrcompress_cli.tokens import KeepTokensOption, MergePerLayerOption, changed_tokens
 
 if TYPE_CHECKING:
     from hmrcompress.searching.search import SearchResult
 
 
 @takes_checkpoints("checkpoint")
+@takes_settings(
+    "search",
+    flags={
+        "tau": "tau_mm",
+        "frames_per_clip": "frames_per_clip",
+        "method": "method",
+        "merge_rule": "merge_rule",
+        "keep_tokens": "tokens.keep",
+        "merge_per_layer": "tokens.per_layer",
+        "with_tokens": "with_tokens",
+        "limit": "limit",
+    },
+)
 def search(
     checkpoint: Annotated[str, typer.Argument(help="starter, random:FAMILY, or a checkpoint file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the plan.", show_default=False)],
     data: DataOption = "starter:calib",
     masks: MasksOption = "data",
-    mask_value: MaskValueOption = None,
     tau: Annotated[float, typer.Option("--tau", help="Increase in MPJPE that a merge may cost, mm.")] = 0.1,
     frames_per_clip: Annotated[
         int, typer.Option("--frames-per-clip", min=1, help="Frames taken evenly from each clip.")
     ] = 80,
-    layers: Annotated[
-        int | None,
-        typer.Option("--layers", help="Reach this number of layers, whatever it costs, instead of --tau."),
-    ] = None,
     method: Annotated[
         str, typer.Option("--method", help="How to search: eclm, or from its plan on beam or evolve.")
     ] = "eclm",
-    beam_width: Annotated[int, typer.Option("--beam-width", min=1, help="Plans that beam keeps.")] = 4,
-    evaluations: Annotated[
-        int | None,
-        typer.Option(
-            "--evaluations", min=1, help="What evolve (by default 200) or beam (no bound) may evaluate beyond ECLM."
-        ),
-    ] = None,
-    target: Annotated[
-        str,
-        typer.Option("--target", help="Errors from the data's truth, or from the untouched teacher's vertices."),
-    ] = "truth",
     merge_rule: Annotated[
         str, typer.Option("--merge-rule", help="How layers become one: eq4, keep_last, keep_first, mean, lstsq.")
     ] = "eq4",
     keep_tokens: KeepTokensOption = None,
     merge_per_layer: MergePerLayerOption = None,
-    paper: PaperOption = False,
-    token_metric: TokenMetricOption = None,
-    size_weighted: SizeWeightedOption = None,
-    attention_bias: AttentionBiasOption = None,
-    protect: ProtectOption = None,
-    token_schedule: TokenScheduleOption = None,
-    drop_background: DropBackgroundOption = False,
-    background_ring: BackgroundRingOption = None,
-    background_coarse: BackgroundCoarseOption = None,
-    no_tokens: Annotated[bool, typer.Option("--no-tokens", help="A plan without token merging.")] = False,
     with_tokens: Annotated[bool, typer.Option("--with-tokens", help="Merge tokens already while searching.")] = False,
-    as_printed: Annotated[
-        bool, typer.Option("--as-printed", help="Lose the last open window, as the published algorithm does.")
-    ] = False,
     journal: Annotated[
         Path | None,
         typer.Option("--journal", help="Evaluations done; by default beside the plan.", show_default=False),
     ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Run every evaluation from the images on; the plan is the same.")
-    ] = False,
-    cache_gb: Annotated[
-        float | None,
-        typer.Option("--cache-gb", min=0, help="Memory for the cache; the rest goes to the disk, beside the journal."),
-    ] = None,
-    cache_dtype: Annotated[
-        str,
-        typer.Option("--cache-dtype", help="float32, or bfloat16: half as large, decisions near the bound may change."),
-    ] = "float32",
-    no_early_rejection: Annotated[
-        bool, typer.Option("--no-early-rejection", help="Measure every candidate to the end; the plan is the same.")
-    ] = False,
-    protocol: ProtocolOption = None,
     regressor: RegressorOption = None,
     json: JsonOption = None,
     device: DeviceOption = "auto",
@@ -127,6 +81,7 @@ def search(
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
+    settings: Any = None,
 ) -> None:
     """Choose the layers to merge by what merging them costs in MPJPE; goes on where a stopped search ended.
 
@@ -134,47 +89,24 @@ def search(
     """
     import hmrcompress as hc
     from hmrcompress.plan import KIND as PLAN
+    from hmrcompress.recipe.chosen import search_settings
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
     from hmrcompress.searching.journal import KIND as JOURNAL
-    from hmrcompress.searching.search import SearchSettings
-    from hmrcompress.searching.settings import as_cache_dtype, as_target
 
     outputs, kept = outputs_here(), _journal(out, journal)
     outputs.check_file(out, PLAN, "plan")
     outputs.check_file(kept, JOURNAL, "jsonl")
-    tokens = token_settings(
-        keep_tokens=keep_tokens,
-        merge_per_layer=merge_per_layer,
-        paper=paper,
-        token_metric=token_metric,
-        size_weighted=size_weighted,
-        attention_bias=attention_bias,
-        protect=protect,
-        token_schedule=token_schedule,
-        drop_background=drop_background,
-        background_ring=background_ring,
-        background_coarse=background_coarse,
-    )
-    settings = SearchSettings(
-        tau_mm=tau,
-        frames_per_clip=frames_per_clip,
-        limit=limit,
-        method=method,
-        merge_rule=merge_rule,
-        tokens=None if no_tokens else tokens,
-        with_tokens=with_tokens,
-        as_printed=as_printed,
-        batch_size=batch_size,
-        dtype=pick_dtype(dtype),
-        seed=seed,
-        layers=layers,
-        beam_width=beam_width,
-        evaluations=evaluations,
-        target=as_target(target),
-        cache=not no_cache,
-        cache_gb=cache_gb,
-        cache_dtype=as_cache_dtype(cache_dtype),
-        reject_early=not no_early_rejection,
+    tokens = changed_tokens(settings.tokens, keep_tokens, merge_per_layer)
+    given = settings.model_copy(
+        update={
+            "tau_mm": tau,
+            "frames_per_clip": frames_per_clip,
+            "limit": limit,
+            "method": method,
+            "merge_rule": merge_rule,
+            "tokens": tokens,
+            "with_tokens": with_tokens,
+        }
     )
     with progress_bar(quiet=quiet) as progress:
         result = hc.search(
@@ -182,9 +114,9 @@ def search(
             data,
             journal=kept,
             overwrite=outputs,
-            settings=settings,
-            masks=masks_of_value(masks, mask_value),
-            protocol=protocol,
+            settings=search_settings(given, batch_size=batch_size, dtype=pick_dtype(dtype), seed=seed),
+            masks=masks,
+            protocol=given.protocol,
             regressor=regressor,
             body=body,
             device=device,

@@ -62,7 +62,7 @@ class TokenSettings(_Frozen):
         default="keys", description="What the similarity of tokens is measured on"
     )
     schedule: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        default=None, description="Tokens merged away in layer 0, 1, …; takes the place of per_layer"
+        default=None, strict=False, description="Tokens merged away in layer 0, 1, …; takes the place of per_layer"
     )
     protect: int = Field(default=0, ge=0, description="Tokens of greatest norm in a frame that are never merged")
     drop_background: DropBackground | None = Field(

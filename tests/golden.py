@@ -69,8 +69,8 @@ def measure(folder: Path) -> dict[str, Any]:
     data = ("--data", "starter:calib")
     for name, options in (
         ("eclm", ("--tau", 1.0)),
-        ("keep_last", ("--layers", 8, "--merge-rule", "keep_last")),
-        ("label_free", ("--tau", 2.0, "--target", "teacher")),
+        ("keep_last", ("--set", "search.layers=8", "--merge-rule", "keep_last")),
+        ("label_free", ("--tau", 2.0, "--set", "search.target=teacher")),
     ):
         plan = folder / f"{name}.yaml"
         hmr("search", "starter", *data, "--frames-per-clip", 2, *options, "-o", plan, "--quiet")

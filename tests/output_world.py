@@ -92,8 +92,8 @@ def _finetune(inputs: Path) -> list[str]:
 COMMANDS: dict[str, Command] = {
     "inspect": Command(lambda i, n: ["inspect", f"{i}/model.safetensors", "--json", n], lambda n: {n: FILE}),
     "search": Command(
-        lambda i, n: ["search", f"{i}/model.safetensors", *_data(i), "--no-tokens", "--tau", "5", "--no-cache",
-                      "--frames-per-clip", "2", "-o", f"{n}.yaml"],
+        lambda i, n: ["search", f"{i}/model.safetensors", *_data(i), "--tau", "5", "--frames-per-clip", "2",
+                      "--set", "search.tokens=null", "--set", "search.cache=false", "-o", f"{n}.yaml"],
         lambda n: {f"{n}.yaml": FILE, f"{n}.journal.jsonl": JOURNAL},
         ("model.safetensors", "crops.npz", "body.npz"),
     ),

@@ -179,7 +179,7 @@ def test_eval_measures_adaptive_tokens_beside_the_others(
     """Kept tokens and MACs are means over the crops, each counted by itself here."""
     common = ["eval", str(tiny_model), "--data", f"crops:{tiny_crops_file}", "--body", str(tiny_body_file)]
     figures = tmp_path / "figures.json"
-    done = CliRunner().invoke(app, [*common, "--tokens", "auto:56,70,90", "--json", str(figures)])
+    done = CliRunner().invoke(app, [*common, "--set", "eval.buckets=[56,70,90]", "--json", str(figures)])
     assert done.exit_code == 0 and "adaptive tokens" in done.output, done.output
     made = json.loads(figures.read_text())
     assert list(made["stages"]) == ["mean_pose", "baseline", "adaptive_tokens"]
@@ -193,13 +193,14 @@ def test_eval_measures_adaptive_tokens_beside_the_others(
         network_cost(tiny.CONFIG, TokenSettings(keep=keep, schedule=None) if keep < 192 else None).macs for keep in kept
     ]
     assert found["mean_macs"] == pytest.approx(np.mean(macs))
-    done = CliRunner().invoke(app, [*common, "--tokens", "auto", "--masks", "none"])
+    done = CliRunner().invoke(app, [*common, "--set", "eval.buckets=auto", "--masks", "none"])
     assert done.exit_code == 2 and "masks before the network runs" in done.output
 
 
 def test_bench_times_adaptive_tokens_on_people_of_every_size(tmp_path: Path, tiny_model: Path) -> None:
     figures = tmp_path / "figures.json"
-    flags = ["--tokens", "auto", "--keep-tokens", "90", "--batch-sizes", "4", "--rounds", "1", "--json", str(figures)]
+    flags = ["--set", "bench.buckets=auto", "--keep-tokens", "90", "--batch-sizes", "4", "--rounds", "1"]
+    flags += ["--json", str(figures)]
     done = CliRunner().invoke(app, ["bench", str(tiny_model), "--device", "cpu", *flags])
     assert done.exit_code == 0 and "adaptive tokens" in done.output, done.output
     found = json.loads(figures.read_text())["adaptive"]

@@ -234,7 +234,17 @@ def test_a_crop_costs_no_more_than_its_picture() -> None:
 
 
 def predicted(tiny_model: Path, body: Path, source: Path, out: Path, *more: str) -> Result:
-    command = ["predict", str(tiny_model), str(source), "--body", str(body), "--no-overlay", "--no-glb", "--serial"]
+    command = [
+        "predict",
+        str(tiny_model),
+        str(source),
+        "--body",
+        str(body),
+        "--no-overlay",
+        "--no-glb",
+        "--set",
+        "predict.overlapped=false",
+    ]
     return CliRunner().invoke(app, [*command, "--device", "cpu", "-o", str(out), *more])
 
 

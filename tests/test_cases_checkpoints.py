@@ -330,7 +330,8 @@ def test_heads_can_be_given_to_every_command(
             *body,
             "--tau",
             1000,
-            "--no-tokens",
+            "--set",
+            "search.tokens=null",
             "-o",
             plan,
         )

@@ -177,8 +177,8 @@ def test_the_command_reads_folders_before_anything_starts(
         "vae",
         "--motions",
         f"amass:{folder}",
-        "--steps",
-        1,
+        "--set",
+        "finetune.steps=1",
         "--device",
         "cpu",
     ]

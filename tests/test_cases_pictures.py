@@ -337,7 +337,9 @@ def test_kinds_are_told_by_content() -> None:
 def predicted(folder: Path, tiny_model: Path, tiny_body_file: Path, out: Path, *more: str) -> tuple[Result, Any]:
     """`predict` with the tiny network: how it ended, and frame numbers and sizes of its bodies, None if it failed."""
     command = ["predict", str(tiny_model), str(folder), "--body", str(tiny_body_file), "-o", str(out), *more]
-    done = CliRunner().invoke(app, [*command, "--no-overlay", "--no-glb", "--device", "cpu", "--serial"])
+    done = CliRunner().invoke(
+        app, [*command, "--no-overlay", "--no-glb", "--device", "cpu", "--set", "predict.overlapped=false"]
+    )
     if done.exit_code:
         assert done.exit_code == 2 and done.stderr.count("\n") == 1 and not out.exists(), done.output
         return done, None

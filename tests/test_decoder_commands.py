@@ -77,7 +77,8 @@ def world(tiny_crops_file: Path, tiny_body_file: Path) -> tuple[object, ...]:
 
 def test_eval(decoded: Path, tiny_model: Path, merged: Path, world: tuple[object, ...], tmp_path: Path) -> None:
     options = (*world, "--against", tiny_model, "--json", tmp_path / "e.json")
-    done = hmr("eval", decoded, *options, "--stride", "1,2", "--filter", "savgol", "--filter", "one-euro", "--steps", 2)
+    settings = ("--set", "eval.filters=[savgol, one-euro]", "--set", "eval.steps=2")
+    done = hmr("eval", decoded, *options, "--stride", "1,2", *settings)
     assert done.exit_code == 0, done.output
     figures = json.loads((tmp_path / "e.json").read_text())
     assert list(figures["stages"]) == [
@@ -89,7 +90,7 @@ def test_eval(decoded: Path, tiny_model: Path, merged: Path, world: tuple[object
     assert figures["sequence"]["steps"] == 2 and figures["sequence"]["strides"] == [1, 2]
     assert "decoded stride 2" in done.stdout and "every single, 2nd frame, 2 denoising steps" in done.stdout
 
-    live = hmr("eval", decoded, *options, "--lookahead", 3)
+    live = hmr("eval", decoded, *options, "--set", "eval.lookahead=3")
     assert live.exit_code == 0 and "3 frames late (100 ms)" in live.stdout
     assert json.loads((tmp_path / "e.json").read_text())["sequence"]["latency_ms"] == pytest.approx(100.0)
     plain = hmr("eval", merged, *options)
@@ -101,11 +102,11 @@ def test_eval(decoded: Path, tiny_model: Path, merged: Path, world: tuple[object
 
 def test_what_eval_refuses(decoded: Path, merged: Path, world: tuple[object, ...], tmp_path: Path) -> None:
     for model, arguments, sentence in (
-        (merged, ("--steps", 2), "holds no temporal decoder"),
+        (merged, ("--set", "eval.steps=2"), "holds no temporal decoder"),
         (decoded, ("--stride", "0"), "--stride: got '0'"),
         (decoded, ("--stride", "1,x"), "--stride"),
-        (decoded, ("--lookahead", 6), "lookahead"),
-        (decoded, ("--lookahead", 2, "--median-shape"), "--median-shape"),
+        (decoded, ("--set", "eval.lookahead=6"), "lookahead"),
+        (decoded, ("--set", "eval.lookahead=2", "--set", "eval.median_shape=true"), "eval.median_shape"),
     ):
         done = hmr("eval", model, *world, *arguments)
         assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.output
@@ -189,7 +190,7 @@ def test_bench_runs_the_network_on_every_kth_frame(
     pipeline_bench.time_pipeline({"before": tiny_network, "after": tiny_network}, pipeline, rounds=1, warmup=0)
     assert [known.tolist() for known in seen] == [[True] * 8, [frame % 3 == 0 for frame in range(8)]]
     for settings in (PipelineSettings(()), PipelineSettings((0,)), PipelineSettings(measured=0)):
-        with pytest.raises(UserError, match="--strides|--measured-frames"):
+        with pytest.raises(UserError, match="bench.strides|bench.measured_frames"):
             pipeline_bench.time_pipeline(
                 {"before": tiny_network, "after": tiny_network}, replace(pipeline, settings=settings)
             )
@@ -197,15 +198,15 @@ def test_bench_runs_the_network_on_every_kth_frame(
 
 def test_the_bench_command(decoded: Path, tiny_model: Path, tiny_body_file: Path, tmp_path: Path) -> None:
     base = ("--batch-sizes", "2", "--rounds", 1, "--no-memory", "--body", tiny_body_file, "--device", "cpu",
-            "--measured-frames", 4, "--json", tmp_path / "b.json")  # fmt: skip
-    done = hmr("bench", decoded, "--against", tiny_model, *base, "--strides", "2,4")
+            "--set", "bench.measured_frames=4", "--json", tmp_path / "b.json")  # fmt: skip
+    done = hmr("bench", decoded, "--against", tiny_model, *base, "--set", "bench.strides=[2,4]")
     assert done.exit_code == 0, done.output
     figures = json.loads((tmp_path / "b.json").read_text())
     assert list(figures["pipeline"]["strides"]) == ["2", "4"] and figures["speedup"] > 0
     assert figures["pipeline"]["strides"]["4"]["network_frames"] == 61
     assert "stride 4" in done.stdout and "of the uncompressed backbone's" in done.stdout
 
-    alone = hmr("bench", tiny_model, "--decoder", "starter", *base)
+    alone = hmr("bench", tiny_model, "--set", "bench.decoder=starter", *base)
     assert alone.exit_code == 0, alone.output
     figures = json.loads((tmp_path / "b.json").read_text())
     assert "speedup" not in figures and figures["bench"]["batch_sizes"] == {}
@@ -213,8 +214,8 @@ def test_the_bench_command(decoded: Path, tiny_model: Path, tiny_body_file: Path
     assert "speed-up" in alone.stdout and "MAC ratio" not in alone.stdout
     for arguments, sentence in {
         (tiny_model,): "Give --layers or --keep-tokens",
-        (tiny_model, "--decoder", "large"): "--decoder: got 'large', expected one of paper, starter",
-        (decoded, "--strides", "0"): "--strides",
+        (tiny_model, "--set", "bench.decoder=large"): "bench.decoder: got 'large'",
+        (decoded, "--set", "bench.strides=[0]"): "bench.strides",
     }.items():
         done = hmr("bench", *arguments, *base)
         assert done.exit_code == 2 and sentence in done.stderr, done.output

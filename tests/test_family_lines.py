@@ -84,7 +84,8 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
     assert ("stacked as rows" in seen.output) == (config.family == "tokenhmr")
 
     plan, target = tmp_path / "plan.yaml", "teacher" if hand else "truth"
-    wanted = ("--layers", 1, "--keep-tokens", 160, "--merge-per-layer", 40, "--target", target, "--data", data)
+    wanted = ("--keep-tokens", 160, "--merge-per-layer", 40, "--data", data)
+    wanted += ("--set", "search.layers=1", "--set", f"search.target={target}")
     found = run("search", model, *wanted, "-o", plan, *body, "--json", figures, "--quiet")
     assert found.exit_code == 0, found.output
     assert told(figures)["layers"] == {"before": 2, "after": 1}

@@ -103,8 +103,18 @@ def test_command(
     monkeypatch.setitem(PRESETS, "starter", tiny_decoder.CONFIG)
     record = tmp_path / "f.json"
     arguments = ["finetune", tiny_model, "--data", f"crops:{long_crops}", "--val", f"crops:{long_crops}", "--body"]
-    arguments += [tiny_body_file, "-o", tmp_path / "out", "--stage", "all", "--steps", 3, "--batch-size", 4]
-    arguments += ["--clips", 2, "--decoder", "regress", "--json", record, "--device", "cpu"]
+    arguments += [
+        tiny_body_file,
+        "-o",
+        tmp_path / "out",
+        "--stage",
+        "all",
+        "--batch-size",
+        4,
+        "--set",
+        "finetune.steps=3",
+    ]
+    arguments += ["--set", "finetune.clips=2", "--set", "finetune.decoder=regress", "--json", record, "--device", "cpu"]
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
     lines = done.output.strip().splitlines()
@@ -114,9 +124,9 @@ def test_command(
     assert figures["decoder"]["after"]["mpjpe_mm"] > 0 and figures["vae"]["steps"] == 3
     assert load_checkpoint(tmp_path / "out").source["decoder"]["validation"] == f"crops:{long_crops}"
     for wrong, message in (
-        (["--preset", "huge"], "expected one of paper, starter"),
+        (["--set", "finetune.preset=huge"], "should be 'starter' or 'paper'"),
         (["--motions", "cmu"], "expected starter or amass:DIR"),
-        (["--objective", "magic"], "expected one of both"),
+        (["--set", "finetune.decoder=magic"], "should be 'both'"),
     ):
         done = CliRunner().invoke(
             app, ["finetune", str(tiny_model), "--stage", "all", "-o", str(tmp_path / "y"), *wrong]

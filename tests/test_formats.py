@@ -105,7 +105,7 @@ def test_pictures_without_truth_are_searched_by_the_teacher(
     assert len(found.plan.groups) == 1
     with pytest.raises(UserError, match="without ground truth"):
         hc.evaluate(model, made["images"], **options)
-    with pytest.raises(UserError, match="--target teacher"):
+    with pytest.raises(UserError, match="--set search.target=teacher"):
         hc.search(model, made["images"], journal=tmp_path / "other.jsonl", **options)
 
 

@@ -168,7 +168,7 @@ def test_a_capture_is_made_once_and_replayed(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr(graphs, "_captured", full)
-    with pytest.raises(UserError, match=r"--graphs: no CUDA graph \(CUDA out of memory\)\. Try --no-graphs"):
+    with pytest.raises(UserError, match=r"graphs: no CUDA graph \(CUDA out of memory\)\. Try to set graphs to false"):
         static(batch.images[:2])
     assert len(static._made) == 3
 

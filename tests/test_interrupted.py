@@ -53,7 +53,19 @@ def arguments(command: str, inputs: Path, seed: int) -> list[str]:
         "merge original": [*merge, "--format", "original", "-o", "out.ckpt"],
         "convert": ["convert", model, "-o", "out.safetensors"],
         "convert body": ["convert", str(inputs / "body.npz"), "-o", "out.npz"],
-        "search": ["search", model, *data, "--no-tokens", "--tau", "5", "-o", "out.yaml", "--journal", f"{seed}.jsonl"],
+        "search": [
+            "search",
+            model,
+            *data,
+            "--set",
+            "search.tokens=null",
+            "--tau",
+            "5",
+            "-o",
+            "out.yaml",
+            "--journal",
+            f"{seed}.jsonl",
+        ],
         "export": ["export", model, *data, "-o", "out.onnx"],
     }[command]
 

@@ -206,7 +206,7 @@ def hmr(*arguments: object) -> Result:
 def test_the_command(tiny_model: Path, tmp_path: Path, tiny_body_file: Path) -> None:
     file = tmp_path / "b.json"
     done = hmr(
-        "bench", "--against", tiny_model, "--layers", 3, "--keep-tokens", 100, "--runtime", "onnxruntime",
+        "bench", "--against", tiny_model, "--layers", 3, "--keep-tokens", 100, "--set", "bench.runtime=onnxruntime",
         "--batch-sizes", "1,2", "--rounds", 3, "--threads", 1, "--no-memory", "--body", tiny_body_file, "--json", file,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -226,13 +226,20 @@ def test_the_command(tiny_model: Path, tmp_path: Path, tiny_body_file: Path) -> 
 
 
 def test_what_the_command_refuses(tiny_model: Path, tmp_path: Path) -> None:
-    cut = ("bench", tiny_model, "--layers", 2, "--runtime", "onnxruntime", "--no-memory")
+    cut = ("bench", tiny_model, "--layers", 2, "--set", "bench.runtime=onnxruntime", "--no-memory")
     for arguments, sentence in {
         (*cut, "--dtype", "bfloat16"): "--dtype: got bfloat16",
-        (*cut, "--tokens", "auto"): "--runtime onnxruntime: takes part neither",
-        ("bench", "--suite", "benchmarks", "-o", tmp_path, "--runtime", "onnxruntime"): "takes part neither",
-        ("bench", tiny_model, "--decoder", "starter", "--runtime", "onnxruntime"): "no compressed network",
-        ("bench", tiny_model, "--runtime", "onnxruntime"): "nothing is merged",
+        (*cut, "--set", "bench.buckets=auto"): "bench.runtime=onnxruntime: takes part neither",
+        ("bench", "--suite", "benchmarks", "-o", tmp_path, "--set", "bench.runtime=onnxruntime"): "takes part neither",
+        (
+            "bench",
+            tiny_model,
+            "--set",
+            "bench.decoder=starter",
+            "--set",
+            "bench.runtime=onnxruntime",
+        ): "no compressed network",
+        ("bench", tiny_model, "--set", "bench.runtime=onnxruntime"): "nothing is merged",
     }.items():
         done = hmr(*arguments)
         assert done.exit_code == 2 and sentence in done.stderr, (arguments, done.output)

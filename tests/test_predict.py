@@ -218,8 +218,8 @@ def test_the_commands(tmp_path: Path, video: Path, tiny_model: Path, tiny_body_f
     assert done.exit_code == 0 and "decode again" in done.output, done.output
     assert json.loads((tmp_path / "profile.json").read_text())["profile"]["frames"] == 2
     for flags, fault in (
-        (["--tokens", "auto"], "need masks before the network runs"),
-        (["--tokens", "some"], "expected plan, auto"),
+        (["--set", "predict.buckets=auto"], "need masks before the network runs"),
+        (["--set", "predict.buckets=some"], "expected auto, list of int > 0 or null"),
         (["--masks", "data"], "come without masks"),
         (["--boxes", str(tmp_path / "no.json")], "no such file of boxes"),
     ):
@@ -227,6 +227,6 @@ def test_the_commands(tmp_path: Path, video: Path, tiny_model: Path, tiny_body_f
         assert done.exit_code == 2 and fault in done.output, done.output
     masks = f"files:{video.with_suffix('.masks')}"
     done = CliRunner().invoke(
-        app, ["predict", *common, "--tokens", "auto:90,150", "--masks", masks, "-o", str(tmp_path / "out")]
+        app, ["predict", *common, "--set", "predict.buckets=[90,150]", "--masks", masks, "-o", str(tmp_path / "out")]
     )
     assert done.exit_code == 0, done.output

@@ -101,7 +101,8 @@ def test_the_command_warns(tmp_path: Path, tiny_body_file: Path, tiny_crops_file
         "2",
         "--tau",
         "1e6",
-        "--no-tokens",
+        "--set",
+        "search.tokens=null",
     ]
     assert run(app, [*search, "-o", str(tmp_path / "plan.yaml"), *body]).exit_code == 0
     assert (

@@ -111,7 +111,7 @@ class Broken(torch.nn.Module):
 
 
 def test_what_cannot_be_compiled_is_said_in_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"^--compile: torch.compile failed \(.+\)\. It needs a C\+\+ compiler"):
+    with pytest.raises(UserError, match=r"^compile: torch.compile failed \(.+\)\. It needs a C\+\+ compiler"):
         Compiled(Broken())(torch.ones(3))
 
 

@@ -82,8 +82,9 @@ def test_searching_for_a_size(
 ) -> None:
     """The number of layers asked for, never worse than ECLM, and what it took."""
     plan, figures = tmp_path / "plan.yaml", tmp_path / "figures.json"
-    common = ("--body", tiny_body_file, "--data", tiny_crops_file, "--target", "teacher", "--cache-gb", 0.0001)
-    options = ("--layers", 4, "--method", method, "--evaluations", 10, "--frames-per-clip", 3, "--json", figures)
+    common = ("--body", tiny_body_file, "--data", tiny_crops_file, "--frames-per-clip", 3, "--json", figures)
+    given = ("target=teacher", "cache_gb=0.0001", "layers=4", "evaluations=10")
+    options = ("--method", method, *(word for each in given for word in ("--set", f"search.{each}")))
     done = hmr("search", model, *common, "-o", plan, *options)
     assert done.exit_code == 0, done.output
     found = Plan.read(plan)
@@ -179,12 +180,12 @@ def test_wrong_options(model: Path, tiny_crops_file: Path, tiny_body_file: Path,
     for options, sentence in {
         ("--method", "magic"): "expected one of eclm",
         ("--merge-rule", "magic"): "expected one of eq4",
-        ("--target", "magic"): "expected one of truth, teacher",
-        ("--layers", 99): f"expected 1 … {DEPTH}",
+        ("--set", "search.target=magic"): "input should be 'truth' or 'teacher'",
+        ("--set", "search.layers=99"): f"expected 1 … {DEPTH}",
         ("--dtype", "int8"): "expected one of float32",
         ("--tau", "nan"): "finite tau",
         ("--masks", "magic"): "expected data, self, none, files:DIR or onnx:FILE",
-        ("--protocol", "magic"): "expected one of starter24",
+        ("--set", "search.protocol=magic"): "expected one of starter24",
     }.items():
         assert sentence in refused(hmr(*base, *options))
     assert "is a folder" in refused(hmr(*base[:-1], tmp_path))

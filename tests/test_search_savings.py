@@ -154,7 +154,7 @@ def test_rejection_comes_as_soon_as_it_is_certain(network: HMR2, tiny_crops: Cro
 def test_the_teacher_needs_no_truth(network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel, tmp_path: Path) -> None:
     arrays = {name: values for name, values in tiny.crop_arrays().items() if name not in ("poses", "betas")}
     bare = CropSet(arrays, tiny.crop_meta() | {"sha256": tiny_crops.sha256})
-    with pytest.raises(UserError, match="without ground truth.*--target teacher"):
+    with pytest.raises(UserError, match="without ground truth.*--set search.target=teacher"):
         run(network, bare, tiny_body, tmp_path / "never")
     given, without = (
         run(network, crops, tiny_body, tmp_path / name, target="teacher", tau_mm=80.0)
@@ -249,7 +249,7 @@ def test_a_cache_in_bfloat16(network: HMR2, tiny_crops: CropSet, tiny_body: Body
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
     run(network, tiny_crops, tiny_body, tmp_path / "j")
     assert run(network, tiny_crops, tiny_body, tmp_path / "j", cache_dtype=half).set_aside is not None
-    with pytest.raises(UserError, match="--cache-dtype: got torch.float16"):
+    with pytest.raises(UserError, match="search.cache_dtype: got torch.float16"):
         run(network, tiny_crops, tiny_body, tmp_path / "j", cache_dtype=torch.float16)
     with pytest.raises(UserError, match="expected one of float32, bfloat16"):
         as_cache_dtype("int8")

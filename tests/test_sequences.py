@@ -265,10 +265,10 @@ def test_live_decoding_is_the_streaming_decoder(tiny_body: BodyModel, decoder: T
     [
         (SequenceSettings(strides=(0,)), "--stride"),
         (SequenceSettings(strides=()), "--stride"),
-        (SequenceSettings(steps=0), "--steps"),
-        (SequenceSettings(lookahead=-1), "--lookahead"),
+        (SequenceSettings(steps=0), "eval.steps"),
+        (SequenceSettings(lookahead=-1), "eval.lookahead"),
         (SequenceSettings(filters=("median",)), "one-euro, savgol"),
-        (SequenceSettings(median_shape=True, lookahead=3), "--median-shape"),
+        (SequenceSettings(median_shape=True, lookahead=3), "eval.median_shape"),
     ],
 )
 def test_settings_that_make_no_sense(

@@ -64,7 +64,7 @@ def bench(
     )
     if runtime == ONNXRUNTIME and before is after:
         raise UserError(
-            "there is no compressed network in this model to run", f"--runtime {runtime}", "Give --layers or a plan"
+            "there is no compressed network in this model to run", f"bench.runtime {runtime}", "Give --layers or a plan"
         )
     with ExitStack() as while_timed:
         rival = None

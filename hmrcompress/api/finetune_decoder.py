@@ -134,7 +134,7 @@ def fit_decoder(
     if stage not in STAGES:
         raise UserError(f"got {stage!r}, expected one of {', '.join(STAGES)}", "--stage")
     if preset not in PRESETS:
-        raise UserError(f"got {preset!r}, expected one of {', '.join(PRESETS)}", "--preset")
+        raise UserError(f"got {preset!r}, expected one of {', '.join(PRESETS)}", "finetune.preset")
     if vae is not None and VAE in STAGES[stage]:
         raise UserError(f"the stage {stage} trains one of its own", "--vae", "Give --stage decoder, or leave --vae out")
     outputs = OutputRule.of(overwrite, checkpoint, data, validation, vae)

@@ -149,9 +149,7 @@ def adaptive_network(
     or dropped as the model's plan says, merged by default. path: how each bucket's network is run, on the fast path in
     `dtype`. UserError for `masks` that say nothing before it runs."""
     if masks.name in ("self", "none"):
-        raise UserError(
-            f"got --masks {masks.name}, but adaptive tokens need masks before the network runs", "--tokens auto"
-        )
+        raise UserError(f"got --masks {masks.name}, but adaptive tokens need masks before the network runs", "buckets")
     prepare = (path or RunPath()).prepare_alike(dtype)
     return AdaptiveTokens(network, checkpoint.tokens or TokenSettings(), buckets, prepare=prepare).eval()
 
@@ -235,7 +233,7 @@ def require_truth(checkpoint: Checkpoint) -> None:
         raise UserError(
             "predicts hands, and no data set of hands is read that could score it",
             checkpoint.name,
-            "Search with --target teacher; merge, bench and export need no ground truth",
+            "Search with --set search.target=teacher; merge, bench and export need no ground truth",
         )
 
 

@@ -56,7 +56,7 @@ def random_decoder(preset: str, checkpoint: Checkpoint, *, seed: int = 0) -> Tem
     """A decoder of a preset's sizes for the features of a model, with seeded random weights: for speed only. UserError
     for another name."""
     if preset not in PRESETS:
-        raise UserError(f"got {preset!r}, expected one of {', '.join(PRESETS)}", "--decoder")
+        raise UserError(f"got {preset!r}, expected one of {', '.join(PRESETS)}", "decoder")
     sizes = replace(PRESETS[preset], feature_dim=checkpoint.config.head_width)
     return TemporalDecoder(sizes, seed=seed).eval().requires_grad_(False)
 

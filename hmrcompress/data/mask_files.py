@@ -129,7 +129,7 @@ def _table_of(path: Path, value: Value | None) -> Table:
         return _of_npz(path, value)
     if path.suffix == ".json":
         if value is not None:
-            raise UserError("run lengths have no values", path, "Leave --mask-value out")
+            raise UserError("run lengths have no values", path, "Leave value= out")
         return _of_json(path)
     raise UserError("got a file, expected a folder of PNG files, or a file ending in .npz or .json", path)
 
@@ -149,7 +149,7 @@ def _of_npz(path: Path, value: Value | None) -> Table:
         )
         raise UserError(fault, f"{path}: masks")
     if value is not None and (packed or masks.dtype.kind == "b"):
-        raise UserError("bits have no values", f"{path}: masks", "Leave --mask-value out")
+        raise UserError("bits have no values", f"{path}: masks", "Leave value= out")
 
     def mask(row: int) -> np.ndarray:
         if packed:

@@ -21,7 +21,7 @@ from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 OPAQUE_FROM = 128
 """Of 255: from here on a pixel of a cut-out belongs to it."""
 MOST_VALUE = 0xFFFF
-REMEDY = "Save the person as one level on 0, or name the person's: --mask-value N, or N-M"
+REMEDY = "Save the person as one level on 0, or name the person's: --masks files:DIR,value=N, or N-M"
 GREY, PALETTE, GREY_ALPHA = 0, 3, 4
 """Colour types of PNG."""
 
@@ -34,10 +34,12 @@ def parse_value(text: str) -> Value:
     first, dash, last = text.partition("-")
     parts = (first, last if dash else first)
     if not all(part.isascii() and part.isdigit() and len(part) <= 5 for part in parts):
-        raise UserError(f"got {text!r}, expected a whole number N, or a range N-M", "--mask-value")
+        raise UserError(f"got {text!r}, expected a whole number N, or a range N-M", "--masks files:DIR,value=…")
     value = int(parts[0]), int(parts[1])
     if not value[0] <= value[1] <= MOST_VALUE:
-        raise UserError(f"got {text!r}, expected 0 to {MOST_VALUE}, the lesser number first", "--mask-value")
+        raise UserError(
+            f"got {text!r}, expected 0 to {MOST_VALUE}, the lesser number first", "--masks files:DIR,value=…"
+        )
     return value
 
 

@@ -58,17 +58,19 @@ class SequenceSettings:
 
     def check(self) -> None:
         """UserError for what makes no sense."""
-        for value, flag in ((self.steps, "--steps"), *((stride, "--stride") for stride in self.strides)):
+        for value, flag in ((self.steps, "eval.steps"), *((stride, "--stride") for stride in self.strides)):
             if value < 1:
                 raise UserError(f"got {value}, expected at least 1", flag)
         if not self.strides:
             raise UserError("got none, expected at least one", "--stride")
         if self.lookahead is not None and self.lookahead < 0:
-            raise UserError(f"got {self.lookahead}, expected at least 0", "--lookahead")
+            raise UserError(f"got {self.lookahead}, expected at least 0", "eval.lookahead")
         if odd := [name for name in self.filters if name not in FILTERS]:
-            raise UserError(f"got {odd[0]!r}, expected one of {', '.join(FILTERS)}", "--filter")
+            raise UserError(f"got {odd[0]!r}, expected one of {', '.join(FILTERS)}", "eval.filters")
         if self.median_shape and self.lookahead is not None:
-            raise UserError("the median of a clip is known at its end only", "--median-shape", "Leave --lookahead out")
+            raise UserError(
+                "the median of a clip is known at its end only", "eval.median_shape", "Leave eval.lookahead out"
+            )
 
     def to_json(self, fps: float) -> dict[str, Any]:
         """Plain values; with a lookahead also the milliseconds that it takes at `fps`."""

@@ -151,7 +151,7 @@ def check_runtime(dtype: torch.dtype, *, int8: bool = False) -> None:
         raise UserError(
             f"got {dtype_name(dtype)}, which onnxruntime has no convolutions for on the CPU, nor are graphs made in it",
             "--dtype",
-            "With --runtime onnxruntime try float32, float16 or int8",
+            "With bench.runtime=onnxruntime try float32, float16 or int8",
         )
 
 

@@ -86,7 +86,7 @@ class AdaptiveTokens(nn.Module):
         """A batch's rows by bucket: person_mask (B,rows,columns) bool. Raises UserError without masks, which say how
         much a person needs."""
         if person_mask is None:
-            raise UserError("adaptive tokens need person masks before the network runs", "--tokens auto", "See --masks")
+            raise UserError("adaptive tokens need person masks before the network runs", "buckets", "See --masks")
         return group(person_mask.flatten(1), self.buckets, dropping=self.dropping)
 
     def forward(self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None) -> HMROutput:

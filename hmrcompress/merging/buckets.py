@@ -36,7 +36,7 @@ def check_buckets(buckets: Sequence[int], tokens: int) -> tuple[int, ...]:
     none, for repeated ones, and for those outside of 1 … `tokens`."""
     found = sorted(buckets)
     if not found or len(set(found)) < len(found) or found[0] < 1 or found[-1] > tokens:
-        raise UserError(f"got {', '.join(map(str, buckets)) or 'none'}, expected numbers 1 … {tokens}", "--buckets")
+        raise UserError(f"got {', '.join(map(str, buckets)) or 'none'}, expected numbers 1 … {tokens}", "buckets")
     return tuple(found) if found[-1] == tokens else (*found, tokens)
 
 

@@ -95,7 +95,7 @@ def open_boxes(text: str, *, scale: float = BOX_SCALE, cuda: bool = False):  # n
     from hmrcompress.pipeline.boxes import FullFrame, read_boxes
 
     if not 0.5 <= scale <= 4:
-        raise UserError(f"got {scale:g}, expected 0.5 to 4", "--box-scale")
+        raise UserError(f"got {scale:g}, expected 0.5 to 4", "predict.box_scale")
     kind, _, rest = text.partition(":")
     if text == "full":
         return FullFrame()

@@ -91,7 +91,11 @@ class PredictSettings:
 
     def check(self, source: Source) -> None:
         """UserError for what makes no sense."""
-        for value, flag in ((self.stride, "--stride"), (self.steps, "--steps"), (self.batch_size, "--batch-size")):
+        for value, flag in (
+            (self.stride, "--stride"),
+            (self.steps, "predict.steps"),
+            (self.batch_size, "--batch-size"),
+        ):
             if value < 1:
                 raise UserError(f"got {value}, expected at least 1", flag)
         if self.focal is not None and not 1 <= self.focal <= LONGEST_FOCAL:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hmrcompress.api import finetune as tuning
 from hmrcompress.api import finetune_decoder as decoder_tuning
 from hmrcompress.api import opening
@@ -16,10 +18,10 @@ from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.models.files.folder import KIND
 from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.recipe.chosen import heal_loop, heal_settings
 from hmrcompress.recipe.schema import Finetune
 from hmrcompress.runtime import Progress
 from hmrcompress.starter.data.captured import training_files
-from hmrcompress.training.loop import LoopSettings
 from hmrcompress.training.motions import motion_folder
 
 
@@ -71,6 +73,7 @@ def train_stages(
         "masks": masks,
         "body": body,
         "device": device,
+        "workers": settings.workers,
         "progress": progress,
     }
     for number, stage in enumerate(settings.stages, start=1):
@@ -83,7 +86,8 @@ def train_stages(
                 settings.data,
                 images=settings.images,
                 batch_size=batch_size,
-                loop=LoopSettings(None, max_minutes=settings.max_minutes),
+                settings=heal_settings(settings, dtype=torch.float32, seed=seed),
+                loop=heal_loop(settings, settings.max_minutes),
                 **common,
             )
         else:
@@ -96,6 +100,9 @@ def train_stages(
                 preset=settings.preset,
                 objective=settings.decoder,
                 clips=settings.clips,
+                clip_frames=settings.clip_frames,
+                readout=settings.readout,
+                rate=settings.rate,
                 steps=settings.steps,
                 max_minutes=settings.max_minutes,
                 seed=seed,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import reduce
 from importlib import resources
+from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,6 +16,7 @@ from hmrcompress.errors import UserError, shown
 from hmrcompress.io.texts import DEEPEST, MOST, MOST_SEED, read_bytes
 from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import MergeRule, TokenSettings
+from hmrcompress.recipe.listing import field_at, is_union, type_text
 
 if TYPE_CHECKING:
     from hmrcompress.api.opening import ModelFile
@@ -49,12 +52,16 @@ GateName = Literal[
 
 
 UNKNOWN = "no such key in a recipe"
+Count = Annotated[int, Field(gt=0, le=MOST)]
 
 
 class _Part(BaseModel):
     """Strict: "4" is not 4. Fields that hold several values say strict=False: YAML has lists where we want tuples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Part = TypeVar("Part", bound=_Part)
 
 
 class Data(_Part):
@@ -81,7 +88,21 @@ class Search(_Part):
     evaluations: int | None = Field(
         default=None, gt=0, le=MOST, description="What beam or evolve may evaluate beyond ECLM"
     )
-    target: Literal["truth", "teacher"] = Field(default="truth", description="What errors are measured from")
+    target: Literal["truth", "teacher"] = Field(
+        default="truth", description="What errors are measured from: the data's poses, or the untouched one's vertices"
+    )
+    protocol: str | None = Field(default=None, description="Named protocol of the errors; that of the data")
+    as_printed: bool = Field(default=False, description="Lose the last open window, as the published algorithm does")
+    cache: bool = Field(default=True, description="Keep what enters each layer; the plan is the same without")
+    cache_gb: float | None = Field(
+        default=None, ge=0, description="Memory for the cache; the rest goes to the disk, beside the journal"
+    )
+    cache_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16 is half as large; decisions near the bound may change"
+    )
+    reject_early: bool = Field(
+        default=True, description="Stop measuring a candidate once it cannot pass; the plan is the same without"
+    )
     tokens: TokenSettings | None = Field(
         default=TokenSettings(), description="Token merging copied into the plan; null for none"
     )
@@ -115,9 +136,44 @@ class Finetune(_Part):
     )
     images: int = Field(default=200_000, gt=0, le=MOST, description="Crops that healing sees")
     max_minutes: float | None = Field(default=None, gt=0, description="End each stage after so long")
+    clip_frames: int | None = Field(
+        default=None, gt=0, le=MOST, description="Frames of a clip of starter:train; a window and a fifth"
+    )
+    readout: bool | None = Field(
+        default=None, description="The decoder starts from the network's own read-out; as the preset"
+    )
+    rate: float | None = Field(
+        default=None, gt=0, description="Highest learning rate; 0.0003 for healing, VAE 0.001, decoder 0.0001"
+    )
+    workers: int = Field(default=1, gt=0, le=MOST, description="Processes that render starter:train")
+    rank: int = Field(default=16, gt=0, le=MOST, description="Rank of the adapters that heal")
+    reach: int = Field(default=1, ge=0, le=MOST, description="Layers healed on both sides of a cut")
+    full: bool = Field(
+        default=False, description="Heal by training all weights of the backbone, the matrices by Muon; no adapters"
+    )
+    with_head: bool = Field(default=False, description="Heal the head too")
 
 
-class Eval(_Part):
+class Finetuning(Finetune):
+    """What the command takes beside a recipe's stage."""
+
+    probe_layer: int | None = Field(
+        default=None, ge=0, le=MOST, description="Whose tokens the probe reads; the first of five that know the person"
+    )
+
+
+class Run(_Part):
+    """How a compressed network is run."""
+
+    fast: bool = Field(default=False, description="On the fast path")
+    compile: bool = Field(default=False, description="Through torch.compile (takes minutes; needs a C++ compiler)")
+    graphs: bool | None = Field(default=None, description="As CUDA graphs; with fast on CUDA")
+    buckets: Literal["auto"] | Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] | None = Field(
+        default=None, description="Adaptive tokens: the numbers that a person may get; auto is 64, 90, 128 and 192"
+    )
+
+
+class Eval(Run):
     """Figures of the mean pose, the network as it came, with merged layers, with merged tokens too, and decoded."""
 
     protocol: str | None = Field(default=None, description="Named protocol: joints, root and units; that of the data")
@@ -129,6 +185,13 @@ class Eval(_Part):
     filters: tuple[Literal["one-euro", "savgol"], ...] = Field(
         default=(), strict=False, description="Filters on the network's own poses, to compare with"
     )
+    frames_per_clip: int | None = Field(
+        default=None, gt=0, le=MOST, description="Frames taken evenly from each clip; all if not given"
+    )
+    lookahead: int | None = Field(
+        default=None, ge=0, le=MOST, description="Decode live, so many frames late; whole clips if not given"
+    )
+    median_shape: bool = Field(default=False, description="One shape a clip, the median")
 
 
 class Bench(_Part):
@@ -147,10 +210,33 @@ class Bench(_Part):
     )
 
 
+class Benching(Bench, Run):
+    """What the command takes beside a recipe's stage."""
+
+    tokens: TokenSettings | None = Field(default=None, description="Token merging; the model's own if not given")
+    max_seconds: float = Field(default=300.0, ge=0, description="Begin no further round after this long a batch size")
+    decoder: Literal["starter", "paper"] | None = Field(
+        default=None, description="Time a temporal decoder of random weights; the model's own if not given"
+    )
+    steps: int = Field(default=1, gt=0, le=MOST, description="Denoising steps of the decoder")
+    runtime: Literal["torch", "onnxruntime"] = Field(
+        default="torch", description="Time the compressed network there, too, beside torch"
+    )
+
+
+class Predict(Run):
+    """Bodies in pictures and videos; no recipe's stage, settings of the commands predict and profile."""
+
+    box_scale: float = Field(default=1.2, gt=0, description="Crops are so much larger than tight boxes")
+    steps: int = Field(default=1, gt=0, le=MOST, description="Denoising steps of the decoder")
+    antialias: bool = Field(default=True, description="Blur large boxes before they are cut; evaluations do not")
+    overlapped: bool = Field(default=True, description="Stages run at the same time")
+
+
 class Export(_Part):
     """A file for other run times, compared with torch before it gets its name."""
 
-    format: Literal["onnx"] = "onnx"
+    format: Literal["onnx"] = Field(default="onnx", description="What to write")
 
 
 class Gate(_Part):
@@ -193,7 +279,7 @@ class Recipe(Start):
     regressor: str | None = Field(default=None, description="Joint regressor that the data's protocol needs")
     data: Data = Data()
     masks: str = Field(default="data", description="Person masks: data, files:DIR, onnx:FILE, self or none")
-    seed: int = Field(default=0, ge=0, le=MOST_SEED)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="Seed of everything drawn at random")
     batch_size: int = Field(default=32, gt=0, le=MOST, description="Crops at a time in search and eval")
     search: Search | None = None
     merge: Merge | None = None
@@ -201,7 +287,7 @@ class Recipe(Start):
     eval: Eval | None = None
     bench: Bench | None = None
     export: Export | None = None
-    gates: dict[GateName, Gate] = {}
+    gates: dict[GateName, Gate] = Field(default={}, description="Bounds of figures, such as {speedup: {min: 1.8}}")
 
     @model_validator(mode="after")
     def _line_holds(self) -> Recipe:
@@ -252,16 +338,57 @@ def parse_recipe(values: Any, where: object = "recipe") -> Recipe:
     """Recipe from what a YAML file holds. Raises UserError naming `where`, the field and the fault."""
     if not isinstance(values, dict):
         raise UserError(f"got {type(values).__name__}, expected a mapping of stages", where)
+    return _validated(Recipe, values, where)
+
+
+SECTIONS: dict[str, type[_Part]] = {
+    "search": Search,
+    "finetune": Finetuning,
+    "eval": Eval,
+    "bench": Benching,
+    "predict": Predict,
+}
+"""Settings that commands take as `--set SECTION.KEY=VALUE`, by the section's name."""
+
+
+def read_section(name: str, overrides: Sequence[str]) -> _Part:
+    """The section of that name from `NAME.KEY=VALUE` overrides alone (VALUE is YAML); those that were given are its
+    `model_fields_set`. Raises UserError naming the key and the fault."""
+    values: Any = {}
+    for override in overrides:
+        values = _override(values, override)
+    if odd := [key for key in values if key != name]:
+        raise UserError(f"got {shown(odd[0])}, expected {name}.KEY", "--set", LISTED.format(name))
+    if not isinstance(values.get(name, {}), dict):
+        raise UserError(f"got {shown(values[name])}, expected {name}.KEY=VALUE", "--set", LISTED.format(name))
+    return _validated(SECTIONS[name], values.get(name, {}), f"--set {name}", unknown="no such setting", joint=".")
+
+
+LISTED = "`--settings` lists the keys of {}"
+
+
+def _validated(
+    model: type[Part], values: dict[str, Any], where: object, *, unknown: str = UNKNOWN, joint: str = ": "
+) -> Part:
     try:
-        return Recipe.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        more = f" (and {error.error_count() - 1} more faults)" if error.error_count() > 1 else ""
-        got = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f"got {shown(first['input'])}: "
-        text = UNKNOWN if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        faults = error.errors()
+        first, (field, holder) = faults[0], field_at(model, faults[0]["loc"])
+        parts, value = [part for part in first["loc"] if part != "[key]"], first["input"]
+        text = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            text = unknown
+        elif holder is not None and len(parts) > len(field) and is_union(holder):
+            # Of a union: pydantic says what is wrong with it as each of its members.
+            parts, text, value = field, f"expected {type_text(holder)}", reduce(getitem, field, values)
+            faults = [first, *(each for each in faults if field_at(model, each["loc"])[0] != field)]
+        elif first["type"] == "tuple_type":
+            text = "expected a list such as [1, 2]"
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        got = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f"got {shown(value)}: "
         remedy = "YAML reads 1e-4 as text; write 1.0e-4." if _like_1e4(first["input"]) else ""
-        place = f"{where}: {field}" if field else where
+        place = f"{where}{joint}{'.'.join(map(str, parts))}" if parts else where
         raise UserError(f"{got}{text[:1].lower()}{text[1:]}{more}", place, remedy) from error
 
 

@@ -14,7 +14,7 @@ import torch
 from hmrcompress.api import evaluate, export, merge, opening, opening_decoder, search
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import masks_sha256
-from hmrcompress.evaluation.decoded import DECODED, SequenceSettings
+from hmrcompress.evaluation.decoded import DECODED
 from hmrcompress.evaluation.evaluate import BASELINE, MERGED, MERGED_TOKENS, TOKENS_ALONE
 from hmrcompress.io.keys import Key
 from hmrcompress.io.onnx_file import sha256_onnx
@@ -26,11 +26,11 @@ from hmrcompress.metrics.measure import Measure
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig, share
 from hmrcompress.plan import TokenSettings
+from hmrcompress.recipe.chosen import buckets_of, run_path, search_settings, sequence_settings
 from hmrcompress.recipe.finetuning import train_stages, training_contents
 from hmrcompress.recipe.opened import Opened
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.runtime import Progress, pick_device
-from hmrcompress.searching.search import SearchSettings
 from hmrcompress.timing.contenders import AFTER, BEFORE
 from hmrcompress.timing.pipeline_bench import Pipeline, PipelineSettings, time_pipeline
 from hmrcompress.timing.row_bench import TimedRow, time_rows
@@ -162,17 +162,13 @@ class Line(Opened):
     def _search_arguments(self) -> dict[str, Any]:
         given = self.recipe.search
         assert given is not None
-        settings = SearchSettings(
-            **{name: getattr(given, name) for name in type(given).model_fields},
-            batch_size=self.recipe.batch_size,
-            dtype=self.dtype,
-            seed=self.recipe.seed,
-        )
+        settings = search_settings(given, batch_size=self.recipe.batch_size, dtype=self.dtype, seed=self.recipe.seed)
         return {
             "model": self.checkpoint,
             "data": self.calib,
             "settings": settings,
             "masks": self.recipe.masks,
+            "protocol": given.protocol,
             "regressor": self.recipe.regressor,
             "body": self.recipe.body,
             "device": str(self.device),
@@ -254,10 +250,13 @@ class Line(Opened):
             regressor=self.recipe.regressor,
             body=self.recipe.body,
             limit=given.limit,
+            frames_per_clip=given.frames_per_clip,
             batch_size=self.recipe.batch_size,
             device=str(self.device),
             dtype=self.dtype,
-            sequences=SequenceSettings((given.stride,), given.steps, filters=given.filters, seed=self.recipe.seed),
+            path=run_path(given),
+            sequences=sequence_settings(given, (given.stride,), seed=self.recipe.seed),
+            buckets=buckets_of(given),
             progress=self.progress,
         )
         data = {"name": self.test.name, "split": self.test.split, "sha256": self.test.sha256}

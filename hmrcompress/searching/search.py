@@ -131,7 +131,7 @@ def search(
     fewest = fewest_layers(network, settings.tokens, mask_probe)
     if settings.layers is not None and settings.layers < fewest:
         fault = f"got {settings.layers}, but {settings.tokens and settings.tokens.keep} tokens need {fewest} layers"
-        raise UserError(fault, "--layers", "Ask for more, or raise --keep-tokens or --merge-per-layer")
+        raise UserError(fault, "search.layers", "Ask for more, or raise --keep-tokens or --merge-per-layer")
     count, fitted_on, indices = _frames(crops, settings)
     folder = Path(tempfile.gettempdir()) if is_stream(journal) else journal.absolute().parent
     key = search_key(network, crops, measure=measure, masks=masks, settings=settings, mask_probe=mask_probe)

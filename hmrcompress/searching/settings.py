@@ -55,7 +55,7 @@ class SearchSettings:
         self.check_options(layers)
         if self.target == "truth" and not (crops.has_truth or "keypoints" in crops.arrays):
             fault = "these data come without ground truth (poses and betas)"
-            raise UserError(fault, crops.name, "Try --target teacher")
+            raise UserError(fault, crops.name, "Try --set search.target=teacher")
 
     def check_options(self, layers: int) -> None:
         """UserError for what cannot be searched in a network of so many layers."""
@@ -66,14 +66,14 @@ class SearchSettings:
         if not math.isfinite(self.tau_mm):
             raise UserError(f"got {self.tau_mm}, expected a finite tau", "--tau")
         if self.layers is not None and not 1 <= self.layers <= layers:
-            raise UserError(f"got {self.layers}, expected 1 … {layers}", "--layers")
+            raise UserError(f"got {self.layers}, expected 1 … {layers}", "search.layers")
         if self.cache_gb is not None and not 0 <= self.cache_gb < math.inf:
-            raise UserError(f"got {self.cache_gb}, expected gigabytes", "--cache-gb")
+            raise UserError(f"got {self.cache_gb}, expected gigabytes", "search.cache_gb")
         if self.cache_dtype not in CACHE_DTYPES.values():
-            raise UserError(f"got {self.cache_dtype}, expected one of {', '.join(CACHE_DTYPES)}", "--cache-dtype")
+            raise UserError(f"got {self.cache_dtype}, expected one of {', '.join(CACHE_DTYPES)}", "search.cache_dtype")
         for name in ("limit", "beam_width", "evaluations"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"got {value}, expected at least 1", f"--{name.replace('_', '-')}")
+                raise UserError(f"got {value}, expected at least 1", f"search.{name}")
 
 
 def as_target(text: str) -> Target:
@@ -81,11 +81,11 @@ def as_target(text: str) -> Target:
     for target in TARGETS:
         if text == target:
             return target
-    raise UserError(f"got {text!r}, expected one of {', '.join(TARGETS)}", "--target")
+    raise UserError(f"got {text!r}, expected one of {', '.join(TARGETS)}", "search.target")
 
 
 def as_cache_dtype(text: str) -> torch.dtype:
     """`float32` or `bfloat16`. UserError for anything else."""
     if text not in CACHE_DTYPES:
-        raise UserError(f"got {text!r}, expected one of {', '.join(CACHE_DTYPES)}", "--cache-dtype")
+        raise UserError(f"got {text!r}, expected one of {', '.join(CACHE_DTYPES)}", "search.cache_dtype")
     return CACHE_DTYPES[text]

@@ -76,6 +76,6 @@ def _joined(plan: Found, evaluations: Evaluations, wanted: int) -> Found:
         evaluations.expect(evaluations.unasked(joins(evaluations.layers, plan.groups)))
         best = best_of(joins(evaluations.layers, plan.groups), evaluations, never)
         if not best:
-            raise UserError(f"no plan of {plan.layers - 1} layers has a finite error", "--layers", "Ask for more")
+            raise UserError(f"no plan of {plan.layers - 1} layers has a finite error", "search.layers", "Ask for more")
         plan = best[0]
     return plan

@@ -52,9 +52,9 @@ class PipelineSettings:
     def check(self) -> None:
         """UserError for what makes no sense."""
         if not self.strides or min(self.strides) < 1:
-            raise UserError(f"got {list(self.strides)}, expected numbers from 1", "--strides")
+            raise UserError(f"got {list(self.strides)}, expected numbers from 1", "bench.strides")
         if self.measured is not None and self.measured < 1:
-            raise UserError(f"got {self.measured}, expected at least 1", "--measured-frames")
+            raise UserError(f"got {self.measured}, expected at least 1", "bench.measured_frames")
 
 
 @dataclass(frozen=True)

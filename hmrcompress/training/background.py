@@ -64,7 +64,7 @@ class Background:
         if not codes:
             return UserError(f"no process makes {self.what}, and this one is missing", path)
         how = f"was killed by signal {-codes[0]}" if codes[0] < 0 else f"ended with status {codes[0]}"
-        remedy = "Memory may be short: give fewer --workers, and run again"
+        remedy = "Memory may be short: set fewer finetune.workers, and run again"
         return UserError(f"the process that makes {self.what} {how}", path, remedy)
 
 

@@ -110,7 +110,7 @@ def fit_probe(
     network = network.eval()
     depth = network.config.depth
     if layer is not None and not 0 <= layer < depth:
-        raise UserError(f"got {layer}, expected 0 … {depth - 1}", "--probe-layer")
+        raise UserError(f"got {layer}, expected 0 … {depth - 1}", "finetune.probe_layer")
     layers = range(min(LAYERS_TRIED, depth)) if layer is None else [layer]
     random = generator(0)
     tokens_at_most = NUMBERS_AT_MOST // (network.config.dim * len(REACH))

@@ -31,4 +31,4 @@ class Compiled:
                 return self._run(*inputs)
         except RuntimeError as error:
             fault = f"torch.compile failed ({first_line(error)})"
-            raise UserError(fault, "--compile", "It needs a C++ compiler; or leave it out") from error
+            raise UserError(fault, "compile", "It needs a C++ compiler; or leave it out") from error

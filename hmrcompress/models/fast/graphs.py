@@ -140,7 +140,7 @@ class _Bucket:
             with torch.inference_mode(False), torch.no_grad(), precision:
                 self.graph, self.outputs = _captured(self.run, self.inputs, device, pool)
         except RuntimeError as error:
-            raise UserError(f"no CUDA graph ({first_line(error)})", "--graphs", "Try --no-graphs") from error
+            raise UserError(f"no CUDA graph ({first_line(error)})", "graphs", "Try to set graphs to false") from error
 
     def _fill(self, inputs: Inputs) -> None:
         for buffer, part in zip(self.inputs, inputs, strict=True):
