@@ -24,7 +24,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from hmrcompress.errors import HMRCompressError, Notice, UserError, first_line
 from hmrcompress.io.texts import MOST, MOST_SEED
-from hmrcompress_cli.help import EXAMPLES, arrange
+from hmrcompress_cli.help import arrange
 from hmrcompress_cli.moved import MOVED
 
 if TYPE_CHECKING:
@@ -183,11 +183,6 @@ class SafeCommand(TyperCommand):
         if option is not None:
             arrange([option], markup=False)
         return option
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Writes the help, an example at its end."""
-        self.epilog = f"Example: {EXAMPLES[command_name(ctx)]}"
-        super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         from hmrcompress.io.outputs import OutputRule

