@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from hmrcompress import __version__
 from hmrcompress_cli import (
     ablate,
     bench,
     cka,
     convert,
+    doctor,
     evaluate,
     export,
     finetune,
@@ -30,6 +30,8 @@ from hmrcompress_cli.help import example
 
 def _print_version(value: bool) -> None:
     if value:
+        from hmrcompress import __version__
+
         typer.echo(f"hmrcompress {__version__}")
         raise typer.Exit()
 
@@ -56,6 +58,7 @@ COMMANDS = {
     "run": run.run,
     "ablate": ablate.ablate,
     "report": report.report,
+    "doctor": doctor.doctor,
 }
 for _name, _command in COMMANDS.items():
     _first = (_command.__doc__ or "").partition("\n\n")[0]

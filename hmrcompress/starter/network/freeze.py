@@ -20,6 +20,7 @@ from hmrcompress.starter.data.captured import MOCAP_SPLIT
 from hmrcompress.starter.data.dataset import open_split
 from hmrcompress.starter.network.breakdown import by_joint, by_kind, by_occlusion, drop_costs
 from hmrcompress.starter.network.card import Figures, network_card
+from hmrcompress.starter.network.golden import write_golden
 from hmrcompress.starter.network.log import LOG_FILE, SHIPPED_LOG, read_log, training_minutes
 from hmrcompress.starter.network.train import STATE_FILE, averaged_state
 from hmrcompress.starter.network.validate import Validator
@@ -65,6 +66,7 @@ def freeze(
     write_model_folder(out, half, config, provenance=provenance, body=body.name, card=card, overwrite=outputs)
     with outputs.additions(out, KIND) as more:
         shutil.copyfile(folder / LOG_FILE, more / SHIPPED_LOG)
+        write_golden(network, out, more)
     return out
 
 
