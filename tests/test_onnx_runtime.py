@@ -32,14 +32,14 @@ from hmrcompress_cli.main import app
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-BLOCKS, HEAD_LAYERS = tiny.CONFIG.depth, tiny.CONFIG.head_depth
+BLOCKS, HEAD_LAYERS = tiny.SHALLOW.depth, tiny.SHALLOW.head_depth
 OURS = "com.microsoft:"
 INTEGER_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul")
 
 
 @pytest.fixture(scope="module")
-def network(tiny_network: HMR2) -> HMR2:
-    return with_token_merging(tiny_network, TokenSettings(keep=90, per_layer=40)).eval()
+def network() -> HMR2:
+    return with_token_merging(tiny.network(config=tiny.SHALLOW), TokenSettings(keep=90, per_layer=60)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -104,8 +104,14 @@ def test_counted_applications_are_the_real_ones_and_the_fewest(
         assert other.counts.applications == full
 
 
-@pytest.mark.parametrize("target", ["truth", "teacher"])
-@pytest.mark.parametrize("method", ["eclm", "beam", "evolve"])
+OTHERS = [("eclm", "teacher"), ("beam", "truth"), ("evolve", "teacher")]
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("eclm", "truth"), ("beam", "teacher"), ("evolve", "truth")]
+    + [pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS],
+)
 def test_no_saving_changes_the_plan(
     network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel, tmp_path: Path, method: str, target: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ CONFIG = NetworkConfig(
     dim=32, depth=4, num_heads=2, mlp_dim=64,
     head_width=32, head_depth=2, head_heads=2, head_dim=8, head_mlp_dim=32,
 )  # fmt: skip
+SHALLOW = replace(CONFIG, depth=2, head_depth=1)
+"""For what takes its time by layer, as exporting does: seconds, however small they are."""
 
 
 def body_arrays() -> dict[str, np.ndarray]:
@@ -70,9 +73,9 @@ def crop_meta() -> dict[str, object]:
     return {"schema": 1, "name": "tiny", "split": "test", "fps": 30.0}
 
 
-def network(seed: int = 0) -> HMR2:
-    """A random network with the sizes of `CONFIG`, in evaluation mode; its read-outs are large enough to matter."""
-    made = build(CONFIG, seed=seed).eval()
+def network(seed: int = 0, config: NetworkConfig = CONFIG) -> HMR2:
+    """A random network with these sizes, in evaluation mode; its read-outs are large enough to matter."""
+    made = build(config, seed=seed).eval()
     for parameter in made.smpl_head.decpose.parameters():
         parameter.data.mul_(10)
     return made.requires_grad_(False)
