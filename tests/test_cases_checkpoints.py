@@ -243,7 +243,7 @@ def test_hostile_nesting_takes_no_time(tmp_path: Path, state: dict[str, Tensor])
     for _ in range(60):
         laughs = {str(number): laughs for number in range(9)}
     torch.save({"a": laughs, "state_dict": state}, tmp_path / "a.pt")
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(open_state_file(tmp_path / "a.pt", *MARKS).tensors) == len(state)
     torch.save({f"member_{number}": {"backbone.pos_embed": torch.zeros(1)} for number in range(65)}, tmp_path / "b.pt")
     with pytest.raises(UserError, match="more than 64 sets"):
@@ -251,7 +251,7 @@ def test_hostile_nesting_takes_no_time(tmp_path: Path, state: dict[str, Tensor])
     names = {".".join([*sorted(TRANSPARENT)] * 400 + [str(number)]): torch.zeros(1) for number in range(20)}
     torch.save(names, tmp_path / "c.pt")
     assert len(open_state_file(tmp_path / "c.pt", *MARKS).tensors) == 20
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_where_heads_come_from(tmp_path: Path, state: dict[str, Tensor]) -> None:

@@ -286,7 +286,7 @@ def test_faults(tiny_model: Path, tiny_crops: CropSet, tiny_body_file: Path, tmp
         )
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text").write_text("x")
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="Choose another name"):
         tuning.fit_probe(tiny_model, tmp_path / "thesis", **options)
     assert not (tmp_path / "x").exists()
 
