@@ -70,7 +70,8 @@ def told(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.family)
 def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: Path) -> None:
-    data, figures = write_data(config, tmp_path / "crops.npz"), tmp_path / "figures.json"
+    data = write_data(config, tmp_path / "crops.npz")
+    searched, scores, written = (tmp_path / f"{name}.json" for name in ("search", "eval", "export"))
     heads = ("--num-heads", 2, "--head-heads", 2)
     raw = write_checkpoint(config, tmp_path)
     assert run("convert", raw, "-o", tmp_path / "model", *heads).exit_code == 0
@@ -86,9 +87,9 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
     plan, target = tmp_path / "plan.yaml", "teacher" if hand else "truth"
     wanted = ("--keep-tokens", 160, "--merge-per-layer", 40, "--data", data)
     wanted += ("--set", "search.layers=1", "--set", f"search.target={target}")
-    found = run("search", model, *wanted, "-o", plan, *body, "--json", figures, "--quiet")
+    found = run("search", model, *wanted, "-o", plan, *body, "--json", searched, "--quiet")
     assert found.exit_code == 0, found.output
-    assert told(figures)["layers"] == {"before": 2, "after": 1}
+    assert told(searched)["layers"] == {"before": 2, "after": 1}
 
     merged = run("merge", model, "--plan", plan, "-o", tmp_path / "out")
     assert merged.exit_code == 0 and "2 -> 1 layers" in merged.output, merged.output
@@ -97,22 +98,22 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
     assert record["body"]["sixd_layout"] == ("rows" if config.family == "tokenhmr" else "columns")
     assert load_checkpoint(tmp_path / "out").config.to_dict() == config.to_dict() | {"depth": 1}
 
-    scored = run("eval", tmp_path / "out", "--data", data, "--against", model, *body, "--json", figures, "--quiet")
+    scored = run("eval", tmp_path / "out", "--data", data, "--against", model, *body, "--json", scores, "--quiet")
     if hand:
         assert scored.exit_code == 2 and "no data set of hands is read" in scored.stderr
     else:
         assert scored.exit_code == 0, scored.output
-        assert list(told(figures)["stages"]) == ["mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens"]
+        assert list(told(scores)["stages"]) == ["mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens"]
 
     settings = BenchSettings(batch_sizes=(2,), rounds=1, memory=False)
     timed = hc.bench(tmp_path / "out", settings=settings, body="starter" if hand else tiny_body_file)
     assert timed.layers == {"before": 2, "after": 1} and timed.speedup(2, "network") > 0
 
     made = run(
-        "export", tmp_path / "out", "-o", tmp_path / "m.onnx", "--data", data, *body, "--json", figures, "--quiet"
+        "export", tmp_path / "out", "-o", tmp_path / "m.onnx", "--data", data, *body, "--json", written, "--quiet"
     )
     assert made.exit_code == 0, made.output
-    assert told(figures)["onnx_max_abs_diff"] < 1e-4 and told(figures)["onnx_joints_mm"] < 0.05
+    assert told(written)["onnx_max_abs_diff"] < 1e-4 and told(written)["onnx_joints_mm"] < 0.05
     inputs = told(tmp_path / "m.onnx.json")["inputs"]
     assert set(inputs) == {"images", "person_mask"} | ({"condition"} if config.family == "camerahmr" else set())
 

@@ -98,7 +98,7 @@ def test_the_mean_pose_is_far_off(body, clips):
     sixd = mean_state()["smpl_head.init_body_pose"].view(1, 24, 2, 3)
     rotations = torch.stack([sixd[..., 0, :], sixd[..., 1, :], torch.cross(sixd[..., 0, :], sixd[..., 1, :], -1)], -1)
     guess = body.joints(BodyParams(rotations[:, :1], rotations[:, 1:], torch.zeros(1, 10)))
-    frames = slice(0, None, 9)
+    frames = slice(0, None, 45)
     truth = torch.from_numpy(np.concatenate([joints_of(body, clip, frames) for clip in clips["val"]])).float()
     guess = guess.expand(len(truth), -1, -1)
     assert mpjpe(guess, truth).mean() > 220 and pa_mpjpe(guess, truth).mean() > 110
@@ -108,7 +108,7 @@ def test_a_good_part_is_occluded_or_truncated(body, clips):
     surface = surface_of(body)
     hidden = []
     for clip in clips["val"]:
-        first = islice(render_clip(clip, body, surface), 0, 27, 9)
+        first = islice(render_clip(clip, body, surface), 0, 10, 9)
         hidden += [share for _, share in first]
     assert (np.array(hidden) > 0.05).mean() >= 0.3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,14 @@ def network_cost(
 def field_of_view_cost(network: FieldOfView | None = None) -> Cost:
     """Cost of one picture with a field-of-view network on the meta device, by default CameraHMR's own."""
     if network is None:
-        with torch.device("meta"):
-            network = FieldOfView().eval()
+        return _usual_field_of_view_cost()
     return cost(network, torch.empty(1, 3, SIDE, SIDE, device="meta"))
+
+
+@cache
+def _usual_field_of_view_cost() -> Cost:
+    with torch.device("meta"):
+        return field_of_view_cost(FieldOfView().eval())
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

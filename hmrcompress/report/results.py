@@ -120,7 +120,7 @@ def _columns(table: dict[str, Any]) -> tuple[list[str], list[Cell]]:
     if references := {row["reference"] for row in rows if "reference" in row}:
         head = f"share of {min(references)}" if len(references) == 1 else "share of the reference"
         chosen.append((head, _share))
-    chosen += [MORE[name] for name in about["columns"]]
+    chosen += [MORE[name] for name in about["columns"] if name not in ONCE_CHOSEN]
     chosen += [
         ("distance", lambda row, _: _millimetres(row, "distance_mm")),
         ("95th percentile", lambda row, _: _millimetres(row, "distance_p95_mm")),
@@ -172,6 +172,8 @@ def _of_search(name: str, form: str) -> Cell:
     return lambda row, _: f"{row['search'][name]:{form}}" if "search" in row else NONE
 
 
+ONCE_CHOSEN = ("pa_mpjpe_mm",)
+"""Columns that earlier tables name and every table has by now."""
 MORE: dict[str, tuple[str, Cell]] = {
     "groups": ("merged", _groups),
     "evaluations": ("evaluations", _of_search("evaluations", "d")),
