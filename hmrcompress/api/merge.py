@@ -23,6 +23,7 @@ from hmrcompress.data.provenance import KEY, record
 from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.live.patching import apply as apply_to_live
+from hmrcompress.live.plans import LivePlan
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.merging.merge import fit_patch, merge_checkpoint
@@ -158,10 +159,10 @@ def _crops_to_fit(plan: Plan, data: Data | None, body: BodyModel, progress: Prog
     return crops
 
 
-def apply(model: Module, plan: Plan | Path | str, *, grid: tuple[int, int] | None = None) -> Module:
-    """Compresses a live network of other code in place: layers and tokens, as `plan` or its file says.
+def apply(model: Module, plan: LivePlan, *, grid: tuple[int, int] | None = None) -> Module:
+    """Compresses a live network of other code in place: layers and tokens, as `plan`, its file or its fields say.
 
     `with hc.person_mask(model, mask): model(batch)` tells it where people are, `hc.unapply(model)` undoes it. See
     `live.patching`. Raises UserError.
     """
-    return apply_to_live(model, open_plan(plan), grid=grid)
+    return apply_to_live(model, plan, grid=grid)

@@ -11,11 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hmrcompress.live.distances import joints, vertices
+    from hmrcompress.live.healing import HealedLive, heal
     from hmrcompress.live.patching import apply, person_mask, unapply
+    from hmrcompress.live.saving import restore, save
     from hmrcompress.live.searching import search
     from hmrcompress.live.structure import Network, network
 
-__all__ = ["Network", "apply", "joints", "network", "person_mask", "search", "unapply", "vertices"]
+__all__ = [
+    "HealedLive",
+    "Network",
+    "apply",
+    "bench",
+    "heal",
+    "joints",
+    "network",
+    "person_mask",
+    "plan_for",
+    "restore",
+    "save",
+    "search",
+    "stack_macs",
+    "unapply",
+    "vertices",
+]
 HOMES = {
     "Network": "structure",
     "network": "structure",
@@ -23,6 +41,12 @@ HOMES = {
     "person_mask": "patching",
     "unapply": "patching",
     "search": "searching",
+    "heal": "healing",
+    "HealedLive": "healing",
+    "plan_for": "plans",
+    "restore": "saving",
+    "save": "saving",
+    "stack_macs": "cost",
     "joints": "distances",
     "vertices": "distances",
 }
@@ -30,6 +54,8 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "bench":  # of the room that measures by turns, which lies above this one
+        return import_module("hmrcompress.timing.live_bench").bench
     if name in HOMES:
         return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
     raise AttributeError(f"module 'hmrcompress.live' has no attribute {name!r}")

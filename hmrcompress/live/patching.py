@@ -16,6 +16,7 @@ Nothing here is global: the mask and the tokens of a forward pass belong to the 
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from hmrcompress.live.blocks import Anatomy, attend, bound_arguments, feed, plai
 from hmrcompress.live.heads import Reading, cross_attentions, read_once, unknown_head
 from hmrcompress.live.masks import Masks, MaskSource
 from hmrcompress.live.passes import LiveState, Pass
+from hmrcompress.live.plans import LivePlan, plan_for
 from hmrcompress.live.positions import MASK_NAMES, OFF_NAMES, rows_of
 from hmrcompress.live.removed import hollow
 from hmrcompress.live.structure import RECORD, Blocks, Network, compressed_in
@@ -103,6 +105,7 @@ class Patched:
     replay: Replay | None = None
     wraps: bool = False
     """Whether blocks give back tuples."""
+    read: Read | None = None
     replaced: list[tuple[nn.Module, str, Callable | None]] = field(default_factory=list)
     local: Local = field(default_factory=Local)
 
@@ -119,24 +122,26 @@ class Patched:
 
 def apply(
     model: Module,
-    plan: Plan,
+    plan: LivePlan,
     *,
     network: Network | None = None,
     grid: tuple[int, int] | None = None,
     read: Read | None = None,
+    force: bool = False,
     probe: SaliencyProbe | None = None,
     patches: Mapping[int, Patch] | None = None,
     replay: Replay | None = None,
 ) -> Module:
     """Merges layers and tokens of a live network in place, as `plan` says; gives the same `model` back.
 
-    `network` is what `structure.network` found in it, and is looked for here without. Keys of layers that remain keep
-    their names; layers merged into another become empty. `grid` is rows and columns of patches of the crop where the
-    model does not tell. `read` restored hands heads one token for every patch whatever the plan says; without it they
-    are told to read each token once, unless the plan has log-sizes in the head, which is the same. `probe` finds the
-    person where no mask is given; `patches` is what the rule `lstsq` adds, by the first layer of each group. The
-    layers as they were are kept for `unapply`. Token merging takes everything for background unless the call runs
-    inside `person_mask`. Copies of the model are independent of it.
+    `plan` is a plan, its file, or its fields; written by hand it needs no checkpoint, and one that a search made for
+    other blocks is refused without `force`. `network` is what `structure.network` found in it, and is looked for here
+    without. Keys of layers that remain keep their names; layers merged into another become empty. `grid` is rows and
+    columns of patches of the crop where the model does not tell. `read` restored hands heads one token for every patch
+    whatever the plan says; without it they are told to read each token once, unless the plan has log-sizes in the head,
+    which is the same. `probe` finds the person where no mask is given; `patches` is what the rule `lstsq` adds, by the
+    first layer of each group. The layers as they were are kept for `unapply`. Token merging takes everything for
+    background unless the call runs inside `person_mask`. Copies of the model are independent of it.
 
     UserError where the model does not fit or is compressed already, or the plan is for another number of layers, has
     `lstsq` without patches, or merges tokens that the model's head would read otherwise than the native network does
@@ -150,6 +155,7 @@ def apply(
         raise UserError("the network merges tokens already", type(model).__name__, "Load it without, or without `fast`")
     if any(isinstance(block, FastBlock) for block in found.blocks):
         raise UserError("the network is on the fast path", type(model).__name__, "Load it without `fast`")
+    plan = plan_for(plan, found, force=force)
     if plan.layers != found.depth:
         raise UserError(f"the plan is for {plan.layers} layers, the model has {found.depth}", "checkpoint.layers")
     if halves := [each.layer for each in plan.removed if each.part != ALL]:
@@ -162,6 +168,12 @@ def apply(
     if plan.tokens is not None:
         if found.refusal is not None:
             raise found.refusal
+        if not found.grid_known and found.stem is not None:
+            raise UserError(
+                "does not say how many rows and columns of patches there are",
+                type(model).__name__,
+                "Give grid=…, or find it by a call: hc.live.network(model, example=lambda: model(batch))",
+            )
         check_depth(plan.tokens, found.tokens, len(plan.kept_groups))
         fewer = token_counts(plan.tokens, found.tokens)[-1] < found.tokens
         if read != "restored" and not plan.tokens.biases_head and fewer:
@@ -175,6 +187,7 @@ def apply(
     patch = Patched(
         originals, bodies, merger, found.grid, found.prefix, found.suffix, plan, found.name, _placement(blocks), replay,
         found.wraps,
+        read,
     )  # fmt: skip
     for number in plan.removed_parts:
         blocks[number] = hollow(originals[number], wraps=found.wraps)
@@ -473,3 +486,40 @@ def _follow(
 def _training(block: nn.Module, mode: bool) -> None:
     for module in block.modules():
         module.training = mode
+
+
+def own_layer(model: nn.Module, layer: int) -> nn.Module:
+    """The block of a compressed model that stands for a group, by the group's number, as one that may be changed: an
+    original is replaced by a copy first, and comes back with `unapply`."""
+    blocks, patch = patched_in(model)
+    number = patch.plan.groups[layer][0]
+    block = blocks[number]
+    if block is not patch.originals[number]:
+        return block
+    mine = [entry for entry in patch.replaced if entry[0] is block and entry[1] == "forward"]
+    own = mine[0][2] if mine else block.__dict__.get("forward")
+    given = block.__dict__.pop("forward", None)
+    copied = copy.deepcopy(block)
+    if given is not None:
+        block.__dict__["forward"] = given
+    if mine:
+        patch.replace(copied, "forward", partial(_forward, patch, layer, copied, own))
+    blocks[number] = copied
+    return copied
+
+
+def changed_layers(model: nn.Module) -> dict[int, nn.Module]:
+    """The blocks of a compressed model that are not those of the original, by the number of their first layer."""
+    blocks, patch = patched_in(model)
+    firsts = [group[0] for group in patch.plan.groups]
+    return {number: blocks[number] for number in firsts if blocks[number] is not patch.originals[number]}
+
+
+def shared_copy(model: Module) -> Module:
+    """Another model over the very same parameters and buffers, compressed or not as `model` is."""
+    found = compressed_in(model)
+    modules = [model] if found is None else [model, *found.__dict__[RECORD].originals]
+    memo: dict[int, Any] = {}
+    for module in modules:
+        memo |= {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(model, memo)

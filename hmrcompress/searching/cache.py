@@ -100,7 +100,7 @@ class LayerCache:
                 on_disk = 0
         self.layers = evenly_spread(layers, in_memory + on_disk)
         self._in_memory = frozenset(self.layers[:in_memory])
-        self._memory: dict[tuple[int, int], tuple[Tensor | _Spilled, TokenState | None, torch.dtype]] = {}
+        self._memory: dict[tuple[int, int], tuple[Tensor | _Spilled, Any, torch.dtype]] = {}
 
     @property
     def rounds(self) -> bool:

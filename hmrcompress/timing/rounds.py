@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -74,29 +75,49 @@ def time_interleaved(
     progress: Progress = no_progress,
     what: str = "timing",
 ) -> Timing:
-    """Runs every candidate on the same batch in turn, `warmup` uncounted rounds first; no gradients.
+    """`take_turns` of networks on the same batch."""
+    calls = {name: partial(predict, batch) for name, predict in candidates.items()}
+    return take_turns(
+        calls, len(batch.images), batch.images.device,
+        rounds=rounds, warmup=warmup, max_seconds=max_seconds, clock=clock, progress=progress, what=what,
+    )  # fmt: skip
+
+
+def take_turns(
+    candidates: Mapping[str, Callable[[], object]],
+    frames: int,
+    device: torch.device,
+    *,
+    rounds: int = 7,
+    warmup: int = 2,
+    max_seconds: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Progress = no_progress,
+    what: str = "timing",
+) -> Timing:
+    """Calls every candidate, which works on `frames` crops, in turn, `warmup` uncounted rounds first; no gradients.
 
     After `max_seconds` no further round begins, once there are three. On CUDA the clock is read after the device has
     finished. `progress` is told of rounds. Raises UserError when there is nothing to time.
     """
-    if rounds < 1 or not candidates or not len(batch.images):
-        raise UserError(f"{len(candidates)} networks, {rounds} rounds, {len(batch.images)} crops", "timing")
-    cuda = batch.images.is_cuda
+    if rounds < 1 or not candidates or not frames:
+        raise UserError(f"{len(candidates)} networks, {rounds} rounds, {frames} crops", "timing")
+    cuda = device.type == "cuda"
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     begun = clock()
     with torch.inference_mode():
         for number in range(warmup + rounds):
-            for name, predict in candidates.items():
+            for name, call in candidates.items():
                 if cuda:
-                    torch.cuda.synchronize(batch.images.device)
+                    torch.cuda.synchronize(device)
                 start = clock()
-                predict(batch)
+                call()
                 if cuda:
-                    torch.cuda.synchronize(batch.images.device)
+                    torch.cuda.synchronize(device)
                 if number >= warmup:
                     taken[name].append(clock() - start)
             progress(what, number + 1, warmup + rounds)
             over = max_seconds is not None and clock() - begun > max_seconds
             if over and number + 1 - warmup >= FEWEST_ROUNDS:
                 break
-    return Timing({name: tuple(times) for name, times in taken.items()}, len(batch.images))
+    return Timing({name: tuple(times) for name, times in taken.items()}, frames)
