@@ -197,7 +197,12 @@ class SafeCommand(TyperCommand):
         if record is not None:
             outputs.check_file(record, command_name(ctx), "json")
         stdout = any(str(ctx.params.get(name)) == "-" for name in OUTPUT_OPTIONS)
-        token = _RUNNING.set(_Running(outputs, stdout))
+        given = {
+            each.name: max(each.opts, key=len)
+            for each in self.params
+            if each.name and getattr(ctx.get_parameter_source(each.name), "name", "") == "COMMANDLINE"
+        }
+        token = _RUNNING.set(_Running(outputs, stdout, given))
         try:
             return super().invoke(ctx)
         finally:
@@ -206,10 +211,12 @@ class SafeCommand(TyperCommand):
 
 @dataclass(frozen=True)
 class _Running:
-    """The command that runs: the rule for its outputs, and whether one of them is stdout."""
+    """The command that runs: the rule for its outputs, whether one of them is stdout, and the flags on its line by
+    parameter."""
 
     outputs: OutputRule
     stdout: bool
+    given: dict[str, str]
 
 
 _RUNNING: ContextVar[_Running] = ContextVar("running")
@@ -227,6 +234,11 @@ def command_name(context: Any) -> str:
 def outputs_here() -> OutputRule:
     """The rule for the outputs of the command that runs."""
     return _RUNNING.get().outputs
+
+
+def options_given() -> dict[str, str]:
+    """The options that stand on the line of the command that runs: their flags, by the names of parameters."""
+    return _RUNNING.get().given
 
 
 @contextmanager

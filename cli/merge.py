@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from hmrcompress_cli import adapter
+from hmrcompress_cli.adapter import for_adapters
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     DebugOption,
@@ -25,7 +27,9 @@ from hmrcompress_cli.common import (
 
 @takes_checkpoints("model")
 def merge(
-    model: Annotated[str, typer.Argument(help="starter, random:FAMILY, a checkpoint or a compressed folder.")],
+    model: Annotated[
+        str, typer.Argument(help="starter, random:FAMILY, a checkpoint, a compressed folder, or adapter:FILE.py.")
+    ],
     plan: Annotated[Path, typer.Option("--plan", help="The plan to apply (plan.yaml).", show_default=False)],
     out: OutOption,
     format: Annotated[
@@ -64,6 +68,9 @@ def merge(
     from hmrcompress.merging.describe import describe
     from hmrcompress.models.files.original import check_original, write_original
 
+    if for_adapters(model, "format", "pad_identity", "data", "masks", "decoder", "seed"):
+        adapter.merge(model, plan, out, force=force, json=json, quiet=quiet)
+        return
     written, outputs = None, outputs_here()
     if format == "original":
         check_original(out, outputs)

@@ -35,12 +35,14 @@ def save(
     path: Path | str,
     *,
     network: Network | None = None,
+    force: bool = False,
     overwrite: bool | OutputRule = False,
 ) -> Path:
     """Writes the plan and the changed weights of a live model to a folder, in full or not at all.
 
     plan: what to apply to a model that is not compressed yet (it is left as it was); None for one that is, healed or
-    not. overwrite: see `io.outputs`. UserError where the plan does not fit, or something else is at `path`.
+    not. overwrite: see `io.outputs`; force: see `apply`. UserError where the plan does not fit, or something else is at
+    `path`.
     """
     path, outputs = Path(path), OutputRule.of(overwrite)
     outputs.check_folder(path, KIND)
@@ -48,7 +50,7 @@ def save(
         if plan is None:
             raise UserError("the model is not compressed", type(model).__name__, "Give the plan")
         found = network or found_network(model)
-        apply(model, plan_for(plan, found), network=found)
+        apply(model, plan, network=found, force=force)
         try:
             return _written(model, path, outputs)
         finally:
@@ -77,7 +79,7 @@ def restore(model: Module, path: Path | str, *, force: bool = False) -> Module:
             path,
             "Load the weights that it was made from, or give force",
         )
-    apply(model, plan, network=found, read=about["read"])
+    apply(model, plan, network=found, read=about["read"], force=force)
     try:
         _load(model, state, path)
     except Exception:

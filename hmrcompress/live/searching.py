@@ -53,6 +53,8 @@ def search(
     name: str = "live",
     probe: SaliencyProbe | None = None,
     read: Read | None = None,
+    identity: str | None = None,
+    overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> SearchResult:
     """Chooses the layers of a live model to merge; `result.plan.write(path)` keeps the plan.
@@ -62,9 +64,10 @@ def search(
     network's outputs (`distances.vertices`, `joints`), or measures from the truth in the batch. tau: what a merge may
     cost, mm; `settings` says more (method, number of layers, rule, token settings, with_tokens, cache). masks(batch)
     gives what `person_mask` takes, where tokens are merged while searching; `probe` finds persons there itself. count:
-    samples of a batch. `journal` receives every evaluation and lets a search that was stopped go on. `read` as in
-    `apply`: restored measures what a network with restored tokens runs (settings whose head has log-sizes are read so
-    anyway). The model is left as it was.
+    samples of a batch. `journal` receives every evaluation and lets a search that was stopped go on; `overwrite`
+    replaces what stands there and is none; `identity` is a hash of code that the sources of the functions do not show.
+    `read` as in `apply`: restored measures what a network with restored tokens runs (settings whose head has log-sizes
+    are read so anyway). The model is left as it was.
 
     UserError for settings that do not fit, a network that cannot be read, and a distance that is not one.
     """
@@ -83,13 +86,13 @@ def search(
             raise UserError(f"got {settings.layers}, but the token settings need {fewest} layers", "layers")
         sizes, tokens = [count(batch) for batch in given], settings.tokens if settings.with_tokens else None
         with _folder(journal) as path:
-            key = search_key(found, given, distance, run, settings, masks, probe, read)
+            key = search_key(found, given, distance, run, settings, masks, probe, read, identity)
             prober = LiveProbe(
                 found, given, sizes, run, distance,
                 merge_rule=settings.merge_rule, cache=_cache(found, sum(sizes), settings, path), tokens=tokens,
                 masks=masks, probe=probe, read=read,
             )  # fmt: skip
-            book = Journal(path, key.inputs)
+            book = Journal(path, key.inputs, overwrite=overwrite)
             evaluations = Evaluations(prober, book, found.depth, settings.reject_early, progress, fewest)
             chosen = choose(evaluations, settings)
             base = evaluations.base()
@@ -139,6 +142,7 @@ def search_key(
     masks: Callable[[Any], Masks] | None,
     probe: SaliencyProbe | None,
     read: Read | None,
+    identity: str | None = None,
 ) -> Key:
     """Everything that an evaluation's figure depends on, for the journal; code of the user's by its source."""
     tokens = settings.tokens if settings.with_tokens else None
@@ -150,6 +154,7 @@ def search_key(
         batches=sha256_of(list(batches)),
         run=source_sha256(run),
         distance=source_sha256(distance),
+        identity=identity,
         masks=None if masks is None or tokens is None else sha256_json([source_sha256(masks)]),
         mask_probe=None if probe is None else probe.sha256,
         merge_rule=settings.merge_rule,
