@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,9 +17,6 @@ from hmrcompress_cli.common import (
     outputs_here,
     write_record,
 )
-
-if TYPE_CHECKING:
-    from hmrcompress.plan import TokenSettings
 
 app = typer.Typer(help="Networks of other code, by a Python file of yours: adapter:FILE.py.", no_args_is_help=True)
 PREFIX = "adapter:"
@@ -70,19 +67,12 @@ def plan_given(plan: Path | None) -> Path:
     return plan
 
 
-def restored(tokens: TokenSettings | None) -> TokenSettings | None:
-    """Token settings whose head reads restored tokens as it reads merged ones: with log-sizes in the head."""
-    if tokens is None or tokens.biases_head:
-        return tokens
-    return tokens.changed(attention_bias=True if tokens.attention_bias else "cross")
-
-
 def merge(model: str, plan: Path, out: Path, *, force: bool, json: Path | None, quiet: bool) -> None:
     """Saves plan and changed weights."""
     from hmrcompress.api.adapter import merge_adapter
 
     made = merge_adapter(model, plan, out, overwrite=outputs_here(), force=force)
-    layers = {"before": made.checkpoint.layers, "after": len(made.groups)}
+    layers = {"before": made.layers, "after": len(made.kept_groups)}
     write_record(json, "merge", {"layers": layers, "adapter": True})
     printer = Printer(quiet)
     printer.say(

@@ -25,7 +25,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.live.distances import Distance
 from hmrcompress.live.healing import HealedLive
 from hmrcompress.live.healing import heal as heal_live
-from hmrcompress.live.patching import Read, apply
+from hmrcompress.live.patching import apply
 from hmrcompress.live.plans import plan_for
 from hmrcompress.live.saving import KIND, MAIN, restore, save
 from hmrcompress.live.searching import search as search_live
@@ -122,7 +122,6 @@ def search_adapter(
     *,
     journal: Path,
     settings: SearchSettings,
-    read: Read | None = None,
     overwrite: OutputRule,
     progress: Progress = no_progress,
 ) -> SearchResult:
@@ -137,7 +136,6 @@ def search_adapter(
         journal=journal,
         name=adapter.name,
         identity=sha256_file(adapter.path),
-        read=read,
         overwrite=overwrite.overwrite,
         progress=progress,
         **adapter.given,

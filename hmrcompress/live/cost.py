@@ -15,7 +15,7 @@ from hmrcompress.plan import Plan
 def stack_macs(network: Network, plan: Plan | None = None) -> int:
     """Of the blocks alone: what is in front of them and behind them is not counted. Tokens become fewer between the
     halves of a block. UserError where blocks cannot be taken apart and the plan merges tokens."""
-    groups = [(number,) for number in range(network.depth)] if plan is None else plan.groups
+    groups = [(number,) for number in range(network.depth)] if plan is None else plan.kept_groups
     others = network.prefix + network.suffix
     counts = [network.tokens] * (len(groups) + 1)
     if plan is not None and plan.tokens is not None:

@@ -98,16 +98,16 @@ class LiveHealing:
         blocks, patch = patched_in(model)
         self.patch, self.device = patch, next(blocks.parameters()).device
         start = hash_of({f"{n}.{k}": t for n, block in changed_layers(model).items() for k, t in _state(block)})
-        last = patch.plan.groups[-1][0]
+        last = patch.plan.kept_groups[-1][0]
         self.last, self.teachers_last = blocks[last], _list_of(self.teacher, patch.name)[-1]
         tokens = patch.plan.tokens
         merging = 0 if tokens is None else len(token_counts(tokens, patch.grid[0] * patch.grid[1])) - 1
-        self.layers = layers_beside_cuts(patch.plan.groups, range(merging), reach)
+        self.layers = layers_beside_cuts(patch.plan.kept_groups, range(merging), reach, patch.plan.layers)
         thin: dict[str, nn.Parameter] = {}
         plain: dict[str, nn.Parameter] = {}
         for layer in self.layers:
             block, random = own_layer(model, layer), generator(seed * 10_007 + layer)
-            if layer == len(patch.plan.groups) - 1:
+            if layer == len(patch.plan.kept_groups) - 1:
                 self.last = block
             for name, parameter in list(block.named_parameters()):
                 if parameter.ndim == 1:
@@ -257,7 +257,7 @@ def heal(
             task.fold()
     first, last = ({k: v for k, v in each.items() if k != "step"} for each in (done.validations[0], done.kept))
     _, patch = patched_in(model)
-    layers = tuple(patch.plan.groups[layer][0] for layer in task.layers)
+    layers = tuple(patch.plan.kept_groups[layer][0] for layer in task.layers)
     return HealedLive(first, last, done.steps, layers, task.trained, done.finished)
 
 

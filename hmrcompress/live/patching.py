@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,6 @@ from hmrcompress.models.vit import ViT
 from hmrcompress.plan import ALL, Plan
 
 Module = TypeVar("Module", bound=nn.Module)
-Read = Literal["native", "restored"]
 PICTURES = 16
 """So many pictures of different sizes one call of the blocks may hold."""
 
@@ -105,7 +104,6 @@ class Patched:
     replay: Replay | None = None
     wraps: bool = False
     """Whether blocks give back tuples."""
-    read: Read | None = None
     replaced: list[tuple[nn.Module, str, Callable | None]] = field(default_factory=list)
     local: Local = field(default_factory=Local)
 
@@ -126,7 +124,6 @@ def apply(
     *,
     network: Network | None = None,
     grid: tuple[int, int] | None = None,
-    read: Read | None = None,
     force: bool = False,
     probe: SaliencyProbe | None = None,
     patches: Mapping[int, Patch] | None = None,
@@ -137,9 +134,9 @@ def apply(
     `plan` is a plan, its file, or its fields; written by hand it needs no checkpoint, and one that a search made for
     other blocks is refused without `force`. `network` is what `structure.network` found in it, and is looked for here
     without. Keys of layers that remain keep their names; layers merged into another become empty. `grid` is rows and
-    columns of patches of the crop where the model does not tell. `read` restored hands heads one token for every patch
-    whatever the plan says; without it they are told to read each token once, unless the plan has log-sizes in the head,
-    which is the same. `probe` finds the person where no mask is given; `patches` is what the rule `lstsq` adds, by the
+    columns of patches of the crop where the model does not tell. Heads are told to
+    read each token once, unless the plan has log-sizes in the head or says that they read restored tokens, which is the
+    same. `probe` finds the person where no mask is given; `patches` is what the rule `lstsq` adds, by the
     first layer of each group. The layers as they were are kept for `unapply`. Token merging takes everything for
     background unless the call runs inside `person_mask`. Copies of the model are independent of it.
 
@@ -176,7 +173,7 @@ def apply(
             )
         check_depth(plan.tokens, found.tokens, len(plan.kept_groups))
         fewer = token_counts(plan.tokens, found.tokens)[-1] < found.tokens
-        if read != "restored" and not plan.tokens.biases_head and fewer:
+        if not plan.tokens.biases_head and fewer:
             heads = cross_attentions(model, found.blocks)
             if not heads:
                 raise unknown_head(model)
@@ -187,7 +184,6 @@ def apply(
     patch = Patched(
         originals, bodies, merger, found.grid, found.prefix, found.suffix, plan, found.name, _placement(blocks), replay,
         found.wraps,
-        read,
     )  # fmt: skip
     for number in plan.removed_parts:
         blocks[number] = hollow(originals[number], wraps=found.wraps)
@@ -456,8 +452,9 @@ def _ours(model: nn.Module, found: Network) -> nn.Module:
 
 def _placement(blocks: Sequence[nn.Module] | Blocks) -> tuple[torch.device, dict[str, torch.dtype], bool]:
     """Device, dtypes by parameter and mode of the first layer, to see whether they have changed."""
-    named = {name: parameter for name, parameter in blocks[0].named_parameters()}
-    return next(iter(named.values())).device, {name: each.dtype for name, each in named.items()}, blocks[0].training
+    first = next(block for block in blocks if next(block.parameters(), None) is not None)
+    named = dict(first.named_parameters())
+    return next(iter(named.values())).device, {name: each.dtype for name, each in named.items()}, first.training
 
 
 def _follow(
@@ -492,7 +489,7 @@ def own_layer(model: nn.Module, layer: int) -> nn.Module:
     """The block of a compressed model that stands for a group, by the group's number, as one that may be changed: an
     original is replaced by a copy first, and comes back with `unapply`."""
     blocks, patch = patched_in(model)
-    number = patch.plan.groups[layer][0]
+    number = patch.plan.kept_groups[layer][0]
     block = blocks[number]
     if block is not patch.originals[number]:
         return block
@@ -511,7 +508,7 @@ def own_layer(model: nn.Module, layer: int) -> nn.Module:
 def changed_layers(model: nn.Module) -> dict[int, nn.Module]:
     """The blocks of a compressed model that are not those of the original, by the number of their first layer."""
     blocks, patch = patched_in(model)
-    firsts = [group[0] for group in patch.plan.groups]
+    firsts = [group[0] for group in patch.plan.kept_groups]
     return {number: blocks[number] for number in firsts if blocks[number] is not patch.originals[number]}
 
 

@@ -10,7 +10,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.texts import read_bytes
 from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.live.structure import Network
-from hmrcompress.plan import Plan, trivial_groups
+from hmrcompress.plan import SCHEMA, Plan, trivial_groups
 
 LivePlan = Plan | Mapping[str, Any] | Path | str
 """A plan, its fields, or its file. Of fields, `checkpoint` may be left out, and `groups` where no layer is merged."""
@@ -25,17 +25,18 @@ def plan_for(plan: LivePlan, network: Network | None, *, force: bool = False) ->
         fields, where = parse_yaml(read_bytes(Path(plan)), plan), plan
         if not isinstance(fields, dict):
             raise UserError(f"holds a {type(fields).__name__}, expected the fields of a plan", plan)
+        fields.pop("sha256", None)  # the seal of the file
     elif isinstance(plan, Plan):
         fields, where = plan.to_dict(), "plan"
     else:
         fields, where = dict(plan), "plan"
     if network is not None:
-        fields.setdefault("schema", 1)
+        fields.setdefault("schema", SCHEMA)
         if fields.get("checkpoint") is None:
             fields["checkpoint"] = network.reference.model_dump()
         fields.setdefault("groups", trivial_groups(network.depth))
     made = Plan.from_dict(fields, where)
-    if network is not None and not force and made.checkpoint.family == network.family:
+    if network is not None and not force and made.checkpoint and made.checkpoint.family == network.family:
         if made.checkpoint.sha256 != network.sha256:
             raise UserError(
                 f"checkpoint.sha256: the plan was made for {made.checkpoint.sha256[:12]}…, these blocks are "

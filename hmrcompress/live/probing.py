@@ -21,7 +21,7 @@ from hmrcompress.errors import UserError, tell
 from hmrcompress.live.distances import Distance, measured
 from hmrcompress.live.masks import Masks
 from hmrcompress.live.passes import LiveState
-from hmrcompress.live.patching import Read, apply, person_mask, unapply
+from hmrcompress.live.patching import apply, person_mask, unapply
 from hmrcompress.live.structure import Network
 from hmrcompress.live.trees import kept, placed, same
 from hmrcompress.models.probe import SaliencyProbe
@@ -93,12 +93,11 @@ class LiveProbe(FrameProbe):
         tokens: TokenSettings | None = None,
         masks: Callable[[Any], Masks] | None = None,
         probe: SaliencyProbe | None = None,
-        read: Read | None = None,
     ) -> None:
         starts = np.cumsum([0, *sizes]).tolist()
         super().__init__(starts[-1], [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)], network.depth)
         self.network, self.batches, self.sizes, self.run, self.distance = network, batches, sizes, run, distance
-        self.merge_rule, self.tokens, self.masks, self.mask_probe, self.read = merge_rule, tokens, masks, probe, read
+        self.merge_rule, self.tokens, self.masks, self.mask_probe = merge_rule, tokens, masks, probe
         self.device = next(network.blocks.parameters()).device
         self.cache, self.prefix = cache, Prefix(cache, self.device)
         self._teacher: dict[int, Any] = {}
@@ -130,7 +129,7 @@ class LiveProbe(FrameProbe):
     def _applied(self, groups: Groups) -> Iterator[None]:
         plan = Plan(checkpoint=self.network.reference, groups=groups, merge_rule=self.merge_rule, tokens=self.tokens)  # type: ignore[arg-type]
         model = self.network.model
-        apply(model, plan, network=self.network, read=self.read, probe=self.mask_probe, replay=self.prefix)
+        apply(model, plan, network=self.network, probe=self.mask_probe, replay=self.prefix)
         try:
             yield
         finally:

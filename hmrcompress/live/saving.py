@@ -79,7 +79,7 @@ def restore(model: Module, path: Path | str, *, force: bool = False) -> Module:
             path,
             "Load the weights that it was made from, or give force",
         )
-    apply(model, plan, network=found, read=about["read"], force=force)
+    apply(model, plan, network=found, force=force)
     try:
         _load(model, state, path)
     except Exception:
@@ -105,9 +105,8 @@ def _written(model: nn.Module, path: Path, outputs: OutputRule) -> Path:
         "grid": list(patch.grid),
         "prefix": patch.prefix,
         "suffix": patch.suffix,
-        "read": patch.read,
         "blocks_sha256": hash_of(before),
-        "layers": {"before": len(blocks), "after": len(patch.plan.groups)},
+        "layers": {"before": len(blocks), "after": len(patch.plan.kept_groups)},
     }
     with outputs.folder(path, KIND) as made:
         (made / PLAN).write_bytes(patch.plan.to_yaml().encode())
@@ -134,7 +133,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     _, patch = patched_in(model)
-    for layer, group in enumerate(patch.plan.groups):
+    for layer, group in enumerate(patch.plan.kept_groups):
         start = f"{group[0]}."
         mine = {name[len(start) :]: tensor for name, tensor in state.items() if name.startswith(start)}
         if not mine:

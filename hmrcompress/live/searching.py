@@ -17,7 +17,6 @@ from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.keys import Key
 from hmrcompress.live.distances import Distance
 from hmrcompress.live.masks import Masks
-from hmrcompress.live.patching import Read
 from hmrcompress.live.probing import LiveProbe, Run
 from hmrcompress.live.structure import Network, hash_of
 from hmrcompress.live.structure import network as found_network
@@ -52,7 +51,6 @@ def search(
     count: Callable[[Any], int] = length_of,
     name: str = "live",
     probe: SaliencyProbe | None = None,
-    read: Read | None = None,
     identity: str | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -66,8 +64,7 @@ def search(
     gives what `person_mask` takes, where tokens are merged while searching; `probe` finds persons there itself. count:
     samples of a batch. `journal` receives every evaluation and lets a search that was stopped go on; `overwrite`
     replaces what stands there and is none; `identity` is a hash of code that the sources of the functions do not show.
-    `read` as in `apply`: restored measures what a network with restored tokens runs (settings whose head has log-sizes
-    are read so anyway). The model is left as it was.
+    Token settings that read restored tokens (`tokens.read`) are measured as they will run. The model is left as it was.
 
     UserError for settings that do not fit, a network that cannot be read, and a distance that is not one.
     """
@@ -86,11 +83,11 @@ def search(
             raise UserError(f"got {settings.layers}, but the token settings need {fewest} layers", "layers")
         sizes, tokens = [count(batch) for batch in given], settings.tokens if settings.with_tokens else None
         with _folder(journal) as path:
-            key = search_key(found, given, distance, run, settings, masks, probe, read, identity)
+            key = search_key(found, given, distance, run, settings, masks, probe, identity)
             prober = LiveProbe(
                 found, given, sizes, run, distance,
                 merge_rule=settings.merge_rule, cache=_cache(found, sum(sizes), settings, path), tokens=tokens,
-                masks=masks, probe=probe, read=read,
+                masks=masks, probe=probe,
             )  # fmt: skip
             book = Journal(path, key.inputs, overwrite=overwrite)
             evaluations = Evaluations(prober, book, found.depth, settings.reject_early, progress, fewest)
@@ -111,7 +108,7 @@ def search(
             }
             plan = Plan.from_dict(
                 {
-                    "schema": 1,
+                    "schema": 2,
                     "checkpoint": found.reference.model_dump(),
                     "groups": chosen.best.groups,
                     "merge_rule": settings.merge_rule,
@@ -141,7 +138,6 @@ def search_key(
     settings: SearchSettings,
     masks: Callable[[Any], Masks] | None,
     probe: SaliencyProbe | None,
-    read: Read | None,
     identity: str | None = None,
 ) -> Key:
     """Everything that an evaluation's figure depends on, for the journal; code of the user's by its source."""
@@ -159,7 +155,6 @@ def search_key(
         mask_probe=None if probe is None else probe.sha256,
         merge_rule=settings.merge_rule,
         tokens=tokens,
-        read=read if tokens is not None else None,
         cache_dtype=settings.cache_dtype,
         device=next(network.blocks.parameters()).device,
     )

@@ -13,7 +13,7 @@ from torch import nn
 from hmrcompress.errors import UserError
 from hmrcompress.live.cost import stack_macs
 from hmrcompress.live.masks import Masks
-from hmrcompress.live.patching import Read, apply, person_mask, shared_copy
+from hmrcompress.live.patching import apply, person_mask, shared_copy
 from hmrcompress.live.plans import LivePlan, plan_for
 from hmrcompress.live.probing import Run
 from hmrcompress.live.searching import called, evaluating
@@ -52,7 +52,6 @@ def bench(
     *,
     run: Run = called,
     masks: Callable[[Any], Masks] | None = None,
-    read: Read | None = None,
     count: Callable[[Any], int] = length_of,
     rounds: int = 7,
     warmup: int = 1,
@@ -67,17 +66,16 @@ def bench(
         raise UserError("the model is compressed already", type(found.model).__name__, "hc.unapply(model) undoes it")
     whole = plan_for(plan, found)
     plans: dict[str, Plan] = {}
-    several = len(whole.groups) < found.depth
-    if parts and several and whole.tokens is not None:
+    if parts and whole.compresses_layers and whole.tokens is not None:
         plans["layers"] = whole.model_copy(update={"tokens": None})
-        plans["tokens"] = whole.model_copy(update={"groups": trivial_groups(found.depth)})
+        plans["tokens"] = whole.model_copy(update={"groups": trivial_groups(found.depth), "removed": ()})
     plans["compressed"] = whole
     with evaluating(found.model):
         models: dict[str, nn.Module] = {ORIGINAL: found.model}
         for name, each in plans.items():
             copied = shared_copy(found.model)
             again = found_network(copied, found.name, found.grid, found.prefix, suffix=found.suffix)
-            models[name] = apply(copied, each, network=again, read=read)
+            models[name] = apply(copied, each, network=again)
 
         def calls(name: str) -> Callable[[], object]:
             return lambda: _run(models[name], batch, run, masks)
