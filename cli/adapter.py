@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,17 +47,18 @@ def is_adapter(model: object) -> bool:
     return str(model).startswith(PREFIX)
 
 
-def for_adapters(model: object, *names: str) -> bool:
-    """Whether a model is an adapter's. UserError where one of the command's options is given that does not go with
-    that: it would have no effect."""
+def for_adapters(model: object, names: Iterable[str], settings: Any = None, keys: Iterable[str] = ()) -> bool:
+    """Whether a model is an adapter's. UserError where an option is given, or a key of the settings set, that does not
+    go with that: it would have no effect."""
     if not is_adapter(model):
         return False
     if not isinstance(model, str):
         raise UserError("takes no options of checkpoints", str(model), "Leave out --num-heads and its kin")
     given = options_given()
-    for name in names:
-        if name in given:
-            raise UserError("has no effect on an adapter, whose file says it", given[name], "Leave it out")
+    found = [given[name] for name in names if name in given]
+    found += [f"--set {key}" for key in keys if key in getattr(settings, "model_fields_set", ())]
+    if found:
+        raise UserError("has no effect on an adapter, whose file says it", found[0], "Leave it out")
     return True
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hmrcompress.errors import UserError
+from hmrcompress_cli import adapter
+from hmrcompress_cli.adapter import PlanOption, for_adapters, plan_given
 from hmrcompress_cli.bench_tables import show, show_adaptive
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
@@ -32,6 +34,13 @@ if TYPE_CHECKING:
     from hmrcompress.io.outputs import OutputRule
 
 
+OF_OUR_NETWORKS = (
+    "against", "layers", "keep_tokens", "batch_sizes", "threads", "baseline", "fast", "suite", "out", "only", "body",
+    "no_memory", "device", "dtype", "seed",
+)  # fmt: skip
+"""What timing an adapter's model does without."""
+
+
 @takes_checkpoints("model", "against")
 @takes_settings(
     "bench",
@@ -41,8 +50,12 @@ if TYPE_CHECKING:
 def bench(
     model: Annotated[
         str | None,
-        typer.Argument(help="A compressed folder, or with --layers or --keep-tokens a checkpoint.", show_default=False),
+        typer.Argument(
+            help="A compressed folder, or with --layers or --keep-tokens a checkpoint, or adapter:FILE.py.",
+            show_default=False,
+        ),
     ] = None,
+    plan: PlanOption = None,
     against: Annotated[
         str | None,
         typer.Option("--against", help="The original; by default one of its size with random weights."),
@@ -96,6 +109,12 @@ def bench(
     from hmrcompress.timing.bench import BenchSettings, parse_sizes
     from hmrcompress.timing.pipeline_bench import PipelineSettings
 
+    if for_adapters(model, OF_OUR_NETWORKS, settings, sorted(settings.model_fields_set - {"rounds", "max_seconds"})):
+        seconds = settings.max_seconds
+        adapter.bench(str(model), plan_given(plan), rounds=rounds, max_seconds=seconds, json=json, quiet=quiet)
+        return
+    if plan is not None:
+        raise UserError("is for adapters; a compressed folder has its own plan", "--plan", "Leave it out")
     buckets, runtime = buckets_of(settings), settings.runtime
     if runtime != "torch" and (suite is not None or out is not None or only or buckets is not None):
         raise UserError(

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from hmrcompress.errors import UserError
+from hmrcompress_cli import adapter
+from hmrcompress_cli.adapter import PlanOption, for_adapters, plan_given
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
@@ -33,6 +35,16 @@ IMAGES = 200_000
 OF_DECODER = ("clips", "clip_frames", "preset", "readout", "steps", "rate", "workers")
 """Settings that the stages of the decoder take under the names that they have in recipes."""
 
+OF_OUR_NETWORKS = (
+    "data", "validation", "motions", "vae", "masks", "teacher", "images", "device", "dtype", "batch_size", "body",
+    "limit",
+)  # fmt: skip
+KEYS_OF_OURS = (
+    "data", "val", "motions", "preset", "decoder", "clips", "images", "clip_frames", "readout", "workers", "full",
+    "with_head", "probe_layer",
+)  # fmt: skip
+"""Options and settings that healing by an adapter does without: its file says it, or it is not there."""
+
 
 def _option(*names: str, help: str, **limits: Any) -> Any:
     return typer.Option(*names, help=help, show_default=False, **limits)
@@ -51,8 +63,9 @@ def _option(*names: str, help: str, **limits: Any) -> Any:
     without={"stages": "Give --stage; a recipe trains several one after the other"},
 )
 def finetune(
-    model: Annotated[str, typer.Argument(help="A compressed folder; for the probe, any model.")],
+    model: Annotated[str, typer.Argument(help="A compressed folder; for the probe, any model; or adapter:FILE.py.")],
     out: OutOption,
+    plan: PlanOption = None,
     stage: Annotated[str, typer.Option("--stage", help=f"{', '.join(STAGES[:-1])} or {STAGES[-1]}.")] = "heal",
     data: Annotated[str | None, _option("--data", help="Crops to train on (starter:train).")] = None,
     validation: Annotated[
@@ -98,6 +111,18 @@ def finetune(
     """
     if stage not in STAGES:
         raise UserError(f"{stage} is not a stage, expected one of {', '.join(STAGES)}", "--stage")
+    if for_adapters(model, OF_OUR_NETWORKS, settings, KEYS_OF_OURS):
+        if stage != "heal":
+            raise UserError(f"got {stage}, and networks of other code can be healed alone", "--stage")
+        if settings.steps is None and max_minutes is None:
+            raise UserError("healing an adapter needs an end", "--max-minutes", "Give it, or --set finetune.steps=N")
+        options = {name: getattr(settings, name) for name in ("steps", "rate", "rank", "reach")}
+        options = {name: value for name, value in options.items() if value is not None}
+        options |= {"max_minutes": max_minutes, "seed": seed}
+        adapter.heal(model, plan_given(plan), out, options, json=json, quiet=quiet)
+        return
+    if plan is not None:
+        raise UserError("is for adapters; a compressed folder has its own plan", "--plan", "Leave it out")
     if stage in DECODER_STAGES:
         from hmrcompress_cli.finetune_decoder import run
 

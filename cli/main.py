@@ -8,6 +8,7 @@ import typer
 
 from hmrcompress_cli import (
     ablate,
+    adapter,
     bench,
     cka,
     convert,
@@ -63,6 +64,7 @@ COMMANDS = {
 for _name, _command in COMMANDS.items():
     _first = (_command.__doc__ or "").partition("\n\n")[0]
     app.command(_name, cls=SafeCommand, short_help=" ".join(_first.split()), epilog=example(_name))(_command)
+app.add_typer(adapter.app, name="adapter")
 app.add_typer(starter.app, name="starter")
 
 

@@ -24,6 +24,9 @@ from hmrcompress_cli.common import (
     write_record,
 )
 
+OF_OUR_NETWORKS = ("format", "pad_identity", "data", "masks", "decoder", "seed")
+"""What saving an adapter's model does without."""
+
 
 @takes_checkpoints("model")
 def merge(
@@ -68,7 +71,7 @@ def merge(
     from hmrcompress.merging.describe import describe
     from hmrcompress.models.files.original import check_original, write_original
 
-    if for_adapters(model, "format", "pad_identity", "data", "masks", "decoder", "seed"):
+    if for_adapters(model, OF_OUR_NETWORKS):
         adapter.merge(model, plan, out, force=force, json=json, quiet=quiet)
         return
     written, outputs = None, outputs_here()

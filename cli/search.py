@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmrcompress.errors import UserError
+from hmrcompress_cli.adapter import for_adapters
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     from hmrcompress.searching.search import SearchResult
 
 
+OF_OUR_NETWORKS = (
+    "data", "masks", "frames_per_clip", "regressor", "device", "dtype", "batch_size", "body", "limit",
+)  # fmt: skip
+"""What an adapter's file says instead."""
+
+
 @takes_checkpoints("checkpoint")
 @takes_settings(
     "search",
@@ -49,7 +56,7 @@ if TYPE_CHECKING:
     },
 )
 def search(
-    checkpoint: Annotated[str, typer.Argument(help="starter, random:FAMILY, or a checkpoint file.")],
+    checkpoint: Annotated[str, typer.Argument(help="starter, random:FAMILY, a checkpoint file, or adapter:FILE.py.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the plan.", show_default=False)],
     data: DataOption = "starter:calib",
     masks: MasksOption = "data",
@@ -66,6 +73,10 @@ def search(
     keep_tokens: KeepTokensOption = None,
     merge_per_layer: MergePerLayerOption = None,
     with_tokens: Annotated[bool, typer.Option("--with-tokens", help="Merge tokens already while searching.")] = False,
+    for_live: Annotated[
+        bool,
+        typer.Option("--for-live", help="For networks of other code, whose heads get a token for every patch again."),
+    ] = False,
     journal: Annotated[
         Path | None,
         typer.Option("--journal", help="Evaluations done; by default beside the plan.", show_default=False),
@@ -93,10 +104,13 @@ def search(
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
     from hmrcompress.searching.journal import KIND as JOURNAL
 
+    theirs = for_adapters(checkpoint, OF_OUR_NETWORKS, settings, ("target", "protocol", "limit", "frames_per_clip"))
     outputs, kept = outputs_here(), _journal(out, journal)
     outputs.check_file(out, PLAN, "plan")
     outputs.check_file(kept, JOURNAL, "jsonl")
     tokens = changed_tokens(settings.tokens, keep_tokens, merge_per_layer)
+    if for_live and tokens is not None:
+        tokens = tokens.changed(read="restored")
     given = settings.model_copy(
         update={
             "tau_mm": tau,
@@ -108,20 +122,26 @@ def search(
             "with_tokens": with_tokens,
         }
     )
+    chosen = search_settings(given, batch_size=batch_size, dtype=pick_dtype(dtype), seed=seed)
     with progress_bar(quiet=quiet) as progress:
-        result = hc.search(
-            checkpoint,
-            data,
-            journal=kept,
-            overwrite=outputs,
-            settings=search_settings(given, batch_size=batch_size, dtype=pick_dtype(dtype), seed=seed),
-            masks=masks,
-            protocol=given.protocol,
-            regressor=regressor,
-            body=body,
-            device=device,
-            progress=progress,
-        )
+        if theirs:
+            from hmrcompress.api.adapter import search_adapter
+
+            result = search_adapter(checkpoint, journal=kept, settings=chosen, overwrite=outputs, progress=progress)
+        else:
+            result = hc.search(
+                checkpoint,
+                data,
+                journal=kept,
+                overwrite=outputs,
+                settings=chosen,
+                masks=masks,
+                protocol=given.protocol,
+                regressor=regressor,
+                body=body,
+                device=device,
+                progress=progress,
+            )
     result.plan.write(out, overwrite=outputs)
     figures = result.to_json()
     write_record(json, "search", figures, device=pick_device(device), seed=seed)

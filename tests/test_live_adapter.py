@@ -55,7 +55,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_whole_line(adapter: str, tmp_path: Path) -> None:
     plan, fast, healed, figures = (tmp_path / name for name in ("plan.yaml", "fast", "healed", "figures.json"))
     tokens = ["--keep-tokens", 14, "--merge-per-layer", 8, "--with-tokens", "--for-live"]
-    line = ["search", adapter, "--tau", 800, "--method", "beam", "--evaluations", 2, *tokens, "-o", plan]
+    line = ["search", adapter, "--tau", 800, "--method", "beam", "--set", "search.evaluations=2", *tokens, "-o", plan]
     said = run(*line, "--json", figures).output
     found = Plan.read(plan)
     assert 1 < len(found.groups) < 5 and f"5 -> {len(found.groups)} layers" in said and "distance mm" in said
@@ -64,7 +64,8 @@ def test_the_whole_line(adapter: str, tmp_path: Path) -> None:
     assert run(*line).output.splitlines()[-1] == str(plan)  # from the journal
 
     assert "hc.live.restore" in run("merge", adapter, "--plan", plan, "-o", fast).output
-    heal = ["finetune", adapter, "--stage", "heal", "--plan", fast, "--steps", 10, "--rank", 2, "-o", healed]
+    sets = ["--set", "finetune.steps=10", "--set", "finetune.rank=2"]
+    heal = ["finetune", adapter, "--stage", "heal", "--plan", fast, "-o", healed, *sets]
     assert "mm from the untouched model after 10 steps" in run(*heal).output
     model, images = stranger("WiLoR", depth=5).float(), pictures()[0].float()
     outputs = []
@@ -124,6 +125,7 @@ def test_options_that_would_do_nothing_are_refused(adapter: str, tmp_path: Path)
     refused("--batch-sizes: has no effect", "bench", adapter, "--plan", out, "--batch-sizes", 3)
     refused("--plan: adapters need a plan", "bench", adapter)
     refused("--stage: got probe", "finetune", adapter, "--stage", "probe", "-o", out)
-    refused("--steps: healing needs an end", "finetune", adapter, "--plan", out, "-o", out)
+    refused("--set protocol: has no effect", "search", adapter, "--set", "search.protocol=starter24", "-o", out)
+    refused("--max-minutes: healing an adapter needs an end", "finetune", adapter, "--plan", out, "-o", out)
     refused("--plan: is for adapters", "finetune", "starter", "--plan", out, "-o", out)
     assert GRID and not out.exists()
