@@ -20,7 +20,7 @@ from hmrcompress.motion import rotvec
 from hmrcompress.records import BodyParams
 from hmrcompress.starter.data import dataset
 from hmrcompress.starter.data.dataset import definition_sha256, open_split
-from hmrcompress.starter.network.validate import mean_state
+from hmrcompress.starter.network import validate
 from hmrcompress.starter.scene.camera import rotation, smoothed
 from hmrcompress.starter.scene.filming import hidden_share, render_clip, surface_of
 from hmrcompress.starter.scene.world import BODY, LOOK, MOTION, SPLITS, VERSION, Split, draw_betas, make_clip, stream
@@ -86,19 +86,20 @@ def test_splits_share_no_seed_and_no_body():
 def test_headings_are_uniform(body):
     """The body's facing direction in the camera frame, over training clips: flat to a chi-squared test."""
     headings = []
-    for index in range(80):
+    for index in range(48):
         clip = make_clip(SPLITS["train"], index, body, frames=1)
         facing = rotvec.to_matrix(clip.poses[:, 0])[0] @ [0.0, 0.0, 1.0]
         headings.append(np.arctan2(facing[0], facing[2]))
     counts, _ = np.histogram(headings, bins=8, range=(-np.pi, np.pi))
-    assert ((counts - 10.0) ** 2 / 10.0).sum() < 24.3  # 0.1 % point of chi-squared with 7 degrees of freedom
+    assert ((counts - 6.0) ** 2 / 6.0).sum() < 24.3  # 0.1 % point of chi-squared with 7 degrees of freedom
 
 
-def test_the_mean_pose_is_far_off(body, clips):
-    sixd = mean_state()["smpl_head.init_body_pose"].view(1, 24, 2, 3)
+def test_the_mean_pose_is_far_off(body, clips, monkeypatch):
+    monkeypatch.setattr(validate, "MEAN_CLIPS", 16)  # a mean of fewer clips is as good a guess, and not kept
+    sixd = validate.mean_state.__wrapped__()["smpl_head.init_body_pose"].view(1, 24, 2, 3)
     rotations = torch.stack([sixd[..., 0, :], sixd[..., 1, :], torch.cross(sixd[..., 0, :], sixd[..., 1, :], -1)], -1)
     guess = body.joints(BodyParams(rotations[:, :1], rotations[:, 1:], torch.zeros(1, 10)))
-    frames = slice(0, None, 45)
+    frames = slice(0, None, 9)
     truth = torch.from_numpy(np.concatenate([joints_of(body, clip, frames) for clip in clips["val"]])).float()
     guess = guess.expand(len(truth), -1, -1)
     assert mpjpe(guess, truth).mean() > 220 and pa_mpjpe(guess, truth).mean() > 110
@@ -168,7 +169,7 @@ def test_a_rendered_split_is_cached_whole(body, tmp_path, monkeypatch):
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")}
     again = open_split("val", body, home=tmp_path, clips=2)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")} == files
-    assert (again.arrays["images"] == crops.arrays["images"]).all()
+    assert (again.arrays["images"][:] == crops.arrays["images"][:]).all()
     batch = next(crops.batches(None, 8, None))
     posed = body.joints(batch.params).numpy()
     expected = np.concatenate([joints_of(body, make_clip(SPLITS["val"], i, body, 4), slice(None)) for i in range(2)])
@@ -189,7 +190,7 @@ def test_two_that_ask_for_a_split_render_it_once(body, tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "make_clip", clip)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(ask, range(2))
-    assert sorted(made) == [0, 1] and (first.arrays["images"] == second.arrays["images"]).all()
+    assert sorted(made) == [0, 1] and (first.arrays["images"][:] == second.arrays["images"][:]).all()
     (folder,) = (tmp_path / "starter").iterdir()
     assert [each.name for each in folder.iterdir()] == [Path(first.where).name], "no file of a lock is left"
 
