@@ -39,7 +39,7 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/hmrcompress bench --suite benchmarks -o docs/benchmarks
-	$(BIN)/hmrcompress report docs/benchmarks -o docs/benchmarks.md
+	$(BIN)/hmrcompress report docs/benchmarks -o docs/benchmarks.md --overwrite
 
 # Every table of the documentation from nothing but the repository. Stopped and started again it goes on where it was.
 # Only this opens the split `test`, once for a released network. It takes about a day on two cores, healing half of it.
@@ -54,8 +54,8 @@ evidence: $(STAMP)
 		--objective regress -o runs/decoded_regress
 	$(BIN)/hmrcompress ablate ablations -o docs/results
 	HMRCOMPRESS_OPEN_TEST=1 $(BIN)/hmrcompress ablate evidence -o docs/evidence
-	$(BIN)/hmrcompress report docs/results -o docs/results.md
-	$(BIN)/hmrcompress report docs/evidence -o docs/evidence_tables.md
+	$(BIN)/hmrcompress report docs/results -o docs/results.md --overwrite
+	$(BIN)/hmrcompress report docs/evidence -o docs/evidence_tables.md --overwrite
 
 test: lint
 	$(BIN)/python -m pytest $(PARALLEL)

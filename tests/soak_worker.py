@@ -42,7 +42,7 @@ RUN = (
     *(f"{stage}.json" for stage in ("search", "merge", "eval")),
 )
 WRITES = {"predict": ("params.npz", "summary.json"), "run": (*RUN, *(f"model/{name}" for name in MODEL))}
-SECONDS = 60.0
+SECONDS = 300.0
 NAMES = ("out", "a b", "ünï", "deep/er/out", "mine", "link", ".", "results", "-x")
 NEVER = 1 << 30
 

@@ -242,6 +242,10 @@ class TestLinksPipesAndDevices:
     def test_plans_and_journals(self, inputs: Path, here: Path) -> None:
         line = COMMANDS["search"].line(inputs, "out")[:-1]
         refused(hmr(*line, "-"), "--journal")
+        for one, other in (("-", "-"), ("-", "/dev/stdout"), ("/dev/fd/1", "-")):
+            refused(hmr(*line, one, "--journal", "j.jsonl", "--json", other), "to be written twice")
+            refused(hmr(*line, one, "--journal", other), "to be written twice")
+        assert set(hashes(here)) == {"diary.txt"}
         for journal in ("/dev/null", "j.jsonl"):
             done = hmr(*line, "-", "--journal", journal)
             assert done.exit_code == 0, done.stderr

@@ -195,3 +195,65 @@ import hmrcompress.starter.network.train, hmrcompress_cli.starter
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+BY_THE_RULE = {"data/crops.py write_crops", "plan.py Plan.write"}
+GIVEN_A_ROOM = {
+    "exporting/onnx.py _write_graph", "exporting/onnx_runtime.py _Maker._run",
+    "exporting/onnx_runtime.py _Maker.opened",
+    "pipeline/drawing.py write_png", "pipeline/glb.py write_glb", "pipeline/store.py RowStore.append",
+    "pipeline/store.py RowStore.write_npz", "report/plots.py draw_similarity",
+}  # fmt: skip
+ADDED_TO = {
+    "searching/journal.py Journal._read", "searching/journal.py Journal.add", "starter/network/log.py Log.write",
+    "training/loop.py _Loop.__init__", "training/loop.py _Loop._record",
+}  # fmt: skip
+"""Functions that change files outside of a block that the rule of `io.outputs` opens: they call it, or are handed what
+lies in such a block, or add to files that grow, whose place was looked at before."""
+CHANGE = {
+    "write_text", "write_bytes", "unlink", "rmdir", "rmtree", "rename", "touch", "symlink_to", "copyfile", "copy2",
+    "copytree", "move", "save", "savez", "savez_compressed", "save_file", "savefig",
+}  # fmt: skip
+OF_OS = {"replace", "remove", "rename", "truncate", "link", "symlink", "rmdir", "unlink"}
+OPEN_A_ROOM = {"file", "folder", "additions", "room", "whole_file", "TemporaryDirectory"}
+
+
+def called(node: ast.AST) -> tuple[str, str]:
+    """(what a function is of, its name), such as `os`, `replace`."""
+    function = node.func if isinstance(node, ast.Call) else None
+    if isinstance(function, ast.Attribute):
+        return (function.value.id if isinstance(function.value, ast.Name) else ""), function.attr
+    return "", function.id if isinstance(function, ast.Name) else ""
+
+
+def changes_files(call: ast.Call) -> bool:
+    owner, name = called(call)
+    if name == "open":
+        given = [*call.args, *(each.value for each in call.keywords if each.arg == "mode")]
+        modes = [each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        return any(len(mode) < 4 and set(mode) & set("wax+") for mode in modes)
+    return (owner == "os" and name in OF_OS) or (name in CHANGE and owner not in ("os", "rule", "outputs"))
+
+
+def loose_changes(node: ast.AST, where: str = "", in_room: bool = False) -> Iterator[str]:
+    """Functions that change files, by name, but for what happens within a block that the rule opens."""
+    for child in ast.iter_child_nodes(node):
+        place, safe = where, in_room
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            place, safe = f"{where}.{child.name}".lstrip("."), False
+        if isinstance(child, ast.With):
+            safe = safe or any(called(item.context_expr)[1] in OPEN_A_ROOM for item in child.items)
+        if isinstance(child, ast.Call) and not safe and changes_files(child):
+            yield place
+        yield from loose_changes(child, place, safe)
+
+
+def test_files_are_written_by_the_one_rule() -> None:
+    """Whoever adds a writer uses `io.outputs`, or says here why not."""
+    found = set()
+    for folder in ("hmrcompress", "cli"):
+        for path in sources(folder):
+            name = path.relative_to(ROOT / folder).as_posix()
+            if folder != "hmrcompress" or not name.startswith("io/"):
+                found |= {f"{name} {where}" for where in loose_changes(ast.parse(path.read_text()))}
+    assert found == BY_THE_RULE | GIVEN_A_ROOM | ADDED_TO

@@ -24,7 +24,18 @@ from hmrcompress.errors import UserError, tell
 from hmrcompress.io import atomic, manifests
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.manifests import LITTER, FolderKind
-from hmrcompress.io.places import below, check_writable, is_stream, must_stay, paths_in, pour, real, same, signature
+from hmrcompress.io.places import (
+    below,
+    check_writable,
+    is_stream,
+    must_stay,
+    paths_in,
+    pour,
+    real,
+    same,
+    signature,
+    stream_of,
+)
 from hmrcompress.io.seals import form_of, of_an_earlier_version, read_seal, seal, sealed_json
 
 BAK, NEW = ".bak", ".new"
@@ -81,6 +92,9 @@ class OutputRule:
         path = Path(path)
         if is_stream(path):
             atomic.clear_leftovers(_stream_room(path))
+            if (stream := stream_of(path)) is not None:
+                self._check_once(stream, path, kind)
+                self._claims[stream] = _Claim(kind, OTHER, None)
             return
         target = real(path)
         if target.is_dir():
@@ -225,14 +239,17 @@ class OutputRule:
         return True
 
     def _check_place(self, target: Path, path: Path, kind: str, ours: atomic.Ours = atomic.never) -> None:
-        known = self._claims.get(target)
-        if known is not None and known.kind != kind:
-            raise UserError(f"is to be written twice, as {known.kind} and as {kind}", path, "Give two names")
+        self._check_once(target, path, kind)
         for each in self.inputs:
             if same(each, target):
                 raise UserError("is an input, and would be written over", path, NAME_ANOTHER)
         check_writable(target, path)
         atomic.clear_leftovers(target, ours)
+
+    def _check_once(self, target: Path, path: Path, kind: str) -> None:
+        known = self._claims.get(target)
+        if known is not None and known.kind != kind:
+            raise UserError(f"is to be written twice, as {known.kind} and as {kind}", path, "Give two names")
 
     def _look(self, target: Path, kind: str, form: str) -> _Claim:
         """What stands in the place of a file; not looked at again unless it was touched."""

@@ -51,6 +51,14 @@ def is_stream(path: Path | str) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
+def stream_of(path: Path | str) -> Path | None:
+    """What tells whether two names are one stream; None for the null device, to which everything may go."""
+    found = DESCRIPTOR.fullmatch(os.fspath(path))
+    if os.fspath(path) == STDOUT or (found and "stdout" == found["name"]) or (found and found["number"] == "1"):
+        return Path(STDOUT)
+    return None if os.path.realpath(path) == os.devnull else Path(os.path.realpath(path))
+
+
 def pour(content: Path | bytes, path: Path | str) -> None:
     """Writes bytes, or what is in a file, to a stream. UserError where nobody reads it to the end."""
     try:
