@@ -299,7 +299,7 @@ def test_every_command_that_writes_can_overwrite() -> None:
         options = inspect.signature(command, eval_str=True).parameters
         assert not set(options) & set(OUTPUT_OPTIONS) or "overwrite" in options, name
         for option, parameter in options.items():
-            kind = get_args(parameter.annotation)[0]  # of Annotated
+            kind = next(iter(get_args(parameter.annotation)), parameter.annotation)  # of Annotated
             if {str, Path} & {kind, *get_args(kind), *(part for each in get_args(kind) for part in get_args(each))}:
                 known = option in INPUT_OPTIONS or option in OUTPUT_OPTIONS or option in words
                 assert known, f"{name}: is {option} an input, an output, or a word?"

@@ -203,6 +203,7 @@ GIVEN_A_ROOM = {
     "exporting/onnx_runtime.py _Maker.opened",
     "pipeline/drawing.py write_png", "pipeline/glb.py write_glb", "pipeline/store.py RowStore.append",
     "pipeline/store.py RowStore.write_npz", "report/plots.py draw_similarity",
+    "starter/network/golden.py write_golden",
 }  # fmt: skip
 ADDED_TO = {
     "searching/journal.py Journal._read", "searching/journal.py Journal.add", "starter/network/log.py Log.write",
