@@ -106,6 +106,13 @@ def test_code_in_the_documents_is_of_this_program(page: Path, block: Block) -> N
         assert OWN.search(block.code), "nothing keeps this from being run"
 
 
+def test_every_command_is_in_the_list() -> None:
+    listed = (DOCS / "reference" / "commands" / "index.md").read_text()
+    group: Any = typer.main.get_command(app)
+    names = [name for name, command in group.commands.items() if not command.hidden]
+    assert [name for name in names if f"[{name}]({name}.md)" not in listed] == []
+
+
 def test_a_wrong_flag_is_seen() -> None:
     with pytest.raises(Exception, match="--plann"):
         parsed(["merge", "starter", "--plann", "plan.yaml", "-o", "out"])
