@@ -115,7 +115,9 @@ def test_folders_are_read_as_they_unpack(cases: Callable[[str], Path], name: str
 
 BAD: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "torn": (b"PK\x03\x04", "perhaps truncated"),
-    "rate": (motion(mocap_framerate=0.0), "expected frames a second above 0"),
+    "rate": (motion(mocap_framerate=0.0), "expected 1 to 10,000 frames a second"),
+    "endless": (motion(mocap_framerate=1e-9), "expected 1 to 10,000 frames a second"),
+    "complex": (motion(mocap_framerate=120 + 0j), "expected 1 to 10,000 frames a second"),
     "no rate": (motion(), "no frame rate"),
     "whole numbers": (motion(mocap_framerate=120.0) | {"poses": np.zeros((900, 156), int)}, "floating point"),
     "width": (motion(width=63, mocap_framerate=120.0), r"\(900, 63\), expected"),
@@ -138,10 +140,28 @@ def test_damaged_motions_are_told_before_any_work(cases: Callable[[str], Path], 
     assert "z.npz" in caught.value.where
 
 
+@pytest.mark.parametrize(
+    ("poses", "trans", "fault"),
+    [
+        (45.0, 0.0, "expected radians. Are they degrees"),
+        (1e30, 0.0, "expected radians"),
+        (0.1, 900.0, "expected metres, at most 300. Are they millimetres"),
+        (0.1, 1e300, "expected metres"),
+    ],
+)
+def test_other_units_are_refused(tmp_path: Path, poses: float, trans: float, fault: str) -> None:
+    """Nothing infinite comes of them either."""
+    content = motion(mocap_framerate=120.0)
+    np.savez(tmp_path / "a.npz", **(content | {"poses": content["poses"] + poses, "trans": content["trans"] + trans}))
+    with pytest.raises(UserError, match=fault):
+        load_amass_segments(tmp_path / "a.npz")
+
+
 def test_folders_without_motions_say_what_is_there(tmp_path: Path) -> None:
     for folder, fault in ((tmp_path, "no .npz file"), (tmp_path / "nowhere", "no .npz file")):
         with pytest.raises(UserError, match=fault):
             amass_files(folder)
+    (tmp_path / "ACCAD.npz").mkdir()
     (tmp_path / "ACCAD.tar.bz2").touch()
     with pytest.raises(UserError, match=r"Unpack ACCAD\.tar\.bz2 there"):
         amass_files(tmp_path)
@@ -158,7 +178,8 @@ def test_the_command_reads_folders_before_anything_starts(
     def start(self: Background, function: Callable[..., None], *arguments: Any) -> None:
         started.append(function)
         if len(started) == 1:
-            function(*arguments[:-1], [0])
+            home, seed, settings, files, _, generate = arguments
+            function(home, seed, settings, files, [0], generate)
 
     folder = tmp_path / "amass"
     for name in ("smplh", "short", "apple_double"):

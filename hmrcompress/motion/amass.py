@@ -25,6 +25,12 @@ BODY_NUMBERS = 66
 RATE_KEYS = ("mocap_framerate", "mocap_frame_rate")
 _Z_UP_TO_Y_UP = np.array([-np.pi / 2, 0.0, 0.0])
 REMEDY = "Use a motion file of AMASS (npz with poses, trans and mocap_framerate)."
+RATES = (1, 10_000)
+"""Frames a second that a file may claim."""
+MOST_RADIANS = 4 * np.pi
+"""Of a rotation: twice around, where fits of markers wind up."""
+MOST_METRES = 300
+"""That somebody is away from the origin: of millimetres, a pelvis at the height of most people."""
 SHORTEST = 0.5
 """Seconds below which a stretch of valid frames is left out."""
 APPLE_DOUBLE = "._"
@@ -57,7 +63,7 @@ def amass_files(folder: Path | str, shortest: float = SHORTEST, *, held_out: Col
     can be used, and for one that claims a motion of another kind or is damaged.
     """
     folder = Path(folder)
-    found = sorted(folder.rglob("*.npz"))
+    found = sorted(path for path in folder.rglob("*.npz") if not path.is_dir())
     files: list[Path] = []
     left_out: dict[str, list[str]] = {}
     for file in found:
@@ -121,6 +127,7 @@ def load_amass_segments(path: str | Path, fps: float = 30.0, shortest: float = S
         if not np.isfinite(array[valid]).all():
             bad = int(np.flatnonzero(valid & ~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
             raise UserError(f"{name}: NaN or infinity in frame {bad}", path, "Repair it, or mark it false in `valid`.")
+    _check_units(poses[valid], trans[valid], path)
     poses[:, 0] = rotvec.compose(_Z_UP_TO_Y_UP, np.where(valid[:, None], poses[:, 0], 0.0))
     trans = trans[:, [0, 2, 1]] * np.array([1.0, 1.0, -1.0])
     clips = []
@@ -131,6 +138,16 @@ def load_amass_segments(path: str | Path, fps: float = 30.0, shortest: float = S
     if not clips:
         raise UserError(f"no stretch of valid frames of at least {shortest:g} s", path, "Leave this file out.")
     return clips
+
+
+def _check_units(poses: Array, trans: Array, path: Path) -> None:
+    """UserError for rotations (T,24,3) and places (T,3) that can be no radians and no metres."""
+    turned = float(np.linalg.norm(poses, axis=-1).max(initial=0.0))
+    if turned > MOST_RADIANS:
+        raise UserError(f"poses: got a rotation of {turned:.4g}, expected radians", path, "Are they degrees?")
+    away = float(np.abs(trans).max(initial=0.0))
+    if away > MOST_METRES:
+        raise UserError(f"trans: got {away:.4g}, expected metres, at most {MOST_METRES}", path, "Are they millimetres?")
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -184,9 +201,10 @@ def _rate(arrays: dict[str, Array], path: Path) -> float:
     for name in RATE_KEYS:
         if name in arrays:
             rate = np.asarray(arrays[name])
-            if rate.size == 1 and np.issubdtype(rate.dtype, np.number) and 0 < float(rate.item()) < np.inf:
+            real = np.issubdtype(rate.dtype, np.floating) or np.issubdtype(rate.dtype, np.integer)
+            if rate.size == 1 and real and RATES[0] <= float(rate.item()) <= RATES[1]:
                 return float(rate.item())
-            raise UserError(f"{name} is {rate}, expected frames a second above 0", path, REMEDY)
+            raise UserError(f"{name} is {rate}, expected {RATES[0]} to {RATES[1]:,} frames a second", path, REMEDY)
     raise UserError(f"no frame rate ({' or '.join(RATE_KEYS)})", path, REMEDY)
 
 
