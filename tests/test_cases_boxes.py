@@ -187,6 +187,7 @@ def test_a_bound_on_people_is_told(tmp_path: Path) -> None:
         ({"frame": 0, "box": [100, 100, 50, 80]}, "left, top, right, bottom. Of left, top, width, height add"),
         ({"frame": 0, "box": [[0, 0], [9, 9]]}, r"box: got shape \(1, 2, 2\)"),
         ({"frame": 0, "box": [0, 0, 9, None]}, "box: got object, expected numbers"),
+        ({"frame": 0, "box": [0, 0, 9, 9], "centre": [9, 9], "side": 9}, "has box and centre, side, of which only one"),
         ({"frame": 0, "centre": [9, 9], "side": 0}, "with a side of 0, less than 2 pixels"),
         ({"frame": 0, "centre": [9, 9], "side": -50}, "with a side of -50, less than 2 pixels"),
         ({"frame": 0, "centre": [-2 * LARGEST, 9], "side": 50}, "which no picture has pixels for"),

@@ -6,12 +6,13 @@ import argparse
 import collections
 import hashlib
 import json
+import math
 import os
 import pathlib
 import pickle
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,12 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.hashes import sha256_file, sha256_json
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
+from hmrcompress.merging.merge import merge_checkpoint
 from hmrcompress.models.files.convert import convert_checkpoint
 from hmrcompress.models.files.load import load_checkpoint
+from hmrcompress.models.files.original import write_original
 from hmrcompress.models.network import NetworkConfig
+from hmrcompress.plan import Plan
 
 HEADS = {"num_heads": 2, "head_heads": 2}
 
@@ -242,6 +246,26 @@ def test_convert_round_trip_needs_no_arguments(tmp_path: Path) -> None:
         convert_checkpoint(again, tmp_path / "out.safetensors")
     with pytest.raises(UserError, match=r"ending in '\.npz', expected \.safetensors"):
         convert_checkpoint(again, tmp_path / "out.npz")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path, value: float) -> None:
+    """Neither converted nor merged nor written for the original code; what was there stays."""
+    state = tiny.network().state_dict()
+    state["backbone.blocks.2.mlp.fc1.weight"][3, 5] = value
+    torch.save({"state_dict": state}, tmp_path / "a.ckpt")
+    checkpoint = load_checkpoint(tmp_path / "a.ckpt", num_heads=2, head_heads=2)
+    plan = Plan(checkpoint=checkpoint.reference, groups=((0,), (1,), (2, 3)))
+    before = sorted(tmp_path.iterdir())
+    writers: list[Callable[[], object]] = [
+        lambda: convert_checkpoint(checkpoint, tmp_path / "b.safetensors"),
+        lambda: merge_checkpoint(checkpoint, plan, tmp_path / "c"),
+        lambda: write_original(checkpoint, tmp_path / "d.ckpt"),
+    ]
+    for write in writers:
+        with pytest.raises(UserError, match="mlp.fc1.weight holds NaN or infinity"):
+            write()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_our_safetensors_equal_what_the_library_reads(tmp_path: Path) -> None:

@@ -62,6 +62,14 @@ def write_safetensors(
                 file.write(flat.view(torch.uint8).numpy().data)
 
 
+def require_finite(state: Mapping[str, Tensor], where: object) -> None:
+    """UserError for weights that are NaN or infinite, which no network can use; `where`: what they are of."""
+    for name in sorted(state):
+        tensor = state[name].detach()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise UserError(f"{name} holds NaN or infinity", where, "Was it damaged, or did its training diverge?")
+
+
 def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors by name, metadata of the header). Tensors are views of the mapped file: nothing is read before its use.
 

@@ -17,7 +17,7 @@ from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.manifests import FolderKind
 from hmrcompress.io.outputs import OutputRule
-from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
+from hmrcompress.io.safetensors_file import read_safetensors, require_finite, write_safetensors
 from hmrcompress.live.patching import Module, apply, changed_layers, own_layer, patched_in, unapply
 from hmrcompress.live.plans import LivePlan, plan_for
 from hmrcompress.live.structure import Network, compressed_in, hash_of
@@ -108,6 +108,7 @@ def _written(model: nn.Module, path: Path, outputs: OutputRule) -> Path:
         "blocks_sha256": hash_of(before),
         "layers": {"before": len(blocks), "after": len(patch.plan.kept_groups)},
     }
+    require_finite(state, path)
     with outputs.folder(path, KIND) as made:
         (made / PLAN).write_bytes(patch.plan.to_yaml().encode())
         write_safetensors(made / WEIGHTS, state)

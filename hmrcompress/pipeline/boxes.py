@@ -108,7 +108,9 @@ def read_boxes(path: Path, scale: float = BOX_SCALE) -> BoxTable:
         whole = (values == np.floor(values)) & (values >= 0) & (values <= LARGEST_NUMBER)
         if len(values) != count or not whole.all():
             raise UserError(f"{name}: expected {count} whole numbers from 0 to {LARGEST_NUMBER:,}", path)
-    if "centre" in arrays and "side" in arrays:
+    if "box" in arrays and ("centre" in arrays or "side" in arrays):
+        raise UserError("has box and centre, side, of which only one can count", path, "Leave one of them out")
+    if "centre" in arrays:
         centre, side = _column(arrays, "centre", (2,), path), _column(arrays, "side", (), path)
     else:
         corners = _column(arrays, "box", (4,), path)

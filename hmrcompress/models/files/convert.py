@@ -13,7 +13,7 @@ from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.open_formats import KIND
 from hmrcompress.io.outputs import OutputRule
-from hmrcompress.io.safetensors_file import write_safetensors
+from hmrcompress.io.safetensors_file import require_finite, write_safetensors
 from hmrcompress.models.families.registry import MARKS
 from hmrcompress.models.files.folder import Folder, as_half, checkpoint_record, write_model_folder
 from hmrcompress.models.files.load import METADATA_KEY, Checkpoint
@@ -47,9 +47,11 @@ def convert_checkpoint(checkpoint: Checkpoint, out: Path | str, *, overwrite: bo
         "network": checkpoint.config.to_dict(),
         "source": {"name": checkpoint.name, "sha256": checkpoint.sha256, "dtype": checkpoint.stored_dtype},
     }
+    state = checkpoint.state()
+    require_finite(state, checkpoint.name)
     with outputs.file(weights, KIND) as temporary:
         metadata = {METADATA_KEY: json.dumps(described, sort_keys=True)}
-        write_safetensors(temporary, checkpoint.state(), metadata, seal=KIND)
+        write_safetensors(temporary, state, metadata, seal=KIND)
     record = {"schema": 1, **described, "sha256": sha256_file(weights), "left_out": sorted(checkpoint.ignored)}
     if checkpoint.path is not None and checkpoint.path.is_file():
         file = open_state_file(checkpoint.path, *MARKS, weights=checkpoint.chosen)

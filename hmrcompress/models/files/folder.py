@@ -25,7 +25,7 @@ from hmrcompress.io.jsons import read_json
 from hmrcompress.io.manifests import FolderKind
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import real
-from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
+from hmrcompress.io.safetensors_file import read_safetensors, require_finite, write_safetensors
 from hmrcompress.io.seals import json_seal
 from hmrcompress.models.families.registry import network_class, read_config
 from hmrcompress.models.files.card import model_card
@@ -84,6 +84,7 @@ def write_model_folder(
     """
     path, outputs = Path(path), OutputRule.of(overwrite)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
+    require_finite(state, path)
     with outputs.folder(path, KIND) as temporary:
         write_safetensors(temporary / WEIGHTS, state)
         if plan is not None:

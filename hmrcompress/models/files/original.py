@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
-from hmrcompress.io.safetensors_file import write_safetensors
+from hmrcompress.io.safetensors_file import require_finite, write_safetensors
 from hmrcompress.io.torch_file import save_torch
 from hmrcompress.models.families.registry import family
 from hmrcompress.models.files.load import METADATA_KEY, Checkpoint
@@ -69,6 +69,7 @@ def write_original(
     wanted = checkpoint.plan.layers if pad_identity and checkpoint.plan else layers
     part = family(checkpoint.family).part
     own = {name: tensor for name, tensor in checkpoint.state().items() if not part or not name.startswith(part.prefix)}
+    require_finite(own, checkpoint.name)
     whole = checkpoint.config.whole(wanted)
     state = padded(own, build(whole, "meta").state_dict())
     if out.suffix == ".ckpt":
