@@ -18,6 +18,7 @@ from hmrcompress_cli.common import (
     outputs_here,
     write_record,
 )
+from hmrcompress_cli.help import example
 
 app = typer.Typer(help="Networks of other code, by a Python file of yours: adapter:FILE.py.", no_args_is_help=True)
 PREFIX = "adapter:"
@@ -28,7 +29,7 @@ PlanOption = Annotated[
 ]
 
 
-@app.command(cls=SafeCommand)
+@app.command(cls=SafeCommand, epilog=example("adapter new"))
 def new(
     name: Annotated[str, typer.Argument(help="What the network is to be called; the file is NAME.py.")],
     quiet: QuietOption = False,

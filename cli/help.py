@@ -38,6 +38,7 @@ EXAMPLES = {
     "ablate": "hmrcompress ablate --only tokens -o runs/ablations",
     "report": "hmrcompress report runs/ablations -o ablations.md",
     "doctor": "hmrcompress doctor --json doctor.json",
+    "adapter new": "hmrcompress adapter new mine",
     "starter build": "hmrcompress starter build --data val",
     "starter video": "hmrcompress starter video --clips 0,1 -o walk.mp4",
     "starter train": "hmrcompress starter train --max-minutes 60 -o runs/network",

@@ -114,6 +114,20 @@ def test_healing_comes_nearer_to_the_untouched_network(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(model(batches[0]), wanted, strict=True))
 
 
+def test_healing_leaves_layers_alone_that_a_rule_kept() -> None:
+    """By `keep_last` the block of a group is an original, which healing must not touch."""
+    model, images = stranger("WiLoR").float(), pictures()[0].float()
+    with torch.no_grad():
+        before = model(images)
+    network = hc.live.network(model, grid=GRID, prefix=5)
+    hc.live.apply(model, {"groups": GROUPS, "merge_rule": "keep_last"}, network=network)
+    result = hc.live.heal(model, [images], steps=5, rank=2, rate=1e-2)
+    assert result.layers == (0, 1, 3) and result.after["tokens"] < result.before["tokens"]
+    hc.unapply(model)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(model(images), before, strict=True))
+
+
 def test_healing_is_refused_where_it_cannot_be() -> None:
     batches = [pictures()[0]]
     with pytest.raises(UserError, match="not compressed"):

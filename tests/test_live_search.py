@@ -17,9 +17,11 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
 from hmrcompress.errors import Notice, UserError
+from hmrcompress.live.searching import called, search_key
 from hmrcompress.metrics.points import joint_errors
 from hmrcompress.metrics.pose import STARTER24, Measure
 from hmrcompress.models.network import HMR2
+from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import DropBackground, TokenSettings
 from hmrcompress.searching.search import SearchSettings
 
@@ -162,6 +164,34 @@ def test_what_cannot_be_replayed_is_computed(kind: type[nn.Module]) -> None:
     one, other = ({g: e.error_mm for g, e in each.candidates.items()} for each in found)
     assert one.keys() == other.keys() and list(one.values()) == pytest.approx(list(other.values()), rel=1e-9)
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_everything_that_an_error_depends_on_is_in_the_key() -> None:
+    model, other = (hc.live.network(stranger("WiLoR", seed), grid=GRID, prefix=5) for seed in range(2))
+    one, two = ([pictures(1, seed)[0]] for seed in range(2))
+    tokens = TokenSettings(keep=14, per_layer=10, read="restored")
+    plain, merging = SearchSettings(), SearchSettings(tokens=tokens, with_tokens=True)
+    keys = [
+        search_key(model, one, map_distance, called, plain, None, None),
+        search_key(other, one, map_distance, called, plain, None, None),
+        search_key(hc.live.network(model.model, grid=GRID, prefix=4), one, map_distance, called, plain, None, None),
+        search_key(model, two, map_distance, called, plain, None, None),
+        search_key(model, one, both, called, plain, None, None),
+        search_key(model, one, hc.live.vertices(), called, plain, None, None),
+        search_key(model, one, hc.live.vertices(root=0), called, plain, None, None),
+        search_key(model, one, map_distance, lambda m, b: m(b), plain, None, None),
+        search_key(model, one, map_distance, called, plain, None, None, "a file's hash"),
+        search_key(model, one, map_distance, called, replace(plain, merge_rule="mean"), None, None),
+        search_key(model, one, map_distance, called, replace(plain, cache_dtype=torch.bfloat16), None, None),
+        search_key(model, one, map_distance, called, merging, None, None),
+        search_key(model, one, map_distance, called, merging, lambda b: pictures(1)[1], None),
+        search_key(model, one, map_distance, called, merging, lambda b: ~pictures(1)[1], None),
+        search_key(model, one, map_distance, called, merging, lambda b: [~pictures(1)[1], None], None),
+        search_key(model, one, map_distance, called, merging, None, SaliencyProbe(torch.zeros(1, 24), 0.0)),
+    ]
+    assert len({key.sha256 for key in keys}) == len(keys)
+    same = search_key(model, one, map_distance, called, replace(plain, tau_mm=3.0), lambda b: pictures(1)[1], None)
+    assert same.sha256 == keys[0].sha256
 
 
 def test_ours_from_vertices_and_joints() -> None:

@@ -491,7 +491,7 @@ def own_layer(model: nn.Module, layer: int) -> nn.Module:
     blocks, patch = patched_in(model)
     number = patch.plan.kept_groups[layer][0]
     block = blocks[number]
-    if block is not patch.originals[number]:
+    if all(block is not original for original in patch.originals):
         return block
     mine = [entry for entry in patch.replaced if entry[0] is block and entry[1] == "forward"]
     own = mine[0][2] if mine else block.__dict__.get("forward")

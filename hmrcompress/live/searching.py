@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.keys import Key
 from hmrcompress.live.distances import Distance
 from hmrcompress.live.masks import Masks
 from hmrcompress.live.probing import LiveProbe, Run
 from hmrcompress.live.structure import Network, hash_of
 from hmrcompress.live.structure import network as found_network
-from hmrcompress.live.trees import kept, length_of, sha256_of, source_sha256
+from hmrcompress.live.trees import length_of, sha256_of, source_sha256
 from hmrcompress.merging.apply import check_depth, token_counts
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.models.probe import SaliencyProbe
@@ -151,13 +150,20 @@ def search_key(
         run=source_sha256(run),
         distance=source_sha256(distance),
         identity=identity,
-        masks=None if masks is None or tokens is None else sha256_json([source_sha256(masks)]),
+        masks=None if masks is None or tokens is None else [_of_masks(masks(batch)) for batch in batches],
         mask_probe=None if probe is None else probe.sha256,
         merge_rule=settings.merge_rule,
         tokens=tokens,
         cache_dtype=settings.cache_dtype,
         device=next(network.blocks.parameters()).device,
     )
+
+
+def _of_masks(masks: Masks) -> str:
+    """Hash of the masks of a batch; of a function that makes them, of its source."""
+    if masks is None or isinstance(masks, Tensor) or not callable(masks):
+        return sha256_of(masks if masks is None or isinstance(masks, Tensor) else list(masks))
+    return source_sha256(masks)
 
 
 @contextmanager
@@ -200,6 +206,3 @@ def _folder(journal: Path | str | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="hmrcompress-") as folder:
         yield Path(folder) / "journal"
-
-
-__all__ = ["called", "evaluating", "kept", "search", "search_key"]

@@ -18,8 +18,8 @@ from hmrcompress.live.blocks import Anatomy
 from hmrcompress.merging.layers import merge_layers
 from hmrcompress.merging.lstsq import Patch
 
-SELECTING = ("keep_first", "keep_last")
-"""Rules that take a block as it is."""
+SELECTING = {"keep_first": 0, "keep_last": -1}
+"""Rules that take a block of the group as it is, and which."""
 MLP_OUTPUTS = ("fc2", "w3", "down_proj", "weights_out", "c_proj")
 SCALE_NAMES = ("gamma", "lambda1")
 
@@ -31,7 +31,8 @@ def made_blocks(
     rule: str,
     patches: Mapping[int, Patch] | None = None,
 ) -> list[nn.Module]:
-    """A block for every group: the original where the group is of one, else a new one of merged weights.
+    """A block for every group: the original where the group is of one, the one that the rule keeps, or a new one of
+    merged weights.
 
     bodies: how the blocks are taken apart, or none, and then layer scales are like other tensors. Raises UserError for
     blocks that are not built alike, and as `merge_layers`.
@@ -52,7 +53,9 @@ def _merged(
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if odd := [number for number, found in zip(group, shapes, strict=True) if found != shapes[0]]:
         raise UserError(f"layers {group[0]} and {odd[0]} are not built alike, so they cannot be merged", "groups")
-    if bodies and rule not in SELECTING:
+    if rule in SELECTING:
+        return blocks[group[SELECTING[rule]]]
+    if bodies:
         states = [folded(state, bodies[number]) for state, number in zip(states, group, strict=True)]
     together = {f"{place}.{name}": tensor for place, state in enumerate(states) for name, tensor in state.items()}
     given = {0: patches[group[0]]} if group[0] in patches else None
