@@ -11,6 +11,7 @@ from hmrcompress_cli import (
     adapter,
     bench,
     cka,
+    compress,
     convert,
     doctor,
     evaluate,
@@ -46,6 +47,8 @@ app = typer.Typer(
 )
 COMMANDS = {
     "inspect": inspect_.inspect,
+    "compress": compress.compress,
+    "pick": compress.pick,
     "search": search.search,
     "cka": cka.cka,
     "merge": merge.merge,

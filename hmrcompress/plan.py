@@ -159,7 +159,7 @@ class FittedOn(DataRef):
     """The data that a patch was fitted on, and which of their frames."""
 
     frames_per_clip: int = Field(ge=1, description="Frames taken evenly from each clip")
-    limit: int | None = Field(default=None, ge=1, description="Frames taken evenly of these")
+    clips: tuple[int, ...] | None = Field(default=None, description="Of these clips alone; None: of all")
     masks: str | None = Field(default=None, description="Person masks that weigh the tokens, where any do")
 
 

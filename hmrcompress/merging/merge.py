@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hmrcompress.data.crops import CropSet, evenly
+from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
@@ -49,8 +50,8 @@ def fit_patch(
     assert plan.patch is not None
     data = plan.patch.fitted_on
     indices = crops.sample(data.frames_per_clip)
-    if data.limit is not None:
-        indices = evenly(indices, data.limit)
+    if data.clips is not None:
+        indices = indices[np.isin(crops.clip[indices], data.clips)]
     if not len(indices):
         raise UserError("there are no frames to fit on", crops.name)
     original, batches = plain(network), fit_batches(crops, indices, masks)
@@ -61,17 +62,17 @@ def fit_patch(
 
 def merged_config(config: NetworkConfig, plan: Plan) -> NetworkConfig:
     """The sizes of the network that a plan makes of one of these sizes."""
-    gone = plan.removed_parts
-    kept = plan.kept_groups
-    lacking: dict[str, Any] = {
-        name: tuple(
-            number
-            for number, group in enumerate(kept)
-            if gone.get(group[0]) == part or group[0] in getattr(config, name)
-        )
-        for name, part in (("without_attention", ATTENTION), ("without_mlp", MLP))
-    }
-    return replace(config, depth=len(kept), **lacking)
+    gone, kept = plan.removed_parts, plan.kept_groups
+
+    def lacking(part: str, before: Collection[int]) -> tuple[int, ...]:
+        return tuple(number for number, group in enumerate(kept) if gone.get(group[0]) == part or group[0] in before)
+
+    return replace(
+        config,
+        depth=len(kept),
+        without_attention=lacking(ATTENTION, config.without_attention),
+        without_mlp=lacking(MLP, config.without_mlp),
+    )
 
 
 def _merged_state(

@@ -39,7 +39,7 @@ CONFIG, WEIGHTS, PLAN, CARD = "config.json", "model.safetensors", "plan.yaml", "
 PROBE, DECODER = "probe.safetensors", "decoder.safetensors"
 FORMAT = "hmrcompress-model"
 ANEW = "Make the model anew: `hmrcompress merge` with another plan, or `finetune`"
-KIND = FolderKind("model", CONFIG, (WEIGHTS, PLAN, CARD, PROBE, DECODER))
+KIND = FolderKind("model", CONFIG, (WEIGHTS, PLAN, CARD, PROBE, DECODER, "frontier.json", "report.html"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""`hmrcompress compress` and `hmrcompress pick`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hmrcompress_cli.checkpoints import takes_checkpoints
+from hmrcompress_cli.common import (
+    BodyOption,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    MasksOption,
+    MaskValueOption,
+    OutOption,
+    OverwriteOption,
+    Printer,
+    QuietOption,
+    SeedOption,
+    masks_of_value,
+    outputs_here,
+    write_record,
+)
+
+BudgetOption = Annotated[
+    float | None, typer.Option("--budget-mm", help="How many mm more the error may be.", show_default=False)
+]
+FpsOption = Annotated[float | None, typer.Option("--fps", help="Frames a second to reach.", show_default=False)]
+
+
+@takes_checkpoints("checkpoint")
+def compress(
+    checkpoint: Annotated[str, typer.Argument(help="starter, random:FAMILY, or a checkpoint file.")],
+    data: Annotated[str, typer.Option("--data", help="Clips to search on: starter[:SPLIT], FORMAT:PATH or a path.")],
+    out: OutOption,
+    budget_mm: BudgetOption = None,
+    fps: FpsOption = None,
+    speedup: Annotated[
+        float | None, typer.Option("--speedup", help="How many times faster it is to be.", show_default=False)
+    ] = None,
+    preset: Annotated[Literal["quick", "full"], typer.Option("--preset", help="How much is looked at.")] = "full",
+    target: Annotated[
+        Literal["truth", "teacher"],
+        typer.Option("--target", help="Errors from the data's truth, or mm from the uncompressed network's bodies."),
+    ] = "truth",
+    masks: MasksOption = "data",
+    mask_value: MaskValueOption = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option("--costs", help="A cost table of this device, or where to write it.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Crops that it runs on at a time.")] = 8,
+    json: JsonOption = None,
+    body: BodyOption = "starter",
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Find the fastest model within a budget on this device, and write it with a report; goes on where it was stopped.
+
+    Layers and tokens are searched together and confirmed on clips that the search did not see.
+    """
+    from hmrcompress.api.compress import compress as run
+    from hmrcompress.runtime import pick_device, progress_bar
+
+    with progress_bar(quiet=quiet) as progress:
+        done = run(
+            checkpoint,
+            data,
+            out,
+            budget_mm=budget_mm,
+            fps=fps,
+            speedup=speedup,
+            preset=preset,
+            target=target,
+            masks=masks_of_value(masks, mask_value),
+            costs=costs,
+            body=body,
+            device=device,
+            batch_size=batch_size,
+            seed=seed,
+            overwrite=outputs_here(),
+            progress=progress,
+        )
+    write_record(json, "compress", {"frontier": done.frontier}, device=pick_device(device), seed=seed)
+    printer = Printer(quiet)
+    printer.say(done.frontier["sentence"])
+    printer.say(f"{out}: the model; {out / 'report.html'}: every point")
+
+
+def pick(
+    frontier: Annotated[Path, typer.Argument(help="frontier.json, or the folder it is in.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the plan.", show_default=False)],
+    budget_mm: BudgetOption = None,
+    fps: FpsOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Take another point of a frontier that was searched before, as a plan for `hmrcompress merge`."""
+    from hmrcompress.api.compress import pick as take
+
+    point = take(frontier, out, budget_mm=budget_mm, fps=fps, overwrite=outputs_here())
+    printer = Printer(quiet)
+    printer.say(f"{point['words']}, {point['fps']:.1f} frames/s predicted")
+    printer.say(f"{out}")

@@ -1,0 +1,1 @@
+"""From a checkpoint to the fastest model within a budget on one device."""

@@ -1,0 +1,219 @@
+"""Layers and tokens together: which of all combinations to measure, racing them against a budget, and confirming the
+winners on clips that no search saw.
+
+The separate searches say about what a combination costs (their increases added) and the cost table how long it takes.
+Combinations are tried in the order of their time, fastest first; one that shows on the first frames that it misses the
+budget is dropped. What is offered is the fastest whose increase on the confirming clips meets the budget with the upper
+end of its 95 % interval (paired, clips drawn with replacement).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.costs import CostTable
+from hmrcompress.frontier.depth import Sized
+from hmrcompress.frontier.errors import Errors
+from hmrcompress.metrics.bootstrap import clip_interval
+from hmrcompress.runtime import Progress, no_progress
+
+HOPE = 1.5
+"""Combinations are measured whose parts together cost at most so many times the budget, and
+`MORE_MM`: parts that go together may cost less than their sum."""
+MORE_MM = 0.2
+
+
+class Increase(NamedTuple):
+    """Of the error over the untouched network's, on some frames, in mm: mean, the ends of its 95 % interval (None where
+    there are fewer than two clips), the mean distance of the bodies from the untouched network's, and how many frames
+    and clips."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    distance: float
+    frames: int
+    clips: int
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval; infinite where there is none."""
+        return float("inf") if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def to_json(self) -> dict[str, Any]:
+        """{increase_mm, ci95_mm, distance_mm, n_frames, n_clips}."""
+        interval = None if self.low is None else [self.low, self.high]
+        return {
+            "increase_mm": self.mean,
+            "ci95_mm": interval,
+            "distance_mm": self.distance,
+            "n_frames": self.frames,
+            "n_clips": self.clips,
+        }
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate with what is known of it: its predicted seconds a batch, what it costs on the frames searched, and on
+    those that confirm."""
+
+    candidate: Candidate
+    seconds: float
+    search: Increase | None = None
+    confirmed: Increase | None = None
+
+    @property
+    def best_known(self) -> Increase | None:
+        """On the confirming frames where it was measured there."""
+        return self.confirmed or self.search
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked: at most `budget_mm` more error, or at most `seconds` a batch."""
+
+    budget_mm: float | None = None
+    seconds: float | None = None
+
+
+def increase_of(errors: Errors, candidate: Candidate, batches: int | None = None, *, seed: int = 0) -> Increase:
+    """See `Increase`; all NaN and infinity count as infinite."""
+    found, base, clip = errors(candidate, batches), errors(Candidate(), batches), errors.frames_of(batches)
+    difference = found.errors - base.errors
+    if not np.isfinite(difference).all():
+        return Increase(float("inf"), None, None, float("inf"), len(clip), len(np.unique(clip)))
+    if errors.target == "teacher":
+        difference = found.distances
+    interval = clip_interval(difference, clip, seed=seed)
+    low, high = interval if interval is not None else (None, None)
+    return Increase(float(difference.mean()), low, high, float(found.distances.mean()), len(clip), len(np.unique(clip)))
+
+
+def combinations(
+    sizes: Mapping[float, Sized], tokens: Mapping[Candidate, float], costs: CostTable, depth: int
+) -> list[tuple[Candidate, float, float]]:
+    """Every set of layers with every way of having fewer tokens: candidate, seconds, and the sum of what both cost
+    alone, in mm; fastest first."""
+    found = []
+    for sized in sizes.values():
+        for way, alone in {Candidate(): 0.0, **tokens}.items():
+            both = replace(sized.candidate, keep=way.keep, way=way.way)
+            found.append((both, costs.seconds(both, depth), sized.increase_mm + alone))
+    return sorted(found, key=lambda each: (each[1], each[2], each[0]))
+
+
+def front_of(found: Sequence[tuple[Candidate, float, float]]) -> list[tuple[Candidate, float, float]]:
+    """Those that no other beats in both time and error, fastest first."""
+    kept, best = [], float("inf")
+    for each in sorted(found, key=lambda each: (each[1], each[2], each[0])):
+        if each[2] < best:
+            kept.append(each)
+            best = each[2]
+    return kept
+
+
+def race(
+    errors: Errors,
+    found: Sequence[tuple[Candidate, float, float]],
+    goal: Goal,
+    most: int,
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> list[Point]:
+    """Measures at most `most` of the combinations on the frames searched: those along the front that may meet the goal.
+
+    A combination is dropped when on the frames so far even the lower end of its interval misses the budget; the frames
+    double from one batch on. Fastest first.
+    """
+    front = front_of(found)
+    if goal.budget_mm is not None:
+        bound = HOPE * goal.budget_mm + MORE_MM
+        hopeful = [each for each in front if each[2] <= bound] or front[-1:]
+    else:
+        assert goal.seconds is not None
+        limit = goal.seconds
+        hopeful = [each for each in front if each[1] <= limit][::-1] or front[:1]
+    points = []
+    for number, (candidate, seconds, _) in enumerate(hopeful[:most]):
+        points.append(Point(candidate, seconds, _raced(errors, candidate, goal, seed)))
+        progress("racing", number + 1, min(most, len(hopeful)))
+    return sorted(points, key=lambda each: (each.seconds, each.candidate))
+
+
+def _raced(errors: Errors, candidate: Candidate, goal: Goal, seed: int) -> Increase:
+    batches = 1
+    while True:
+        found = increase_of(errors, candidate, batches, seed=seed)
+        out = goal.budget_mm is not None and found.low is not None and found.low > goal.budget_mm
+        if batches >= len(errors.parts) or out or not np.isfinite(found.mean):
+            return found
+        batches = min(2 * batches, len(errors.parts))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The point that is offered; `shown`: whether its interval meets the goal; `why`: in a sentence."""
+
+    point: Point
+    shown: bool
+    why: str
+
+
+def choose(
+    confirm: Errors,
+    points: Sequence[Point],
+    goal: Goal,
+    untouched: Point,
+    most: int,
+    *,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> tuple[Choice, list[Point]]:
+    """Confirms points, fastest first, until one meets the budget; at most `most` of them. Gives the choice and all
+    points with what was confirmed of them. For a goal of speed: the fitting point with the least error."""  # fmt: skip
+    known = {each.candidate: each for each in points}
+
+    def confirmed(point: Point) -> Point:
+        done = replace(point, confirmed=increase_of(confirm, point.candidate, seed=seed))
+        known[point.candidate] = done
+        return done
+
+    if goal.budget_mm is None:
+        limit = goal.seconds or 0.0
+        fitting = [each for each in points if each.seconds <= limit and each.search] or list(points)
+        best = min(fitting, key=lambda each: (each.search.mean if each.search else np.inf, each.seconds))
+        best = confirmed(best)
+        fits = best.seconds <= limit
+        why = "the least error among the plans that are fast enough" if fits else "no plan is fast enough; the nearest"
+        return Choice(best, fits, why), list(known.values())
+    budget = goal.budget_mm
+    hopeful = [
+        each for each in points if each.search and each.search.mean <= budget and each.seconds < untouched.seconds
+    ]
+    tried: list[Point] = []
+    for number, each in enumerate(hopeful[:most]):
+        tried.append(confirmed(each))
+        progress("confirming", number + 1, min(most, len(hopeful)))
+        found = tried[-1].confirmed
+        assert found is not None
+        if found.high is not None and found.high <= budget:
+            why = "the fastest plan whose increase, with its interval, is within the budget on clips not searched on"
+            return Choice(tried[-1], True, why), list(known.values())
+    near = [
+        each
+        for each in tried
+        if each.confirmed and each.confirmed.mean <= budget and each.confirmed.half_width > budget / 2
+    ]
+    if near:
+        best = near[0]
+        assert best.confirmed is not None
+        width = best.confirmed.half_width
+        why = f"not shown: {best.confirmed.clips} clips, ±{width:.2f} mm; more clips would tell"
+        return Choice(best, False, why), list(known.values())
+    return Choice(untouched, True, "no faster plan was shown to be within the budget"), list(known.values())

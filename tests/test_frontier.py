@@ -1,0 +1,188 @@
+"""The frontier: candidates, its journal, the order of damage, the cost table, the race and the confirmation."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from hmrcompress.data.crops import write_crops
+from hmrcompress.errors import Notice, UserError
+from hmrcompress.frontier.candidates import Candidate, singles
+from hmrcompress.frontier.costs import CostTable
+from hmrcompress.frontier.depth import Effort, greedy
+from hmrcompress.frontier.errors import Measured
+from hmrcompress.frontier.joint import Goal, Increase, Point, choose, front_of, increase_of
+from hmrcompress.frontier.ledger import Ledger
+from hmrcompress.plan import Plan
+from hmrcompress_cli.main import app
+
+
+def test_a_candidate_is_a_plan_and_a_text() -> None:
+    found = Candidate().without((3, "attention"), (1, "all")).without((3, "mlp"))
+    assert found.removed == ((1, "all"), (3, "all")) and found.layers(6) == 4
+    half = Candidate(keep=96, way="merge").without((2, "mlp"))
+    assert Candidate.parsed(half.key) == half and half.layers(6) == 5.5
+    plan = half.plan(None, 6)
+    assert plan.removed_parts == {2: "mlp"} and plan.tokens is not None and plan.tokens.keep == 96
+    dropped = Candidate(keep=96, way="drop").tokens
+    assert dropped is not None and dropped.drop_background is not None and dropped.biases_head
+    assert singles(3, half, ("all",)) == [(0, "all"), (1, "all")]
+    assert (2, "attention") in singles(3, half, ("attention", "mlp"))
+    assert singles(2, Candidate(((0, "all"),)), ("all",)) == [], "one layer stays"
+
+
+def test_a_journal_goes_on_where_it_was_torn(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal.jsonl"
+    first = Ledger(path, {"seed": 0})
+    first.put("a", [1.5, None])
+    first.put("b", 2)
+    with open(path, "a") as file:
+        file.write('{"name": "c", "va')
+    again = Ledger(path, {"seed": 0})
+    assert again.get("a") == [1.5, None] and "c" not in again and len(again) == 2
+    again.put("c", 3)
+    assert Ledger(path, {"seed": 0}).get("c") == 3
+    with pytest.warns(Notice, match="seed changed since"):
+        assert len(Ledger(path, {"seed": 1})) == 0
+    (tmp_path / "b.jsonl").write_text("hello\n")
+    with pytest.raises(UserError, match="not a journal of a search"):
+        Ledger(tmp_path / "b.jsonl", {})
+
+
+class Made:
+    """Errors of a network whose layers cost `damage` each, and `together` more for pairs; 8 clips of 4 frames."""
+
+    fitter, target = None, "truth"
+
+    def __init__(self, damage: list[float], together: dict[tuple[int, int], float] | None = None, noise: float = 0.0):
+        self.network = SimpleNamespace(config=SimpleNamespace(depth=len(damage)))
+        self.damage, self.together, self.noise = damage, together or {}, noise
+        self.clip = np.tile(np.arange(8), 4)
+        self.parts = [slice(start, start + 8) for start in range(0, 32, 8)]
+
+    def frames_of(self, batches: int | None) -> np.ndarray:
+        return self.clip[: None if batches is None else 8 * batches]
+
+    def __call__(self, candidate: Candidate, batches: int | None = None) -> Measured:
+        gone = [layer for layer, _ in candidate.removed]
+        cost = sum(self.damage[layer] for layer in gone) + (0.5 if candidate.keep else 0.0)
+        cost += sum(more for pair, more in self.together.items() if set(pair) <= set(gone))
+        clip = self.frames_of(batches)
+        spread = self.noise * (-1.0) ** clip if candidate != Candidate() else 0.0
+        errors = 50.0 + cost + spread + 0.0 * clip
+        return Measured(errors, np.full(len(clip), cost))
+
+
+def test_greedy_removes_what_costs_least_and_swaps_mend_it() -> None:
+    plain = Made([5, 1, 4, 2, 3, 9])
+    sizes = greedy(plain, 3, Effort(finalists=2, swaps=0))  # type: ignore[arg-type]
+    assert {size: [layer for layer, _ in each.candidate.removed] for size, each in sizes.items()} == {
+        6.0: [], 5.0: [1], 4.0: [1, 3], 3.0: [1, 3, 4],
+    }  # fmt: skip
+    hard = Made([5, 1, 4, 1.5, 3, 9], {(1, 3): 4, (1, 4): 4, (1, 2): 4, (0, 1): 4})  # layer 1 goes with nothing
+    best = min(sum(hard.damage[layer] for layer in pair) + hard.together.get(pair, 0.0)
+               for pair in itertools.combinations(range(6), 2))  # fmt: skip
+    mended = greedy(hard, 4, Effort(finalists=2, swaps=1))[4.0]  # type: ignore[arg-type]
+    stuck = greedy(hard, 4, Effort(finalists=2, swaps=0))[4.0]  # type: ignore[arg-type]
+    assert mended.increase_mm == pytest.approx(best) and stuck.increase_mm > best
+
+
+def table() -> CostTable:
+    return CostTable("cpu", "float32", 8, 192, 1.0, {192: 2.0, 96: 1.0}, {192: 4.0, 96: 2.0}, {192: 0.5, 96: 0.25},
+                     {"merge 96": 0.7, "drop 96": 0.3}, "k")  # fmt: skip
+
+
+def test_the_cost_of_a_plan_is_that_of_its_parts(tmp_path: Path) -> None:
+    costs = table()
+    assert costs.seconds(Candidate(), 4) == pytest.approx(1 + 4 * (2 + 4) + 0.5)
+    assert costs.seconds(Candidate(((1, "all"), (2, "mlp"))), 4) == pytest.approx(1 + 3 * 2 + 2 * 4 + 0.5)
+    assert costs.seconds(Candidate(keep=96, way="drop"), 4) == pytest.approx(1 + 0.3 + 4 * (1 + 2) + 0.25)
+    # merged 192 -> 152 -> 112 -> 96 in the first three layers, between attention and MLP
+    at = lambda tokens, few, many: few + (many - few) * (tokens - 96) / 96  # noqa: E731
+    attention = sum(at(each, 1.0, 2.0) for each in (192, 152, 112, 96))
+    feeding = sum(at(each, 2.0, 4.0) for each in (152, 112, 96, 96))
+    assert costs.seconds(Candidate(keep=96, way="merge"), 4) == pytest.approx(1 + 0.7 + attention + feeding + 0.25)
+    assert CostTable.from_json(json.loads(json.dumps(costs.to_json())), "x") == costs
+    with pytest.raises(UserError, match="holds no cost table"):
+        CostTable.from_json({"device": "cpu"}, "x")
+
+
+def test_a_front_falls() -> None:
+    rows = [(Candidate(((layer, "all"),)), seconds, mm) for layer, (seconds, mm) in enumerate(
+        [(4, 1.0), (3, 2.0), (2, 2.5), (3.5, 2.5), (1, 9.0)])]  # fmt: skip
+    assert [row[1] for row in front_of(rows)] == [1, 2, 3, 4]
+
+
+def point(layer: int, seconds: float, mm: float) -> Point:
+    return Point(Candidate(((layer, "all"),)), seconds, Increase(mm, mm - 0.1, mm + 0.1, mm, 32, 8))
+
+
+def test_what_is_offered_meets_the_budget_with_its_whole_interval() -> None:
+    untouched = Point(Candidate(), 10.0)
+    points = [point(0, 5.0, 0.9), point(1, 6.0, 0.8), point(2, 7.0, 0.4)]
+    sure = Made([1.4, 0.98, 0.5], noise=0.1)
+    choice, known = choose(sure, points, Goal(budget_mm=1.0), untouched, 3)  # type: ignore[arg-type]
+    assert choice.shown and choice.point.candidate == points[2].candidate
+    high = increase_of(sure, points[1].candidate).high  # type: ignore[arg-type]
+    assert high is not None and high > 1.0, "the second is within the budget in the mean alone"
+    assert [each.confirmed is not None for each in known] == [True, True, True]
+    unsure = Made([1.4, 0.9, 0.8], noise=3.0)
+    choice, _ = choose(unsure, points, Goal(budget_mm=1.0), untouched, 3)  # type: ignore[arg-type]
+    assert not choice.shown and "not shown: 8 clips, ±" in choice.why
+    choice, _ = choose(Made([5, 5, 5]), points, Goal(budget_mm=1.0), untouched, 3)  # type: ignore[arg-type]
+    assert choice.point is untouched
+    choice, _ = choose(sure, points, Goal(seconds=6.5), untouched, 3)  # type: ignore[arg-type]
+    assert choice.shown and choice.point.candidate == points[1].candidate
+
+
+def hmr(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_one_command_and_once_more_from_its_journal(
+    tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
+    line = ["compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file, "--budget-mm", 30,
+            "--preset", "quick", "--batch-size", 1, "--quiet", "-o"]  # fmt: skip
+    done = hmr(*line, tmp_path / "fast")
+    assert done.exit_code == 0, done.output
+    names = ("model.safetensors", "plan.yaml", "frontier.json", "report.html", "config.json")
+    first = {name: (tmp_path / "fast" / name).read_bytes() for name in names}
+    found = json.loads(first["frontier.json"])
+    assert found["shown"] and found["sentence"].startswith("Asked for 30 mm at most, chosen: ")
+    assert b"<script src" not in first["report.html"] and b"link href" not in first["report.html"]
+    # Killed after half of its lines, and started again: the rest is measured, and nothing twice.
+    journal = tmp_path / "fast.journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:9])
+    again = hmr(*line, tmp_path / "fast")
+    assert again.exit_code == 0, again.output
+    assert {name: (tmp_path / "fast" / name).read_bytes() for name in names} == first
+    assert journal.read_bytes().splitlines(keepends=True) == lines
+    slow = min(found["points"], key=lambda each: each["fps"])
+    assert hmr("pick", tmp_path / "fast", "--fps", slow["fps"], "-o", tmp_path / "other.yaml").exit_code == 0
+    assert Plan.read(tmp_path / "other.yaml").layers == 4
+    none = hmr("pick", tmp_path / "fast", "--fps", 1e9, "-o", tmp_path / "none.yaml")
+    assert none.exit_code == 2 and "no point meets 1e+09 frames a second" in " ".join(none.output.split())
+    for more, message in (
+        (["--fps", 3], "give exactly one of a budget"),
+        (["--preset", "slow"], "slow"),
+    ):
+        assert message in " ".join(hmr(*line, tmp_path / "b", *more).output.split())
+
+
+def test_few_clips_cannot_confirm(
+    tmp_path: Path, tiny_model: Path, tiny_crops_file: Path, tiny_body_file: Path
+) -> None:
+    done = hmr("compress", tiny_model, "--data", tiny_crops_file, "--body", tiny_body_file, "--budget-mm", 1,
+               "-o", tmp_path / "fast")  # fmt: skip
+    assert done.exit_code == 2 and "takes 36" in " ".join(done.output.split())
