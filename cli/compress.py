@@ -14,13 +14,11 @@ from hmrcompress_cli.common import (
     DeviceOption,
     JsonOption,
     MasksOption,
-    MaskValueOption,
     OutOption,
     OverwriteOption,
     Printer,
     QuietOption,
     SeedOption,
-    masks_of_value,
     outputs_here,
     write_record,
 )
@@ -28,7 +26,9 @@ from hmrcompress_cli.common import (
 BudgetOption = Annotated[
     float | None, typer.Option("--budget-mm", help="How many mm more the error may be.", show_default=False)
 ]
-FpsOption = Annotated[float | None, typer.Option("--fps", help="Frames a second to reach.", show_default=False)]
+FpsOption = Annotated[
+    float | None, typer.Option("--fps", help="Frames a second to reach.", show_default=False, rich_help_panel="How")
+]
 
 
 @takes_checkpoints("checkpoint")
@@ -47,7 +47,6 @@ def compress(
         typer.Option("--target", help="Errors from the data's truth, or mm from the uncompressed network's bodies."),
     ] = "truth",
     masks: MasksOption = "data",
-    mask_value: MaskValueOption = None,
     costs: Annotated[
         Path | None,
         typer.Option("--costs", help="A cost table of this device, or where to write it.", show_default=False),
@@ -78,7 +77,7 @@ def compress(
             speedup=speedup,
             preset=preset,
             target=target,
-            masks=masks_of_value(masks, mask_value),
+            masks=masks,
             costs=costs,
             body=body,
             device=device,

@@ -24,6 +24,8 @@ ABOUT: Mapping[str, Sequence[str]] = {
 """Parameters by panel; those that stand nowhere say how it is done."""
 EXAMPLES = {
     "inspect": "hmrcompress inspect starter",
+    "compress": "hmrcompress compress starter --data starter:calib --budget-mm 1 --preset quick -o fast",
+    "pick": "hmrcompress pick fast/frontier.json --fps 60 -o plan.yaml",
     "search": "hmrcompress search starter --data starter:calib --tau 0.1 -o plan.yaml",
     "cka": "hmrcompress cka starter --data starter:calib --plan plan.yaml -o cka.png",
     "merge": "hmrcompress merge starter --plan plan.yaml -o small",

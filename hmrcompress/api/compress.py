@@ -26,7 +26,7 @@ from hmrcompress.api.opening import (
     protocol_for,
     require_truth,
 )
-from hmrcompress.data import seen
+from hmrcompress.data import provenance
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource, NoMasks, masks_sha256
 from hmrcompress.errors import UserError, hearing
@@ -241,7 +241,7 @@ class _Bench:
             **shared,
         )  # fmt: skip
         confirm = Errors("confirm", network, other, confirm_indices, measure, ledger, **shared)
-        record = seen.record(crops, fit_indices)
+        record = provenance.record(crops, fit_indices)
         fitted_on = FittedOn(
             **{name: record[name] for name in ("name", "split", "sha256", "frames") if name in record},
             source=None if isinstance(data, CropSet) else str(data),
