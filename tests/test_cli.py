@@ -325,7 +325,7 @@ def test_an_interrupt_is_no_traceback(world: World, here: Path, monkeypatch: pyt
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hc, "load", interrupted)
+    monkeypatch.setattr("hmrcompress.api.opening.load", interrupted)
     done = hmr(*world.command("merge"))
     assert done.exit_code == 130 and done.stderr == "hmrcompress: interrupted\n"
 

@@ -138,7 +138,7 @@ def test_data_without_boxes_are_refused(tmp_path: Path, tiny_body_file: Path) ->
     model, body = tmp_path / "model.safetensors", ("--body", tiny_body_file)
     before = sorted(tmp_path.iterdir())
     cases = [
-        ("search", model, "--data", data, "--no-tokens", "-o", tmp_path / "plan.yaml", *body),
+        ("search", model, "--data", data, "--set", "search.tokens=null", "-o", tmp_path / "plan.yaml", *body),
         ("eval", model, "--data", data, *body),
         ("export", model, "-o", tmp_path / "m.onnx", "--data", data, *body),
     ]

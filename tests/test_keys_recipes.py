@@ -47,7 +47,7 @@ def of_ablations(world: World) -> Iterator[Step]:
 
     def of_row(values: Mapping[str, Any]) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Bed, "scored", lambda self, case: {})
+            patch.setattr(Bed, "scored", lambda self, *cases: {})
             patch.setattr(Ablation, "_case", lambda *arguments: nullcontext())
             run, setting = made(values)
             return dict(run.row(setting, run.bed)[0].inputs)
@@ -88,12 +88,18 @@ def of_ablations(world: World) -> Iterator[Step]:
             "groups": [[[0, 1], [2], [3]]], "merge_rule": ["mean"], "model": [str(world.model2), str(world.probe2)],
             "tokens": [None, {"keep": 160}], "masks": ["none", f"files:{world.masks}"], "decode": [{"by": "savgol"}],
         },
-        {"name": "its name", "reference": "what is compared", "search": "its plan: see below"},
+        {
+            "name": "its name", "reference": "what is compared", "asked": "what is asked of the figures",
+            "search": "its plan: see below", "control": "its plans: see below", "layers": "of its plans: see below",
+        },
     )  # fmt: skip
     file = {**row, "masks": f"files:{world.masks}"}
     fitted = {**row, "merge_rule": "lstsq", "tokens": None}
     searched = {name: value for name, value in row.items() if name != "groups"} | {"search": "one"}
+    drawn = {name: value for name, value in row.items() if name != "groups"} | {"control": "random", "layers": 2}
+    others = [{**drawn, "layers": 3}, {**drawn, "control": "even"}]
     for setting, more in (
+        (drawn, [{"tables": [{"name": "t", "title": "T", "settings": [other]}]} for other in others]),
         (file, [Contents(world.masks, world.masks2)]),
         (fitted, [Contents(world.crops, world.other_masks), {"masks": f"files:{world.masks}"}]),
         (searched, [{"searches": {"one": {"tau_mm": -1e6}}}]),
@@ -195,6 +201,12 @@ STAGES: dict[str, tuple[Any, set[str]]] = {
     "search.evaluations": (2, {"search"}),
     "search.target": ("teacher", {"search"}),
     "search.tokens": ({"keep": 160}, {"search"}),
+    "search.protocol": ("emdb24-kinematic", {"search"}),
+    "search.as_printed": (True, {"search"}),
+    "search.cache": (False, {"search"}),
+    "search.cache_gb": (1.0, {"search"}),
+    "search.cache_dtype": ("bfloat16", {"search"}),
+    "search.reject_early": (False, {"search"}),
     "merge.plan": (None, set()),  # instead of the search: see below
     "merge.decoder": ("decoded2", {"merge"}),
     "finetune.stages": (["vae"], {"finetune"}),
@@ -207,11 +219,26 @@ STAGES: dict[str, tuple[Any, set[str]]] = {
     "finetune.steps": (3, {"finetune"}),
     "finetune.images": (5, {"finetune"}),
     "finetune.max_minutes": (1.0, {"finetune"}),
+    "finetune.clip_frames": (9, {"finetune"}),
+    "finetune.readout": (False, {"finetune"}),
+    "finetune.rate": (1e-5, {"finetune"}),
+    "finetune.workers": (2, {"finetune"}),
+    "finetune.rank": (4, {"finetune"}),
+    "finetune.reach": (0, {"finetune"}),
+    "finetune.full": (True, {"finetune"}),
+    "finetune.with_head": (True, {"finetune"}),
     "eval.protocol": ("starter24", {"eval"}),
     "eval.limit": (3, {"eval"}),
     "eval.stride": (2, {"eval", "bench"}),
     "eval.steps": (2, {"eval"}),
     "eval.filters": (["savgol"], {"eval"}),
+    "eval.frames_per_clip": (2, {"eval"}),
+    "eval.lookahead": (1, {"eval"}),
+    "eval.median_shape": (True, {"eval"}),
+    "eval.buckets": ([90], {"eval"}),
+    "eval.fast": (True, {"eval"}),
+    "eval.compile": (True, {"eval"}),
+    "eval.graphs": (True, {"eval"}),
     "bench.batch_size": (3, {"bench"}),
     "bench.rounds": (3, {"bench"}),
     "bench.strides": ([2], {"bench"}),

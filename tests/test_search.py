@@ -112,7 +112,7 @@ def test_networks_too_shallow_for_the_tokens_are_not_measured(
     options: dict[str, Any] = {"tokens": tokens, "tau_mm": 1e6, "frames_per_clip": 1, "method": method}
     plan = run(network, tiny_crops, tiny_body, journal, **options).plan
     assert plan.groups is not None and len(plan.groups) == min(len(e["groups"]) for e in entries(journal)) == 4
-    with pytest.raises(UserError, match="--layers: got 3, but 40 tokens need 4 layers"):
+    with pytest.raises(UserError, match="search.layers: got 3, but 40 tokens need 4 layers"):
         run(network, tiny_crops, tiny_body, tmp_path / "other", **options, layers=3)
 
 
@@ -205,7 +205,7 @@ def test_sigkill_in_the_middle_of_an_evaluation(
         )
         assert ended.returncode == (-signal.SIGKILL if at < 10**9 else 0), ended.stderr
         assert (tmp_path / "plan.yaml").exists() == (at == 10**9)
-        provenance.append([json.dumps(entry["groups"]) for entry in entries(tmp_path / "journal")])
+        seen.append([json.dumps(entry["groups"]) for entry in entries(tmp_path / "journal")])
     assert [len(asked) for asked in seen] == [3, 5, DEPTH]
     assert len(set(seen[-1])) == DEPTH
     undisturbed = run(network, tiny_crops, tiny_body, tmp_path / "other")

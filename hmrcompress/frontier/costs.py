@@ -106,7 +106,7 @@ def cost_key(network: HMR2, batch: int, dtype: torch.dtype, candidates: Sequence
     device = next(network.parameters()).device
     return Key.of(
         "costs",
-        ("models", "merging.apply"),
+        ("frontier.costs",),
         network=network.config.whole(network.config.depth).to_dict(),
         device_name=device_name(device),
         threads=torch.get_num_threads() if device.type == "cpu" else None,
