@@ -122,8 +122,7 @@ MADE_BY = {
     "starter network": ("starter/network/train.py", "starter/network/step.py", "starter/data/shards.py",
                         "models/vit.py"),
     "costs": ("frontier/costs.py", "timing/rounds.py", "models/vit.py", "merging/tokens.py"),
-    "compress": ("frontier/joint.py", "frontier/ledger.py", "searching/error.py", "merging/layers.py",
-                 "models/vit.py"),
+    "compress": ("frontier/joint.py", "frontier/ledger.py", "merging/layers.py", "models/vit.py"),
     "starter-fast": ("starter/network/fast.py", "merging/layers.py", "models/files/folder.py"),
 }  # fmt: skip
 """Every kind of result that is kept, and some of the files that make it."""
@@ -156,7 +155,8 @@ def test_hashes_of_values_serve_as_keys_nowhere_else() -> None:
     """Whoever keeps something makes a `Key`: a bare hash of values would escape the table."""
     users = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if "sha256_json(" in path.read_text()}
     parts_of_keys = {
-        "frontier/ledger.py", "io/hashes.py", "io/keys.py", "io/onnx_file.py", "io/seals.py", "data/mask_files.py", "data/onnx_masks.py",
+        "frontier/ledger.py",
+        "io/hashes.py", "io/keys.py", "io/onnx_file.py", "io/seals.py", "data/mask_files.py", "data/onnx_masks.py",
         "models/files/decoder_part.py",
         "models/files/load.py", "models/network.py", "recipe/ablate.py", "recipe/bed.py", "searching/journal.py",
         "searching/search.py", "starter/data/clip_stream.py", "training/streams.py",

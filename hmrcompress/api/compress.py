@@ -262,7 +262,7 @@ class _Bench:
         if isinstance(self.masks, NoMasks):
             return []
         keeps = sorted({round(rows * columns * share) for share in self.chosen.shares})
-        found = [Candidate(keep=keep, way=way) for keep in keeps for way in ("drop", "merge")]  # type: ignore[arg-type]
+        found = [Candidate(keep=keep, way=way) for keep in keeps for way in ("drop", "merge")]
         return [each for each in found if check_tokens(self.network, each)]
 
     def costs(self, given: Path | str | None, outputs: OutputRule, progress: Progress) -> CostTable:

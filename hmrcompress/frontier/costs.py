@@ -75,7 +75,7 @@ class CostTable:
     def from_json(cls, values: Any, where: object) -> CostTable:
         """The inverse of `to_json`. UserError where it is something else."""
         try:
-            numbers = {
+            numbers: dict[str, Any] = {
                 name: {int(count): float(value) for count, value in values[name].items()}
                 for name in ("attention", "mlp", "head")
             }
