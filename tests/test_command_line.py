@@ -27,8 +27,9 @@ from hmrcompress_cli.tokens import changed_tokens
 
 COMMON = {
     "--overwrite", "--json", "--device", "--dtype", "--batch-size", "--body", "--limit", "--seed", "--quiet", "--debug",
-    "--set", "--settings",
+    "--set", "--settings", "--out",
 }  # fmt: skip
+"""Flags that every command has for which they mean anything; the others are counted."""
 MOST = 16
 COMMANDS = dict(surface.commands())
 SAID = {"N": "2", "NAME": "starter24"}

@@ -206,6 +206,7 @@ GIVEN_A_ROOM = {
     "starter/network/golden.py write_golden",
 }  # fmt: skip
 ADDED_TO = {
+    "frontier/ledger.py Ledger._read", "frontier/ledger.py Ledger.put",
     "searching/journal.py Journal._read", "searching/journal.py Journal.add", "starter/network/log.py Log.write",
     "training/loop.py _Loop.__init__", "training/loop.py _Loop._record",
 }  # fmt: skip

@@ -27,7 +27,8 @@ from hmrcompress.live.healing import HealedLive
 from hmrcompress.live.healing import heal as heal_live
 from hmrcompress.live.patching import apply
 from hmrcompress.live.plans import plan_for
-from hmrcompress.live.saving import KIND, MAIN, restore, save
+from hmrcompress.live.saving import KIND, MAIN, restore
+from hmrcompress.live.saving import save as save_live
 from hmrcompress.live.searching import search as search_live
 from hmrcompress.live.structure import Network
 from hmrcompress.live.structure import network as found_network
@@ -148,7 +149,7 @@ def merge_adapter(name: str, plan: Path | str, out: Path | str, *, overwrite: Ou
     adapter = open_adapter(name)
     overwrite.reads(adapter.path, plan)
     made = plan_for(plan, adapter.network, force=force)
-    save(adapter.model, made, out, network=adapter.network, overwrite=overwrite, force=force)
+    save_live(adapter.model, made, out, network=adapter.network, overwrite=overwrite, force=force)
     return made
 
 
@@ -179,7 +180,7 @@ def heal_adapter(
         **options,
     )
     if healed.finished:
-        save(adapter.model, None, out, overwrite=overwrite)
+        save_live(adapter.model, None, out, overwrite=overwrite)
     return healed
 
 
