@@ -30,6 +30,7 @@ from hmrcompress.io.atomic import clear_leftovers, room, whole_file
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.manifests import FolderKind
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.places import is_stream
 from hmrcompress.io.safetensors_file import write_safetensors
 from hmrcompress.io.seals import Seal, read_seal, read_sealed, seal
 from hmrcompress.io.torch_file import save_torch
@@ -302,6 +303,7 @@ class TestFiles:
     def test_pipes_and_devices_are_written_to(self, tmp_path: Path, capsysbinary: Any) -> None:
         pipe = tmp_path / "pipe.json"
         os.mkfifo(pipe)
+        assert all(map(is_stream, (pipe, "/dev/null", "-", "/dev/fd/1"))) and not is_stream(tmp_path / "none")
         got: list[bytes] = []
         reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
         reader.start()
