@@ -349,11 +349,12 @@ def test_every_file_of_a_recipe_is_in_the_keys_of_its_stages(world: World, run_f
     before_by_hand = stage_keys_of(by_hand, run_folder, "merge")
     with Contents(world.plan, world.plan2).there():
         assert stage_keys_of(by_hand, run_folder, "merge") != before_by_hand
-    fitted = {**by_hand, "merge": {"plan": str(fitted_plan(world))}}
-    before_fitted = stage_keys_of(fitted, run_folder, "merge")
-    for path, by in ((world.masks, world.masks2), (world.crops, world.pixel)):
-        with Contents(path, by).there():
-            assert stage_keys_of(fitted, run_folder, "merge") != before_fitted
+    for plan in (fitted_plan(world), patched_plan(world)):
+        fitted = {**by_hand, "merge": {"plan": str(plan)}}
+        before_fitted = stage_keys_of(fitted, run_folder, "merge")
+        for path, by in ((world.masks, world.masks2), (world.crops, world.pixel)):
+            with Contents(path, by).there():
+                assert stage_keys_of(fitted, run_folder, "merge") != before_fitted
     assert found == {name: stages for name, (_, stages) in CONTENTS.items()}
 
 
@@ -375,6 +376,15 @@ def test_how_a_file_is_read_is_in_the_keys(world: World, run_folder: Path) -> No
 def fitted_plan(world: World) -> Path:
     Plan.read(world.plan).model_copy(update={"merge_rule": "lstsq"}).write(world.home / "fitted.yaml")
     return world.home / "fitted.yaml"
+
+
+def patched_plan(world: World) -> Path:
+    """It names the data and the masks that the patch is fitted on."""
+    data = {"name": "tiny", "split": "test", "sha256": "d" * 64, "source": f"crops:{world.crops}"}
+    patch = {"strength": 0.5, "fitted_on": {**data, "frames_per_clip": 3, "masks": f"files:{world.masks}"}}
+    plan = Plan.read(world.plan).to_dict() | {"groups": [[0], [1], [2], [3]], "removed": [{"layer": 2}], "patch": patch}
+    Plan.from_dict({name: value for name, value in plan.items() if name != "sha256"}).write(world.home / "patched.yaml")
+    return world.home / "patched.yaml"
 
 
 def stage_keys_of(values: Mapping[str, Any], folder: Path, stage: str) -> str:

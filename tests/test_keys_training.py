@@ -21,7 +21,6 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.metrics.points import STARTER24
 from hmrcompress.records import BodyParams
-from hmrcompress.runtime import no_progress
 from hmrcompress.starter.data import dataset
 from hmrcompress.starter.data.dataset import open_split, split_key
 from hmrcompress.starter.data.rendering import shard_home, shard_key
@@ -142,7 +141,7 @@ def of_training(world: World) -> Iterator[Step]:
 
     def state(task: Any, settings: LoopSettings | None = None) -> Any:
         """What a state of this task would be saved under."""
-        return dict(loop._Loop(task, settings or LoopSettings(1), world.home / "loop", no_progress, None)._key().inputs)
+        return loop.state_key(task, settings or LoopSettings(1)).inputs
 
     crops, more = CropSet.open(world.crops), CropSet.open(world.pixel)
     body, body2 = load_body(world.body), load_body(world.body2)

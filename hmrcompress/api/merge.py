@@ -69,7 +69,7 @@ def merge(
         return _merged_with_patch(
             checkpoint, wanted, out, force, name, donor, data, masks, body, device, outputs, progress
         )
-    found, crops = wanted.search, _crops_to_fit(wanted, data, body_for(checkpoint, body), progress)
+    found, crops = wanted.search, crops_to_fit(wanted, data, body_for(checkpoint, body), progress)
     source = open_masks(masks or (found.masks if found else None) or "data")
     patches = fit_plan(
         on_device(checkpoint.network, pick_device(device)),
@@ -123,7 +123,7 @@ def _merged_with_patch(
     """`merge` for a plan with a patch, which is fitted on the data that it names."""
     assert plan.patch is not None
     fitted_on = plan.patch.fitted_on
-    crops = _crops_to_fit(plan, data, body_for(checkpoint, body), progress)
+    crops = crops_to_fit(plan, data, body_for(checkpoint, body), progress)
     chosen = masks or fitted_on.masks
     source = None if chosen is None else open_masks(chosen)
     network = on_device(checkpoint.network, pick_device(device))
@@ -146,7 +146,7 @@ def _merged_with_patch(
     )
 
 
-def _crops_to_fit(plan: Plan, data: Data | None, body: BodyModel, progress: Progress) -> CropSet:
+def crops_to_fit(plan: Plan, data: Data | None, body: BodyModel, progress: Progress) -> CropSet:
     """The data given, or those that the plan was fitted on, or searched. UserError where they are not known or have
     changed since."""
     found = plan.patch.fitted_on if plan.patch else plan.search.data if plan.search else None

@@ -112,6 +112,11 @@ class Line(Opened):
         if plan.merge_rule == FITTED:
             frames = self.calib.sample(merge.frames_to_fit(plan))
             found |= {"data": self.calib.contents_sha256(frames), "masks": self._masks(self.calib, frames)}
+        if plan.patch is not None:  # which says itself what it is fitted on
+            crops, chosen = merge.crops_to_fit(plan, None, self.body, self.progress), plan.patch.fitted_on.masks
+            frames = crops.sample(merge.frames_to_fit(plan))
+            masks = None if chosen is None else masks_sha256(opening.open_masks(chosen), crops, frames)
+            found |= {"data": crops.contents_sha256(frames), "masks": masks}
         return found
 
     def _finetune_inputs(self) -> dict[str, Any]:

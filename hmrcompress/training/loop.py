@@ -137,6 +137,15 @@ def check_work(folder: Path) -> None:
     OutputRule().check_file(folder / LOG_FILE, LOG)
 
 
+def state_key(task: Task, settings: LoopSettings, processes: int = 1) -> Key:
+    """Everything that the result of a training depends on, which its state says."""
+    given = asdict(settings)
+    saved = given.pop("save_seconds"), given.pop("max_minutes")
+    minutes = saved[1] if settings.steps is None else None  # with steps it only says when to pause
+    identity = {**task.identity, "schema": SCHEMA, "processes": processes}
+    return Key.of("training", ("training",), **{**identity, **given, "max_minutes": minutes})
+
+
 class _Loop:
     def __init__(
         self,
@@ -152,6 +161,7 @@ class _Loop:
         self.optimisers = Optimisers(task.groups, settings.betas)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.team = Team(next(iter(self.parameters.values())).device)
+        self.key = state_key(task, settings, self.team.count)
         self.step, self.before = 0, 0.0
         self.best, self.lowest = self.average, math.inf
         self.records: list[dict[str, Any]] = []
@@ -278,7 +288,7 @@ class _Loop:
             return
         settings = self.settings
         state = {
-            "identity": dict(self._key().inputs),
+            "identity": dict(self.key.inputs),
             "step": self.step,
             "minutes": self.minutes,
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
@@ -291,7 +301,7 @@ class _Loop:
             save_torch(state, temporary)
 
     def _load(self, path: Path) -> None:
-        state, key = _read(path), self._key()
+        state, key = _read(path), self.key
         before = state["identity"]
         if not isinstance(before, dict) or before.get("schema") != SCHEMA:
             what = "holds an unfinished run of another version of hmrcompress, whose states are made otherwise"
@@ -311,11 +321,3 @@ class _Loop:
         if self.settings.keep is not None:
             self.lowest, self.best = state["best"]["lowest"], state["best"]["parameters"]
         self.step, self.before, self.records = state["step"], state["minutes"], state["records"]
-
-    def _key(self) -> Key:
-        """Everything that the result depends on."""
-        given = asdict(self.settings)
-        saved = given.pop("save_seconds"), given.pop("max_minutes")
-        minutes = saved[1] if self.settings.steps is None else None  # with steps it only says when to pause
-        identity = {**self.task.identity, "schema": SCHEMA, "processes": self.team.count}
-        return Key.of("training", ("training",), **{**identity, **given, "max_minutes": minutes})
