@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 OF_OUR_NETWORKS = (
-    "against", "layers", "keep_tokens", "batch_sizes", "threads", "baseline", "fast", "suite", "out", "only", "body",
+    "against", "layers", "keep_tokens", "batch_sizes", "threads", "baseline", "fast", "suite", "out", "body",
     "no_memory", "device", "dtype", "seed",
 )  # fmt: skip
 """What timing an adapter's model does without."""
@@ -83,9 +83,6 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the suite's results.", show_default=False)
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Only this run of the suite (repeatable).", show_default=False)
-    ] = None,
     body: BodyOption = "starter",
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Do not measure memory.")] = False,
     json: JsonOption = None,
@@ -115,20 +112,20 @@ def bench(
         return
     if plan is not None:
         raise UserError("is for adapters; a compressed folder has its own plan", "--plan", "Leave it out")
-    buckets, runtime = buckets_of(settings), settings.runtime
-    if runtime != "torch" and (suite is not None or out is not None or only or buckets is not None):
+    buckets, runtime, of_suite = buckets_of(settings), settings.runtime, suite is not None or out is not None
+    if runtime != "torch" and (of_suite or buckets is not None):
         raise UserError(
             "takes part neither in a suite nor with adaptive tokens",
             f"bench.runtime={runtime}",
             "Leave one of them out",
         )
-    if suite is not None or out is not None or only:
-        if settings.model_fields_set:
-            key = min(settings.model_fields_set)
+    if of_suite or settings.only:
+        if own := settings.model_fields_set - {"only"}:
+            key = min(own)
             raise UserError(
                 "is for the suite's file to say", f"--set bench.{key}", "Leave it out, or leave --suite out"
             )
-        _run_suite(suite, out, only or [], quiet, outputs_here())
+        _run_suite(suite, out, list(settings.only), quiet, outputs_here())
         return
     tokens = settings.tokens
     if keep_tokens is not None:

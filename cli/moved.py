@@ -51,6 +51,7 @@ MOVED: dict[str, dict[str, str]] = {
                 "--no-early-rejection": "reject_early=false",
                 "--protocol": "protocol=NAME",
                 "--layers": "layers=N",
+                "--for-live": "tokens.read=restored",
             },
         ),
         "--mask-value": MASK_VALUE,
@@ -98,6 +99,7 @@ MOVED: dict[str, dict[str, str]] = {
             "bench",
             {
                 "--paper": "tokens={}",
+                "--only": "only=[NAME]",
                 "--max-seconds": "max_seconds=60",
                 "--decoder": "decoder=paper",
                 "--strides": "strides=[1,2,4]",

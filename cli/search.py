@@ -73,10 +73,6 @@ def search(
     keep_tokens: KeepTokensOption = None,
     merge_per_layer: MergePerLayerOption = None,
     with_tokens: Annotated[bool, typer.Option("--with-tokens", help="Merge tokens already while searching.")] = False,
-    for_live: Annotated[
-        bool,
-        typer.Option("--for-live", help="For networks of other code, whose heads get a token for every patch again."),
-    ] = False,
     journal: Annotated[
         Path | None,
         typer.Option("--journal", help="Evaluations done; by default beside the plan.", show_default=False),
@@ -109,8 +105,6 @@ def search(
     outputs.check_file(out, PLAN, "plan")
     outputs.check_file(kept, JOURNAL, "jsonl")
     tokens = changed_tokens(settings.tokens, keep_tokens, merge_per_layer)
-    if for_live and tokens is not None:
-        tokens = tokens.changed(read="restored")
     given = settings.model_copy(
         update={
             "tau_mm": tau,

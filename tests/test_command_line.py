@@ -68,23 +68,24 @@ def test_the_version_and_completion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "says"),
     [
-        (["--what"], "no such option: --what. `hmrcompress --help`"),
-        (["serch"], "no such command 'serch'"),
+        (["--what"], ("o such option", "--what", "`hmrcompress --help`")),
+        (["serch"], ("o such command", "serch")),
         (
             ["search", "starter", "-o", "p", "--what"],
-            "no such option: --what (Possible options: --data, --weights). `hmrcompress search --help`",
+            ("o such option", "--what", "--data", "`hmrcompress search --help`"),
         ),
-        (["search", "starter"], "missing option '--out'"),
-        (["bench", "--rounds", "0"], "'--rounds': Input should be greater than or equal to 1"),
-        (["starter", "train", "--workers", "x"], "'--workers'"),
+        (["search", "starter"], ("issing option", "--out")),
+        (["bench", "--rounds", "0"], ("nvalid value for '--rounds'",)),
+        (["starter", "train", "--workers", "x"], ("'--workers'", "`hmrcompress starter train --help`")),
     ],
 )
-def test_misuse_is_one_sentence(words: list[str], sentence: str) -> None:
+def test_misuse_is_one_sentence(words: list[str], says: tuple[str, ...]) -> None:
+    """The words are typer's, which change; that it is one sentence, what was wrong and where help is do not."""
     done = hmr(*words)
     assert done.exit_code == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("hmrcompress: ") and sentence in done.stderr
+    assert done.stderr.startswith("hmrcompress: ") and all(each in done.stderr for each in says), done.stderr
 
 
 MOVES = [(command, flag, instead) for command, table in MOVED.items() for flag, instead in table.items()]

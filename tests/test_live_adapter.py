@@ -54,7 +54,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_whole_line(adapter: str, tmp_path: Path) -> None:
     plan, fast, healed, figures = (tmp_path / name for name in ("plan.yaml", "fast", "healed", "figures.json"))
-    tokens = ["--keep-tokens", 14, "--merge-per-layer", 8, "--with-tokens", "--for-live"]
+    tokens = ["--keep-tokens", 14, "--merge-per-layer", 8, "--with-tokens"]
+    tokens += ["--set", "search.tokens.read=restored"]
     line = ["search", adapter, "--tau", 800, "--method", "beam", "--set", "search.evaluations=2", *tokens, "-o", plan]
     said = run(*line, "--json", figures).output
     found = Plan.read(plan)

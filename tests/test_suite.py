@@ -74,7 +74,7 @@ def test_runs_are_kept_and_shown(tiny_model: Path, tmp_path: Path) -> None:
     recipe.write_text(RECIPE.format(model=tiny_model))
     arguments = ("bench", "--suite", recipe, "-o", out)
     hmr = CliRunner()
-    done = hmr.invoke(app, [str(each) for each in (*arguments, "--only", "second")])
+    done = hmr.invoke(app, [str(each) for each in (*arguments, "--set", "bench.only=[second]")])
     assert done.exit_code == 0 and not (out / "first.json").exists(), done.output
     kept = (out / "second.json").read_bytes()
     done = hmr.invoke(app, [str(each) for each in arguments])

@@ -214,6 +214,7 @@ class Benching(Bench, Run):
     """What the command takes beside a recipe's stage."""
 
     tokens: TokenSettings | None = Field(default=None, description="Token merging; the model's own if not given")
+    only: tuple[str, ...] = Field(default=(), strict=False, description="Only these runs of a suite")
     max_seconds: float = Field(default=300.0, ge=0, description="Begin no further round after this long a batch size")
     decoder: Literal["starter", "paper"] | None = Field(
         default=None, description="Time a temporal decoder of random weights; the model's own if not given"
