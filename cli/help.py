@@ -39,7 +39,6 @@ EXAMPLES = {
     "run": "hmrcompress run starter --set search.tau_mm=0.2 -o runs/mine",
     "ablate": "hmrcompress ablate --only tokens -o runs/ablations",
     "report": "hmrcompress report runs/ablations -o ablations.md",
-    "adapter new": "hmrcompress adapter new mine",
     "doctor": "hmrcompress doctor --json doctor.json",
     "adapter new": "hmrcompress adapter new mine",
     "starter build": "hmrcompress starter build --data val",
