@@ -27,7 +27,7 @@ from hmrcompress_cli.tokens import changed_tokens
 
 COMMON = {
     "--overwrite", "--json", "--device", "--dtype", "--batch-size", "--body", "--limit", "--seed", "--quiet", "--debug",
-    "--set", "--settings", "--out",
+    "--set", "--settings",
 }  # fmt: skip
 """Flags that every command has for which they mean anything; the others are counted."""
 MOST = 16
