@@ -136,7 +136,7 @@ def test_other_decoders(objective: str, steps: int, frames: int, tmp_path: Path)
 @torch.no_grad()
 def test_with_a_read_out(tmp_path: Path) -> None:
     """The read-out is an input of its own; where a frame has none it is never read."""
-    decoder = TemporalDecoder(replace(TINY, objective="regress", readout=True), seed=1).eval()
+    decoder = TemporalDecoder(replace(TINY, vae_layers=1, layers=1, objective="regress", readout=True), seed=1).eval()
     decoder.denoiser.latent_out.reset_parameters()
     decoder.vae.pieces.copy_(0.1 * draw(*decoder.vae.pieces.shape))
     decoder.denoiser.blend.confidence.weight.normal_(generator=torch.Generator().manual_seed(1))

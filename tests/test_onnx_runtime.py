@@ -39,7 +39,7 @@ INTEGER_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInte
 
 @pytest.fixture(scope="module")
 def network() -> HMR2:
-    return with_token_merging(tiny.network(config=tiny.SHALLOW), TokenSettings(keep=90, per_layer=60)).eval()
+    return with_token_merging(tiny.network(config=tiny.SHALLOW), TokenSettings(keep=100, per_layer=92)).eval()
 
 
 @pytest.fixture(scope="module")
