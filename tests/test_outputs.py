@@ -217,6 +217,13 @@ def test_seal_hashes_are_what_they_say(tmp_path: Path) -> None:
         (b"PK\x05\x06" + bytes(18), "zip", None),
         (b"written by hmrcompress (cka)", "png", None),
         (b"text\n<!-- written by hmrcompress (report), sha256 " + b"0" * 64 + b" -->\n", "md", Seal("report", False)),
+        (
+            b"text\n<!-- written by hmrcompress (report), sha256 " + b"0" * 64 + b" -->\n" + b"by hand\n" * 99,
+            "md",
+            Seal("report", False),
+        ),
+        (b"a: 1\n# written by hmrcompress (run)\nb: 2\n", "yaml", Seal("run", False)),
+        (b"text: written by hmrcompress (report)\n", "md", None),
         (b"\x00" * 8, "safetensors", None),
         (struct.pack("<Q", 1 << 60) + b"{}", "safetensors", None),
         (b'{"schema": 1, "settings_sha256": "', "jsonl", Seal("journal", True)),

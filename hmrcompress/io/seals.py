@@ -151,6 +151,8 @@ class _Tail:
 
     make: Callable[[bytes], bytes]
     cut: bytes = b""
+    text: bool = False
+    """Whether people write into it, also behind the seal."""
 
 
 def _chunk(text: bytes) -> bytes:
@@ -178,8 +180,8 @@ TAILS: dict[str, _Tail] = {
     "onnx": _Tail(_metadata_entry),
     "mp4": _Tail(lambda text: struct.pack(">I", len(text) + 8) + b"free" + text),
     "mkv": _Tail(lambda text: b"\xec" + struct.pack(">H", 0x4000 | len(text)) + text),
-    "md": _Tail(lambda text: b"\n<!-- " + text + b" -->\n"),
-    "yaml": _Tail(lambda text: b"# " + text + b"\n"),
+    "md": _Tail(lambda text: b"\n<!-- " + text + b" -->\n", text=True),
+    "yaml": _Tail(lambda text: b"# " + text + b"\n", text=True),
     "raw": _Tail(lambda text: b"\n" + text + b"\n"),
 }
 ALIKE = {
@@ -193,11 +195,15 @@ def _tail_seal(path: Path, form: _Tail, verify: bool) -> Seal | None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL))
         tail = file.read()
+    if form.text and (whole := _small(path)) is not None:
+        tail = whole  # more may have been written behind the seal
     found = list(TEXT.finditer(tail))[-1:]
     end = form.make(found[0][0]) if found else b""
-    if not found or not tail.endswith(end):
+    if not found or (not tail.endswith(end) and not (form.text and end in tail)):
         return None
     kind, digest = found[0].groups()
+    if not tail.endswith(end):
+        return Seal(kind.decode(), False)
     intact = digest is None or not verify or _digest(path, size - len(end)) == digest.decode()
     return Seal(kind.decode(), intact)
 
