@@ -239,6 +239,7 @@ def test_the_published_setting() -> None:
         "schedule": None,
         "protect": 0,
         "drop_background": None,
+        "read": "native",
     }
     assert not paper.biases_backbone and not paper.biases_head
     both = TokenSettings(attention_bias=True)
