@@ -16,6 +16,11 @@ td,th{border-bottom:1px solid #d9e2ec;padding:.25rem .6rem;text-align:left}.scro
 code{font-size:.85rem;overflow-wrap:anywhere}footer{margin-top:2rem;color:#52606d;font-size:.85rem}
 """
 
+FITTED = (
+    "addEventListener('load',()=>document.querySelectorAll('.js-plotly-plot').forEach(each=>Plotly.Plots.resize(each)))"
+)
+"""Plots are drawn while the page is laid out, so that the first ones have to be fitted to their columns at the end."""
+
 
 def frontier_page(found: Mapping[str, Any]) -> str:
     """The HTML text. found: what `frontier.json` holds (`api.compress`)."""
@@ -30,7 +35,7 @@ def frontier_page(found: Mapping[str, Any]) -> str:
         f"<script>{get_plotlyjs()}</script></head><body>\n"
         f'<h1>{escape(str(found["model"]))}</h1>\n<p class="lead">{escape(str(found["sentence"]))}</p>\n'
         f'<div class="grid">{shown}</div>\n<h2>Points</h2><div class="scroll">{_table(found)}</div>\n'
-        f"{_told(found)}{_footer(found)}</body></html>\n"
+        f"{_told(found)}{_footer(found)}<script>{FITTED}</script></body></html>\n"
     )
 
 
@@ -45,7 +50,11 @@ def _figure(name: str, traces: Sequence[Any], title: str, x: str, y: str, **layo
         margin={"l": 60, "r": 20, "t": 50, "b": 50}, legend={"orientation": "h", "y": -0.25}, **layout,
     )  # fmt: skip
     return to_html(
-        figure, include_plotlyjs=False, full_html=False, div_id=name, config={"responsive": True, "displaylogo": False}
+        figure,
+        include_plotlyjs=False,
+        full_html=False,
+        div_id=name,
+        config={"responsive": True, "displayModeBar": False},
     )
 
 
