@@ -10,7 +10,7 @@ from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hmrcompress.errors import UserError, shown
 from hmrcompress.io.texts import DEEPEST, MOST, MOST_SEED, read_bytes
@@ -168,9 +168,15 @@ class Run(_Part):
     fast: bool = Field(default=False, description="On the fast path")
     compile: bool = Field(default=False, description="Through torch.compile (takes minutes; needs a C++ compiler)")
     graphs: bool | None = Field(default=None, description="As CUDA graphs; with fast on CUDA")
-    buckets: Literal["auto"] | Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] | None = Field(
+    buckets: Literal["auto"] | Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
         default=None, description="Adaptive tokens: the numbers that a person may get; auto is 64, 90, 128 and 192"
     )
+
+    @field_validator("buckets", mode="before")
+    @classmethod
+    def _from_a_list(cls, value: Any) -> Any:
+        """YAML has lists where we want tuples; in pydantic 2.9 strict=False does not reach into a union."""
+        return tuple(value) if isinstance(value, list) else value
 
 
 class Eval(Run):
