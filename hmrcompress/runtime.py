@@ -21,6 +21,9 @@ import torch
 from hmrcompress.errors import UserError
 
 SCHEMA = 1
+GIVE_BACK_EVERY = 8
+"""Batches after which memory is given back: what little is kept of each lies between the large pieces that were freed,
+so that the heap of glibc grows by ten megabytes a batch."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -268,12 +268,23 @@ def test_layers_kept_are_spread_evenly(tmp_path: Path) -> None:
     assert LayerCache(range(3), 1 << 60, 0, tmp_path).layers == ()  # no disk is that large
 
 
-def test_what_is_spilled_comes_back(tmp_path: Path) -> None:
-    cache = LayerCache(range(2), 4 * 2 * 3 * 5, 0, tmp_path / "new")
+@pytest.mark.parametrize("memory", [0, 10**6])
+def test_what_is_kept_comes_back(memory: int, tmp_path: Path) -> None:
+    """From the disk and from memory, where it is a copy and lies in one piece with the rest."""
+    cache = LayerCache(range(2), 4 * 2 * 3 * 5, memory, tmp_path / "new")
     for dtype in (torch.bfloat16, torch.float32):
         batch = 0 if dtype == torch.bfloat16 else 1
         tokens = torch.randn(1, 3, 5).to(dtype)
         cache.put(batch, 1, tokens, None)
         back, state = cache.get(batch, 1, torch.device("cpu"))
         assert back.dtype == dtype and torch.equal(back, tokens) and state is None
-    assert cache.nearest(0, 0) is None and cache.nearest(0, 5) == 1 and list((tmp_path / "new").iterdir()) == []
+        before = tokens.clone()
+        tokens += 1
+        again, _ = cache.get(batch, 1, torch.device("cpu"))
+        assert torch.equal(again, before)
+    assert cache.nearest(0, 0) is None and cache.nearest(0, 5) == 1
+    if memory:
+        pieces = [kept for kept, _, _ in cache._memory.values()]
+        assert len({piece.untyped_storage().data_ptr() for piece in pieces}) == 1
+    else:
+        assert list((tmp_path / "new").iterdir()) == []

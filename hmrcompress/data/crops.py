@@ -44,14 +44,11 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.measure import Measure
 from hmrcompress.metrics.points import STARTER24
 from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD, BodyParams, FrameBatch
-from hmrcompress.runtime import give_back_memory
+from hmrcompress.runtime import GIVE_BACK_EVERY, give_back_memory
 
 SHORTEST_STRETCH = 3
 """Frames that a stretch needs to have a second difference in time."""
 CHECKED_AT_A_TIME = 64
-GIVE_BACK_EVERY = 8
-"""Batches after which memory is given back: what little is kept of each lies between the large pieces that were freed,
-so that the heap of glibc grows by ten megabytes a batch."""
 
 
 def normalise(images: np.ndarray) -> Tensor:

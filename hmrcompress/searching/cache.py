@@ -23,6 +23,8 @@ from hmrcompress.runtime import autocast
 
 CACHE_BYTES = 2 << 30
 """Most memory that the cache takes unless it is told; it also leaves three quarters of what is free."""
+ALIGNED = 64
+"""Bytes that the places of tensors in one piece of memory are multiples of."""
 DISK_SHARE = 2
 """At most one part in two of the free disk space is taken for what memory does not hold."""
 
@@ -33,6 +35,23 @@ class _Spilled(NamedTuple):
     offset: int
     shape: torch.Size
     dtype: torch.dtype
+
+
+class _Block:
+    """Tensors in one piece of memory: each by itself would lie among the large ones that a network makes and frees, of
+    whose places little could then be used again or given back."""
+
+    def __init__(self, size: int) -> None:
+        self._bytes, self._used = torch.empty(size, dtype=torch.uint8), 0
+
+    def write(self, tensor: Tensor) -> Tensor:
+        """A copy of the tensor; in memory of its own where it no longer fits."""
+        size = tensor.numel() * tensor.element_size()
+        if self._used + size > len(self._bytes):
+            return tensor.clone()
+        kept = self._bytes[self._used : self._used + size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        self._used += -(-size // ALIGNED) * ALIGNED
+        return kept
 
 
 class _SpillFile:
@@ -100,6 +119,7 @@ class LayerCache:
                 on_disk = 0
         self.layers = evenly_spread(layers, in_memory + on_disk)
         self._in_memory = frozenset(self.layers[:in_memory])
+        self._block = _Block(in_memory * layer_bytes)
         self._memory: dict[tuple[int, int], tuple[Tensor | _Spilled, Any, torch.dtype]] = {}
 
     @property
@@ -116,10 +136,12 @@ class LayerCache:
         `TokenState` or another named tuple of tensors."""
         if layer not in self.layers or (batch, layer) in self._memory:
             return
-        kept: Tensor | _Spilled | None = (tokens.to(self.dtype) if self.rounds else tokens).cpu()
-        if layer not in self._in_memory:
-            assert self._spill is not None and isinstance(kept, Tensor)
-            kept = self._spill.write(kept)
+        rounded = (tokens.to(self.dtype) if self.rounds else tokens).cpu()
+        if layer in self._in_memory:
+            kept: Tensor | _Spilled | None = self._block.write(rounded)
+        else:
+            assert self._spill is not None
+            kept = self._spill.write(rounded)
         if kept is not None:
             self._memory[batch, layer] = (kept, _moved(state, torch.device("cpu")), tokens.dtype)
 

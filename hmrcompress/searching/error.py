@@ -24,7 +24,7 @@ from hmrcompress.metrics.pose import Measure, Protocol, ScoringBody
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.models.vit import TokenState
 from hmrcompress.records import BodyParams, FrameBatch
-from hmrcompress.runtime import autocast
+from hmrcompress.runtime import GIVE_BACK_EVERY, autocast, give_back_memory
 from hmrcompress.searching.cache import Inputs, LayerCache, PrefixTokens, layer_bytes
 from hmrcompress.searching.eclm import Groups
 
@@ -107,7 +107,9 @@ class FrameProbe(ABC):
         errors, ran, total = np.zeros(self.frames), 0, 0.0
         before, found = self.applications, None
         with self.candidate(groups) as errors_of:
-            for number in self._order():
+            for done, number in enumerate(self._order(), start=1):
+                if done % GIVE_BACK_EVERY == 0:
+                    give_back_memory()
                 errors[self.parts[number]] = part = errors_of(number, first)
                 ran, total = ran + len(part), total + float(part.sum())
                 on_frames(len(part))
