@@ -102,7 +102,7 @@ def pick(
     debug: DebugOption = False,
 ) -> None:
     """Take another point of a frontier that was searched before, as a plan for `hmrcompress merge`."""
-    from hmrcompress.api.compress import pick as take
+    from hmrcompress.api.pick import pick as take
 
     point = take(frontier, out, budget_mm=budget_mm, fps=fps, overwrite=outputs_here())
     printer = Printer(quiet)

@@ -1,9 +1,10 @@
 """Compress pretrained transformer networks for human mesh recovery: layer merging, token merging, and the evidence.
 
-`import hmrcompress as hc; hc.load, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx, hc.predict,
-hc.profile`; for networks of other code `hc.live`, `hc.apply, hc.person_mask, hc.unapply`; for cameras `hc.load_fov,
-hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. Each lives in a module of `hmrcompress.api` or of
-the room that it belongs to, and is loaded when first used, so that importing the package costs next to nothing.
+`import hmrcompress as hc; hc.load, hc.compress, hc.pick, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx,
+hc.predict, hc.profile`; for networks of other code `hc.live`, `hc.apply, hc.person_mask, hc.unapply`; for cameras
+`hc.load_fov, hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. Each lives in a module of
+`hmrcompress.api` or of the room that it belongs to, and is loaded when first used, so that importing the package costs
+next to nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hmrcompress import live
     from hmrcompress.api.bench import bench
+    from hmrcompress.api.compress import compress
     from hmrcompress.api.evaluate import evaluate
     from hmrcompress.api.export import export_onnx
     from hmrcompress.api.finetune import fit_probe, heal
     from hmrcompress.api.finetune_decoder import extract_features, fit_decoder
     from hmrcompress.api.merge import apply, merge
     from hmrcompress.api.opening import load
+    from hmrcompress.api.pick import pick
     from hmrcompress.api.predict import predict, profile
     from hmrcompress.api.search import search
     from hmrcompress.live.patching import person_mask, unapply
@@ -30,6 +33,7 @@ __version__ = "0.1.0"
 HOMES = {
     "apply": "api.merge",
     "bench": "api.bench",
+    "compress": "api.compress",
     "evaluate": "api.evaluate",
     "export_onnx": "api.export",
     "extract_features": "api.finetune_decoder",
@@ -41,6 +45,7 @@ HOMES = {
     "load_fov": "models.families.fov",
     "merge": "api.merge",
     "person_mask": "live.patching",
+    "pick": "api.pick",
     "predict": "api.predict",
     "profile": "api.predict",
     "search": "api.search",
@@ -51,6 +56,7 @@ __all__ = [
     "__version__",
     "apply",
     "bench",
+    "compress",
     "evaluate",
     "export_onnx",
     "extract_features",
@@ -63,6 +69,7 @@ __all__ = [
     "load_fov",
     "merge",
     "person_mask",
+    "pick",
     "predict",
     "profile",
     "search",

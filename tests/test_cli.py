@@ -65,7 +65,8 @@ def test_the_package_imports_nothing_heavy() -> None:
 def test_the_functions_are_there() -> None:
     import hmrcompress as hc
 
-    assert {"load", "search", "merge", "evaluate", "export_onnx"} <= set(dir(hc))
+    assert {"load", "search", "merge", "evaluate", "export_onnx", "compress", "pick"} <= set(dir(hc))
+    assert all(getattr(hc, name).__name__ == name for name in hc.HOMES)
     assert hc.load is hc.load and hc.evaluate is hc.evaluate and hc.export_onnx is hc.export_onnx
     with pytest.raises(AttributeError, match="bake"):
         _ = hc.bake

@@ -147,10 +147,20 @@ def hmr(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def stop_the_clock(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
+    """The choice is always found to be so many times as fast: a clock says nothing twice."""
+    figures = {"fps": 1.0, "fps_quartiles": [1.0, 1.0], "speedup": times, "speedup_quartiles": [times, times]}
+    monkeypatch.setattr(
+        "hmrcompress.api.compress.time_interleaved",
+        lambda *args, **more: SimpleNamespace(figures=lambda *args, **more: figures),
+    )
+
+
 def test_one_command_and_once_more_from_its_journal(
     tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
+    stop_the_clock(monkeypatch, 1.5)
     line = ["compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file, "--budget-mm", 30,
             "--preset", "quick", "--batch-size", 1, "--quiet", "-o"]  # fmt: skip
     done = hmr(*line, tmp_path / "fast")
@@ -158,6 +168,9 @@ def test_one_command_and_once_more_from_its_journal(
     names = ("model.safetensors", "plan.yaml", "frontier.json", "report.html", "config.json")
     first = {name: (tmp_path / "fast" / name).read_bytes() for name in names}
     found = json.loads(first["frontier.json"])
+    speed = found.get("speed")
+    assert (speed is None) == (found["chosen"] == Candidate().key)
+    assert speed is None or (speed["speedup"] > 1 and f"{speed['speedup']:.2f} times the speed" in found["sentence"])
     assert found["shown"] and found["sentence"].startswith("Asked for 30 mm at most, chosen: ")
     assert b"<script src" not in first["report.html"] and b"link href" not in first["report.html"]
     # Killed after half of its lines, and started again: the rest is measured, and nothing twice.
@@ -178,6 +191,22 @@ def test_one_command_and_once_more_from_its_journal(
         (["--preset", "slow"], "slow"),
     ):
         assert message in " ".join(hmr(*line, tmp_path / "b", *more).output.split())
+
+
+def test_what_is_not_faster_by_the_clock_is_not_chosen(
+    tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
+    for times, faster in ((0.5, False), (2.0, True)):
+        stop_the_clock(monkeypatch, times)
+        out = tmp_path / f"fast{times}"
+        done = hmr("compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file,
+                   "--budget-mm", 30, "--preset", "quick", "--batch-size", 1, "--quiet", "-o", out)  # fmt: skip
+        assert done.exit_code == 0, done.output
+        found = json.loads((out / "frontier.json").read_text())
+        assert (found["chosen"] != Candidate().key) == faster == ("speed" in found)
+        assert faster or "not faster when both are timed by turns" in found["sentence"]
+        assert (Plan.read(out / "plan.yaml").removed == () and Plan.read(out / "plan.yaml").tokens is None) != faster
 
 
 def test_few_clips_cannot_confirm(

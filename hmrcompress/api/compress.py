@@ -1,10 +1,10 @@
-"""`hc.compress`: from a checkpoint to the fastest model within a budget on this device. `hc.pick`: another point."""
+"""`hc.compress`: from a checkpoint to the fastest model within a budget on this device."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +37,8 @@ from hmrcompress.frontier.depth import Effort, Sized, greedy, increase
 from hmrcompress.frontier.errors import Errors, PatchFitter, check_tokens
 from hmrcompress.frontier.joint import Choice, Goal, Point, choose, combinations, front_of, increase_of, race
 from hmrcompress.frontier.ledger import Ledger
+from hmrcompress.frontier.summary import FRONTIER, PAGE, breakdown
 from hmrcompress.io.figures import json_text
-from hmrcompress.io.jsons import read_json
 from hmrcompress.io.keys import Key
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import sealed_json
@@ -46,15 +46,18 @@ from hmrcompress.merging.fit import fit_batches
 from hmrcompress.merging.merge import merge_checkpoint, merged_config
 from hmrcompress.metrics.measure import Measure
 from hmrcompress.metrics.points import STARTER24
+from hmrcompress.metrics.pose import network_predict
+from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.files.load import Checkpoint
-from hmrcompress.models.network import HMR2, build, network_sha256
-from hmrcompress.plan import ALL, FittedOn, Plan, RunSettings
+from hmrcompress.models.network import HMR2, build, network_sha256, share
+from hmrcompress.plan import ALL, FittedOn, Plan
 from hmrcompress.report.frontier import frontier_page
 from hmrcompress.runtime import Progress, environment, no_progress, pick_device
 from hmrcompress.searching.cache import LayerCache, layer_bytes
+from hmrcompress.timing.made_up import made_up_batch
+from hmrcompress.timing.rounds import time_interleaved
 
-FRONTIER, PAGE = "frontier.json", "report.html"
 KIND = "frontier"
 FEWEST_CONFIRMING = 12
 KEPT_BACK = 3
@@ -143,8 +146,12 @@ def compress(
         points = race(bench.search, found, goal, chosen.raced, seed=seed, progress=progress)
         untouched = Point(Candidate(), base_seconds, increase_of(bench.search, Candidate(), seed=seed))
         choice, points = choose(bench.confirm, points, goal, untouched, chosen.confirmed, seed=seed, progress=progress)
+        speed = bench.timed(choice.point.candidate, table, progress)
+        if speed is not None and speed["speedup"] <= 1:
+            why = f"{choice.point.candidate.words(bench.depth)} is not faster when both are timed by turns"
+            choice, speed = replace(choice, point=untouched, why=why), None
         asked = {"budget_mm": budget_mm, "fps": fps, "speedup": speedup}
-        frontier = bench.described(choice, [*points, untouched], table, sizes, asked, preset, list(notes))
+        frontier = bench.described(choice, [*points, untouched], table, sizes, asked, preset, speed, list(notes))
         bench.write(out, choice, frontier, outputs)
     return Compressed(out, frontier, choice)
 
@@ -290,10 +297,24 @@ class _Bench:
         """What each way of having fewer tokens costs by itself, in mm."""
         return {each: increase(self.search, each) for each in self.ways()}
 
+    def timed(self, candidate: Candidate, table: CostTable, progress: Progress) -> dict[str, Any] | None:
+        """{fps, fps_quartiles, speedup, speedup_quartiles} of a candidate and the untouched network by turns, both on
+        the fast path; kept in the journal, as a clock gives no bytes twice. None for the untouched network itself."""
+        if candidate == Candidate():
+            return None
+        name = f"speed {candidate.key} {table.key}"
+        if (known := self.ledger.get(name)) is None:
+            device = next(self.network.parameters()).device
+            batch = made_up_batch(self.network.config, self.batch_size).to(device)
+            networks = {"untouched": share(self.network), "chosen": self.search.made(candidate)}
+            runs = {each_name: network_predict(make_fast(each, torch.float32)) for each_name, each in networks.items()}
+            timing = time_interleaved(runs, batch, progress=progress, what="timing the choice")
+            known = self.ledger.put(name, timing.figures("chosen", over="untouched"))
+        return dict(known)
+
     def plan(self, candidate: Candidate) -> Plan:
         """The plan of a candidate, as it is written."""
-        plan = candidate.plan(self.checkpoint.reference, self.depth, self.fitted_on if candidate.strength else None)
-        return plan.model_copy(update={"run": RunSettings(runtime="fast")})
+        return candidate.plan(self.checkpoint.reference, self.depth, self.fitted_on if candidate.strength else None)
 
     def described(
         self,
@@ -303,6 +324,7 @@ class _Bench:
         sizes: Mapping[float, Sized],
         asked: Mapping[str, float | None],
         preset: str,
+        speed: dict[str, Any] | None,
         notes: list[str],
     ) -> dict[str, Any]:
         """What `frontier.json` holds."""
@@ -326,9 +348,15 @@ class _Bench:
         words = chosen.candidate.words(depth)
         asking = next(f"{value:g} {_UNITS[name]}" for name, value in asked.items() if value is not None)
         interval = "" if known.low is None else f" (95 % interval {known.low:+.2f} to {known.high:+.2f})"
+        faster = "as fast as it was"
+        if speed is not None:
+            faster = (
+                f"{speed['speedup']:.2f} times the speed (by turns on the fast path, --fast; predicted "
+                f"{base / chosen.seconds:.2f})"
+            )
         sentence = (
-            f"Asked for {asking}, chosen: {words}, {base / chosen.seconds:.2f} times the speed at {known.mean:+.2f} mm"
-            f"{interval} on {known.clips} clips that the search did not see; {choice.why}."
+            f"Asked for {asking}, chosen: {words}, {faster} at {known.mean:+.2f} mm{interval} on {known.clips} clips "
+            f"that the search did not see; {choice.why}."
         )
         first = [self.search(Candidate().without((layer, ALL)), self.chosen.effort.first) for layer in range(depth)]
         zero = self.search(Candidate(), self.chosen.effort.first).errors.mean()
@@ -341,6 +369,7 @@ class _Bench:
             "asked": dict(asked),
             "preset": preset,
             "chosen": chosen.candidate.key,
+            **({"speed": speed} if speed else {}),
             "shown": choice.shown,
             "why": choice.why,
             "weights": {"name": self.checkpoint.name, "sha256": self.checkpoint.sha256},
@@ -349,7 +378,7 @@ class _Bench:
             "points": [self._point(each, table, each.candidate in front) for each in listed],
             "damage_mm": {str(layer): float(each.errors.mean() - zero) for layer, each in enumerate(first)},
             "cka": [[round(float(value), 4) for value in row] for row in similarity],
-            **self._breakdown(chosen.candidate),
+            **breakdown(self.confirm, chosen.candidate),
             "costs": table.to_json(),
             "evaluations": len(self.ledger),
             "journal": self.ledger.path.name,
@@ -377,24 +406,6 @@ class _Bench:
             "plan": plan.to_dict(),
         }
 
-    def _breakdown(self, candidate: Candidate) -> dict[str, Any]:
-        """Errors before and after by kind of motion and by occlusion, where the data say them."""
-        before, after = (self.confirm(each).errors for each in (Candidate(), candidate))
-        found: dict[str, Any] = {}
-        crops, indices = self.confirm.crops, self.confirm.indices
-        kinds, names = crops.column("kind"), crops.meta.get("kinds") or []
-        if kinds is not None:
-            labels = np.array(
-                [str(names[int(each)]) if int(each) < len(names) else str(each) for each in kinds[indices]]
-            )
-            found["by_kind"] = _by(labels, before, after)
-        occluded = crops.column("occluded")
-        if occluded is not None:
-            share = np.asarray(occluded[indices], dtype=np.float64)
-            labels = np.where(share <= 0, "none", np.where(share < 0.25, "under a quarter", "a quarter or more"))
-            found["by_occlusion"] = _by(labels, before, after)
-        return found
-
     def write(self, out: Path, choice: Choice, frontier: dict[str, Any], outputs: OutputRule) -> None:
         """The model with its report."""
         candidate, plan = choice.point.candidate, self.plan(choice.point.candidate)
@@ -418,58 +429,3 @@ _UNITS = {"budget_mm": "mm at most", "fps": "frames a second", "speedup": "times
 def _frames(crops: CropSet, clips: np.ndarray, per_clip: int) -> np.ndarray:
     indices = crops.sample(per_clip)
     return indices[np.isin(crops.clip[indices], clips)]
-
-
-def _by(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]]:
-    return {
-        str(label): {"before": float(before[labels == label].mean()), "after": float(after[labels == label].mean())}
-        for label in sorted(set(labels.tolist()))
-    }
-
-
-def pick(
-    frontier: Path | str,
-    out: Path | str,
-    *,
-    budget_mm: float | None = None,
-    fps: float | None = None,
-    overwrite: bool | OutputRule = False,
-) -> dict[str, Any]:
-    """Writes the plan of another point of a frontier that was searched before: the fastest within a budget (by the
-    upper end of its interval where it was confirmed), or the most accurate at a speed. Gives the point. UserError."""
-    if (budget_mm is None) == (fps is None):
-        raise UserError("give exactly one of a budget and a speed", "--budget-mm, --fps")
-    path = Path(frontier)
-    path = path / FRONTIER if path.is_dir() else path
-    outputs = OutputRule.of(overwrite, path)
-    outputs.check_file(out, "plan", "plan")
-    found = read_json(path)
-    points = found.get("points") if isinstance(found, dict) and found.get("command") == "compress" else None
-    if not isinstance(points, list) or not points:
-        raise UserError("is no frontier that `hmrcompress compress` wrote", path)
-    try:
-        rated = [(each, *_rated(each)) for each in points]
-        if budget_mm is not None:
-            fitting = [each for each in rated if each[2] <= budget_mm]
-            best = max(fitting, key=lambda each: each[1], default=None)
-        else:
-            assert fps is not None
-            fitting = [each for each in rated if each[1] >= fps]
-            best = min(fitting, key=lambda each: each[2], default=None)
-        if best is None:
-            wanted = f"{budget_mm:g} mm" if budget_mm is not None else f"{fps:g} frames a second"
-            raise UserError(f"no point meets {wanted}", path, "Search again with `hmrcompress compress`")
-        plan = Plan.from_dict(best[0]["plan"], path)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"a point of it lacks what it should have ({error})", path) from error
-    plan.write(out, overwrite=outputs)
-    return dict(best[0])
-
-
-def _rated(point: Mapping[str, Any]) -> tuple[float, float]:
-    """Frames a second, and mm: the upper end of the interval where it was confirmed, else the mean on the search."""
-    known = point.get("confirmed") or point["search"]
-    if known is None:
-        return float(point["fps"]), float("inf")
-    interval = known["ci95_mm"] if point.get("confirmed") else None
-    return float(point["fps"]), float(interval[1] if interval else known["increase_mm"])

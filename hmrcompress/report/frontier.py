@@ -194,7 +194,9 @@ def _table(found: Mapping[str, Any]) -> str:
             "clips not searched on" if point.get("confirmed") else "search",
         ]
         rows.append("<tr>" + "".join(f"<td>{each}</td>" for each in cells) + "</tr>")
-    head = "".join(f"<th>{each}</th>" for each in ("plan", "increase, mm", "distance, mm", "frames/s", "measured on"))
+    head = "".join(
+        f"<th>{each}</th>" for each in ("plan", "increase, mm", "distance, mm", "frames/s, predicted", "measured on")
+    )
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
