@@ -47,11 +47,13 @@ evidence: $(STAMP)
 	@test -z "$$(git status --porcelain --untracked-files=no)" || { echo "Commit first: figures have to name their code." >&2; exit 1; }
 	test -d runs/probe || $(BIN)/hmrcompress finetune starter --stage probe --images 4096 -o runs/probe
 	test -f runs/within.yaml || $(BIN)/hmrcompress search starter --tau 0.5 --merge-rule keep_last -o runs/within.yaml
-	test -d runs/layers || $(BIN)/hmrcompress merge runs/probe --plan runs/within.yaml --force -o runs/layers
-	test -d runs/healed || $(BIN)/hmrcompress finetune runs/layers --stage heal --images 76800 -o runs/healed
+	test -d runs/merged || $(BIN)/hmrcompress merge starter --plan runs/within.yaml -o runs/merged
+	test -d runs/layers || $(BIN)/hmrcompress finetune runs/merged --stage probe --images 4096 -o runs/layers
+	test -d runs/mended || $(BIN)/hmrcompress finetune runs/merged --stage heal --images 76800 -o runs/mended
+	test -d runs/healed || $(BIN)/hmrcompress finetune runs/mended --stage probe --images 4096 -o runs/healed
 	test -d runs/decoded || $(BIN)/hmrcompress finetune runs/layers --stage decoder --vae starter-fast -o runs/decoded
 	test -d runs/decoded_regress || $(BIN)/hmrcompress finetune runs/layers --stage decoder --vae starter-fast \
-		--objective regress -o runs/decoded_regress
+		--set finetune.decoder=regress -o runs/decoded_regress
 	$(BIN)/hmrcompress ablate ablations -o docs/results
 	HMRCOMPRESS_OPEN_TEST=1 $(BIN)/hmrcompress ablate evidence -o docs/evidence
 	$(BIN)/hmrcompress report docs/results -o docs/results.md --overwrite

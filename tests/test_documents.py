@@ -106,6 +106,17 @@ def test_code_in_the_documents_is_of_this_program(page: Path, block: Block) -> N
         assert OWN.search(block.code), "nothing keeps this from being run"
 
 
+def test_the_makefile_and_the_recipes_name_commands_of_this_program() -> None:
+    """What `make` runs, and what the comments of recipes tell people to run."""
+    make = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    lines = re.findall(r"\$\(BIN\)/hmrcompress ([^\n]*)", make)
+    for recipe in sorted((ROOT / "recipes").glob("*.yaml")):
+        lines += re.findall(r"^#   (?:\w+=\w+ )?hmrcompress ([^\n]*)", recipe.read_text(), flags=re.MULTILINE)
+    assert len(lines) > 12
+    for line in lines:
+        parsed(shlex.split(line))
+
+
 def test_every_command_is_in_the_list() -> None:
     listed = (DOCS / "reference" / "commands" / "index.md").read_text()
     group: Any = typer.main.get_command(app)
