@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import hmrcompress as hc
 from hmrcompress.errors import ShapeError, UserError
+from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.merge import merge_network
 from hmrcompress.models.network import HMR2
+from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import CheckpointRef, DropBackground, Plan, TokenSettings
 
 GROUPS = ((0,), (1, 2), (3,))
@@ -82,6 +84,30 @@ def test_it_equals_our_network(name: str, ours: HMR2, theirs: TheirNetwork) -> N
         nobody = ours.smpl_head(*merge_network(ours, plan(settings)).backbone.encode(images)).features
         torch.testing.assert_close(theirs(images)[0], nobody, rtol=0, atol=1e-7)
         assert (nobody - expected).abs().max() > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("dropped", [None, DropBackground()])
+def test_merging_waits_for_a_probe_as_in_our_network(layer: int, dropped: DropBackground | None, ours: HMR2) -> None:
+    settings = TokenSettings(keep=120, per_layer=40, attention_bias=True, drop_background=dropped)
+    weight = torch.randn(2, ours.config.dim, generator=torch.Generator().manual_seed(layer))
+    probe = SaliencyProbe(weight, 0.0, layer=layer)
+    images, mask = crops(3)
+    network = with_token_merging(ours, settings, probe)
+    expected, with_mask = network(images).features, network(images, mask).features
+    assert (with_token_merging(ours, settings)(images).features - expected).abs().max() > 0.01
+    live = hc.live.apply(ours, {"tokens": settings.model_dump(mode="json")}, probe=probe)
+    torch.testing.assert_close(live(images).features, expected, rtol=0, atol=1e-7)
+    with hc.person_mask(live, mask):
+        torch.testing.assert_close(live(images).features, with_mask, rtol=0, atol=1e-7)
+
+
+def test_a_probe_too_far_up_is_told(ours: HMR2) -> None:
+    probe = SaliencyProbe(torch.zeros(1, ours.config.dim), 0.0, layer=2)
+    with pytest.raises(UserError, match="90 tokens need 5 merging layers, the network has 4"):
+        hc.live.apply(ours, {"tokens": {"attention_bias": True}}, probe=probe)
+    assert all("forward" not in module.__dict__ for module in ours.modules())
 
 
 @torch.no_grad()

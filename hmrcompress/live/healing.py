@@ -100,7 +100,7 @@ class LiveHealing:
         start = hash_of({f"{n}.{k}": t for n, block in changed_layers(model).items() for k, t in _state(block)})
         last = patch.plan.kept_groups[-1][0]
         self.last, self.teachers_last = blocks[last], _list_of(self.teacher, patch.name)[-1]
-        tokens = patch.plan.tokens
+        tokens = None if patch.merger is None else patch.merger.settings
         merging = 0 if tokens is None else len(token_counts(tokens, patch.grid[0] * patch.grid[1])) - 1
         self.layers = layers_beside_cuts(patch.plan.kept_groups, range(merging), reach, patch.plan.layers)
         thin: dict[str, nn.Parameter] = {}

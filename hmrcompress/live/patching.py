@@ -40,7 +40,7 @@ from hmrcompress.live.removed import hollow
 from hmrcompress.live.structure import RECORD, Blocks, Network, compressed_in
 from hmrcompress.live.structure import network as found_network
 from hmrcompress.live.weights import made_blocks
-from hmrcompress.merging.apply import TokenMerger, check_depth, token_counts
+from hmrcompress.merging.apply import TokenMerger, settled, token_counts
 from hmrcompress.merging.lstsq import Patch
 from hmrcompress.models.fast.network import FastBlock
 from hmrcompress.models.probe import SaliencyProbe
@@ -171,13 +171,13 @@ def apply(
                 type(model).__name__,
                 "Give grid=…, or find it by a call: hc.live.network(model, example=lambda: model(batch))",
             )
-        check_depth(plan.tokens, found.tokens, len(plan.kept_groups))
+        tokens = settled(plan.tokens, found.tokens, len(plan.kept_groups), probe)
         fewer = token_counts(plan.tokens, found.tokens)[-1] < found.tokens
         if not plan.tokens.biases_head and fewer:
             heads = cross_attentions(model, found.blocks)
             if not heads:
                 raise unknown_head(model)
-        merger = TokenMerger(plan.tokens, probe)
+        merger = TokenMerger(tokens, probe)
     blocks, originals = found.blocks, tuple(found.blocks)
     made = made_blocks(originals, found.bodies, plan.kept_groups, plan.merge_rule, patches)
     bodies = tuple(found.bodies[group[0]] if found.bodies else None for group in plan.kept_groups)

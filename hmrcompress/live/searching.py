@@ -20,10 +20,10 @@ from hmrcompress.live.probing import LiveProbe, Run
 from hmrcompress.live.structure import Network, hash_of
 from hmrcompress.live.structure import network as found_network
 from hmrcompress.live.trees import length_of, sha256_of, source_sha256
-from hmrcompress.merging.apply import check_depth, token_counts
+from hmrcompress.merging.apply import fewest_layers, settled
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.searching.cache import LayerCache, usual_memory
 from hmrcompress.searching.evaluations import Evaluations
@@ -77,7 +77,9 @@ def search(
         settings.check_options(found.depth)
         if settings.merge_rule == FITTED:
             raise UserError(f"{FITTED} is fitted on the tokens of our own networks", "merge_rule", "Try eq4")
-        fewest = _fewest(found, settings.tokens)
+        if settings.tokens is not None:
+            settled(settings.tokens, found.tokens, found.depth, probe)  # says what does not fit
+        fewest = fewest_layers(settings.tokens, found.tokens, probe)
         if settings.layers is not None and settings.layers < fewest:
             raise UserError(f"got {settings.layers}, but the token settings need {fewest} layers", "layers")
         sizes, tokens = [count(batch) for batch in given], settings.tokens if settings.with_tokens else None
@@ -176,14 +178,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in before.items():
             module.training = mode
-
-
-def _fewest(network: Network, tokens: TokenSettings | None) -> int:
-    """The number of layers that a plan has to leave, for its tokens to be merged in them."""
-    if tokens is None or tokens.drop_background is not None:
-        return 1
-    check_depth(tokens, network.tokens, network.depth)
-    return max(1, len(token_counts(tokens, network.tokens)) - 1)
 
 
 def _cache(network: Network, samples: int, settings: SearchSettings, journal: Path) -> LayerCache:

@@ -133,12 +133,19 @@ def with_token_merging(network: HMR2, settings: TokenSettings | None, probe: Sal
         other.backbone.reducer = None
         return other
     rows, columns = network.config.grid
-    settings = delayed(settings, rows * columns, probe.layer if probe else 0)
-    check_depth(settings, rows * columns, network.config.depth)
+    settings = settled(settings, rows * columns, network.config.depth, probe)
     check_keys_to_merge_by(settings, rows * columns, network.config.without_attention)
     there = probe.to(network.backbone.pos_embed.device) if probe else None
     other.backbone.reducer = TokenMerger(settings, there)
     return other
+
+
+def settled(settings: TokenSettings, tokens: int, depth: int, probe: SaliencyProbe | None) -> TokenSettings:
+    """The settings by which `depth` layers merge `tokens` tokens, delayed until a probe has found the person. UserError
+    where there are too few layers."""
+    settings = delayed(settings, tokens, probe.layer if probe else 0)
+    check_depth(settings, tokens, depth)
+    return settings
 
 
 def delayed(settings: TokenSettings, tokens: int, layer: int) -> TokenSettings:
@@ -169,14 +176,13 @@ def merging_settings(network: HMR2) -> TokenSettings | None:
     return reducer.settings if isinstance(reducer, TokenMerger) else None
 
 
-def fewest_layers(network: HMR2, settings: TokenSettings | None, probe: SaliencyProbe | None = None) -> int:
-    """How many layers of a network are needed to merge tokens as `settings` say (see `with_token_merging`), at least
-    one. UserError where `keep` is never reached."""
+def fewest_layers(settings: TokenSettings | None, tokens: int, probe: SaliencyProbe | None = None) -> int:
+    """How many layers are needed to merge `tokens` tokens as `settings` say (see `with_token_merging`), at least one.
+    UserError where `keep` is never reached."""
     if settings is None or settings.drop_background is not None:
         return 1 if probe is None else probe.layer + 1
-    rows, columns = network.config.grid
-    settings = delayed(settings, rows * columns, probe.layer if probe else 0)
-    return max(1, len(token_counts(settings, rows * columns)) - 1)
+    settings = delayed(settings, tokens, probe.layer if probe else 0)
+    return max(1, len(token_counts(settings, tokens)) - 1)
 
 
 def check_depth(settings: TokenSettings, tokens: int, depth: int) -> None:

@@ -128,7 +128,8 @@ def search(
     if settings.target == "truth":
         crops.check_measure(measure)
     with_token_merging(network, settings.tokens, mask_probe)  # says what does not fit before anything is done
-    fewest = fewest_layers(network, settings.tokens, mask_probe)
+    rows, columns = network.config.grid
+    fewest = fewest_layers(settings.tokens, rows * columns, mask_probe)
     if settings.layers is not None and settings.layers < fewest:
         fault = f"got {settings.layers}, but {settings.tokens and settings.tokens.keep} tokens need {fewest} layers"
         raise UserError(fault, "search.layers", "Ask for more, or raise --keep-tokens or --merge-per-layer")
