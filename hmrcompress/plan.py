@@ -28,6 +28,8 @@ ALL, ATTENTION, MLP = "all", "attention", "mlp"
 FITTED_RULE = "lstsq"
 SCHEMA = 2
 SINCE_SCHEMA_2 = ("removed", "patch", "run")
+RUNTIME_FLAGS = {"torch": "", "fast": "--fast", "compiled": "--fast --set predict.compile=true"}
+"""What commands that run a network in torch are given; other runtimes read what `export` writes."""
 
 
 class _Frozen(BaseModel):
@@ -62,7 +64,9 @@ class TokenSettings(_Frozen):
         default="keys", description="What the similarity of tokens is measured on"
     )
     schedule: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        default=None, strict=False, description="Tokens merged away in layer 0, 1, …; takes the place of per_layer"
+        default=None,
+        strict=False,  # recipes and Python have lists here; from JSON they would be tuples in any case
+        description="Tokens merged away in layer 0, 1, …; takes the place of per_layer",
     )
     protect: int = Field(default=0, ge=0, description="Tokens of greatest norm in a frame that are never merged")
     drop_background: DropBackground | None = Field(
@@ -182,6 +186,18 @@ class RunSettings(_Frozen):
     buckets: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         default=None, description="Numbers of tokens to choose from for each person; None: tokens.keep for all"
     )
+
+    @property
+    def flags(self) -> dict[str, str]:
+        """What `eval`, `bench` and `predict` have to be given to run so, by field; empty where they do anyway."""
+        asked = {
+            "dtype": "" if self.dtype == "float32" or self.int8 else f"--dtype {self.dtype}",
+            "int8": "--dtype int8 (for all layers)" if self.int8 else "",
+            "stride": "" if self.stride == 1 else f"--stride {self.stride}",
+            "runtime": RUNTIME_FLAGS.get(self.runtime, f"`export` for {self.runtime}"),
+            "buckets": f"--set predict.buckets=[{','.join(map(str, self.buckets))}]" if self.buckets else "",
+        }
+        return {field: flag for field, flag in asked.items() if flag}
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -358,6 +374,14 @@ class Plan(_Frozen):
                 where,
                 "--force uses it all the same",
             )
+
+    def tell_run(self, where: object = "plan", *, live: bool = False) -> None:
+        """Says which fields of `run` nothing follows by itself, and what to give instead. live: to a live network."""
+        flags = {} if self.run is None else self.run.flags
+        if flags and live:
+            tell(f"run: {', '.join(flags)} is left to the code that calls a live network", where)
+        elif flags:
+            tell(f"run: no command reads it; give eval, bench and predict {' '.join(flags.values())}", where)
 
 
 def trivial_groups(layers: int) -> tuple[tuple[int, ...], ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import hmrcompress as hc
-from hmrcompress.errors import UserError
+from hmrcompress.errors import Notice, UserError
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.fit import FitBatch
 from hmrcompress.merging.merge import merge_network
@@ -57,11 +57,13 @@ def test_what_is_removed_adds_nothing_in_every_path(tmp_path: Path, tiny_model: 
     assert torch.equal(outputs(merged), expected)
     torch.testing.assert_close(outputs(make_fast(merged)), expected, rtol=1e-4, atol=1e-5)
     path = tmp_path / "plan.yaml"
-    plan(*REMOVED, tokens={"keep": 150, "metric": "features"}).write(path)
+    tokens = {"keep": 150, "metric": "features"}
+    plan(*REMOVED, tokens=tokens, run={"stride": 4}).write(path)
     line = ["merge", str(tiny_model), "--plan", str(path), "-o"]
     for out, more in (("folder", []), ("padded.ckpt", ["--format", "original"])):
         done = CliRunner().invoke(app, [*line, str(tmp_path / out), *more])
         assert done.exit_code == 0, done.output
+        assert "run: no command reads it; give eval, bench and predict --stride 4 --fast" in done.output
     folder = hc.load(tmp_path / "folder")
     assert torch.equal(outputs(folder.network), expected) and folder.config == merged.config
     assert folder.plan is not None and folder.plan.checkpoint is not None, "the folder's plan names the checkpoint"
@@ -105,9 +107,10 @@ def test_sizes_that_a_file_may_claim() -> None:
 
 
 def test_live_networks_leave_whole_layers_out_and_refuse_halves() -> None:
-    network, whole = tiny.network(), plan({"layer": 2}, tokens={"keep": 150, "read": "restored"})
+    network, whole = tiny.network(), plan({"layer": 2}, tokens={"keep": 150, "read": "restored"}, run={})
     expected = outputs(merge_network(network, whole))
-    live = hc.apply(tiny.network(), whole)
+    with pytest.warns(Notice, match="run: runtime is left to the code that calls a live network"):
+        live = hc.apply(tiny.network(), whole)
     torch.testing.assert_close(outputs(live), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(outputs(hc.unapply(live)), outputs(network))
     with pytest.raises(UserError, match="half of layer 1 is removed"):
@@ -124,7 +127,9 @@ def test_a_head_that_reads_restored_tokens_counts_each_patch() -> None:
     for name, change in (("native", {}), ("restored", {"read": "restored"}), ("cross", {"attention_bias": "cross"})):
         settings = native.changed(**change)
         with torch.no_grad():
-            found[name] = with_token_merging(tiny.network(), settings)(IMAGES, person).features
+            network = with_token_merging(tiny.network(), settings)
+            found[name] = network(IMAGES, person).features
+            torch.testing.assert_close(make_fast(network)(IMAGES, person).features, found[name], rtol=1e-4, atol=1e-6)
     assert torch.equal(found["restored"], found["cross"]) and not torch.equal(found["restored"], found["native"])
 
 

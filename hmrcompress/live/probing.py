@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class LiveProbe(FrameProbe):
         probe: SaliencyProbe | None = None,
     ) -> None:
         starts = np.cumsum([0, *sizes]).tolist()
-        super().__init__(starts[-1], [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)], network.depth)
+        super().__init__(starts[-1], [slice(*ends) for ends in pairwise(starts)], network.depth)
         self.network, self.batches, self.sizes, self.run, self.distance = network, batches, sizes, run, distance
         self.merge_rule, self.tokens, self.masks, self.mask_probe = merge_rule, tokens, masks, probe
         self.device = next(network.blocks.parameters()).device

@@ -82,7 +82,7 @@ def restore(model: Module, path: Path | str, *, force: bool = False) -> Module:
     apply(model, plan, network=found, force=force)
     try:
         _load(model, state, path)
-    except Exception:
+    except Exception:  # whatever it was: the caller's model is to be as it came, and the fault goes on
         unapply(model)
         raise
     return model

@@ -12,6 +12,7 @@ shapes, and lets tests run everything but the capture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -56,7 +57,7 @@ class StaticBatches(nn.Module):
         """UserError for buckets that do not rise from at least 1."""
         super().__init__()
         self.network, self.buckets, self.compiled = network, tuple(buckets or batch_buckets()), compiled
-        if self.buckets[0] < 1 or any(low >= high for low, high in zip(self.buckets, self.buckets[1:], strict=False)):
+        if self.buckets[0] < 1 or any(low >= high for low, high in pairwise(self.buckets)):
             raise UserError(f"got {', '.join(map(str, self.buckets))}, expected rising numbers from 1", "batch sizes")
         self.capture = capture
         self._compiled = Compiled(network) if compiled else None
