@@ -162,7 +162,7 @@ def test_one_command_and_once_more_from_its_journal(
     write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
     stop_the_clock(monkeypatch, 1.5)
     line = ["compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file, "--budget-mm", 30,
-            "--preset", "quick", "--batch-size", 1, "--quiet", "-o"]  # fmt: skip
+            "--preset", "quick", "--batch-size", 1, "--costs", tmp_path / "costs.json", "--quiet", "-o"]  # fmt: skip
     done = hmr(*line, tmp_path / "fast")
     assert done.exit_code == 0, done.output
     names = ("model.safetensors", "plan.yaml", "frontier.json", "report.html", "config.json")
@@ -171,6 +171,8 @@ def test_one_command_and_once_more_from_its_journal(
     speed = found.get("speed")
     assert (speed is None) == (found["chosen"] == Candidate().key)
     assert speed is None or (speed["speedup"] > 1 and f"{speed['speedup']:.2f} times the speed" in found["sentence"])
+    table = (tmp_path / "costs.json").read_bytes()
+    assert CostTable.from_json(json.loads(table), "x").to_json() == found["costs"]
     assert found["shown"] and found["sentence"].startswith("Asked for 30 mm at most, chosen: ")
     assert b"<script src" not in first["report.html"] and b"link href" not in first["report.html"]
     # Killed after half of its lines, and started again: the rest is measured, and nothing twice.
@@ -181,6 +183,7 @@ def test_one_command_and_once_more_from_its_journal(
     assert again.exit_code == 0, again.output
     assert {name: (tmp_path / "fast" / name).read_bytes() for name in names} == first
     assert journal.read_bytes().splitlines(keepends=True) == lines
+    assert (tmp_path / "costs.json").read_bytes() == table
     slow = min(found["points"], key=lambda each: each["fps"])
     assert hmr("pick", tmp_path / "fast", "--fps", slow["fps"], "-o", tmp_path / "other.yaml").exit_code == 0
     assert Plan.read(tmp_path / "other.yaml").layers == 4
@@ -215,3 +218,17 @@ def test_few_clips_cannot_confirm(
     done = hmr("compress", tiny_model, "--data", tiny_crops_file, "--body", tiny_body_file, "--budget-mm", 1,
                "-o", tmp_path / "fast")  # fmt: skip
     assert done.exit_code == 2 and "takes 36" in " ".join(done.output.split())
+
+
+def test_the_cost_table_is_no_other_output(tmp_path: Path) -> None:
+    line = ["compress", "starter", "--data", "starter:calib", "--budget-mm", 1]
+    (tmp_path / "costs.json").write_text("{}")
+    for costs, more, says in (
+        ("a.json", ["-o", tmp_path / "fast", "--json", tmp_path / "a.json"], "to be written twice"),
+        ("fast", ["-o", tmp_path / "fast"], "to be written twice"),
+        ("costs.json", ["-o", tmp_path / "costs.json"], "is a file"),
+        ("costs.json/below", ["-o", tmp_path / "fast"], "is a file"),
+    ):
+        done = hmr(*line, "--costs", tmp_path / costs, *more)
+        assert done.exit_code == 2 and says in " ".join(done.output.split()), (costs, done.output)
+    assert [each.name for each in tmp_path.iterdir()] == ["costs.json"]

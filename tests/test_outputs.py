@@ -292,6 +292,10 @@ class TestFiles:
             rule.check_file(tmp_path / "x" / ".." / "a.json", "convert", "json")
         with pytest.raises(UserError, match="to be written twice"):
             rule.check_folder(tmp_path / "a.json", KIND)
+        with pytest.raises(UserError, match="to be written twice"):
+            rule.write_json(tmp_path / "a.json", {}, "convert")
+        with pytest.raises(UserError, match="to be written twice"), rule.folder(tmp_path / "a.json", KIND):
+            pass
 
     def test_links_are_followed(self, tmp_path: Path) -> None:
         (tmp_path / "there").mkdir()
@@ -678,11 +682,12 @@ def test_what_a_running_process_has_stays(tmp_path: Path) -> None:
     assert hashes(tmp_path).keys() == {"a.md"}
 
 
-def test_long_names(tmp_path: Path) -> None:
-    path = tmp_path / ("x" * 240 + ".md")
+@pytest.mark.parametrize("name", ["x" * 240, "体" * 80, "🏃" * 60])
+def test_long_names(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.md"
     OutputRule().write_text(path, "x\n", "report")
     with room(path) as made:
-        assert len(made.parent.name) < 255
+        assert len(os.fsencode(made.parent.name)) <= 255
     path.chmod(0o640)
     with whole_file(path) as temporary:
         temporary.write_text("y")

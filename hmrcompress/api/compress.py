@@ -58,7 +58,7 @@ from hmrcompress.searching.cache import LayerCache, layer_bytes
 from hmrcompress.timing.made_up import made_up_batch
 from hmrcompress.timing.rounds import time_interleaved
 
-KIND = "frontier"
+KIND, COSTS = "frontier", "costs"
 FEWEST_CONFIRMING = 12
 KEPT_BACK = 3
 """Of data without a split to confirm on, every third clip is kept back."""
@@ -131,8 +131,12 @@ def compress(
         if value is not None and not (np.isfinite(value) and value > 0):
             raise UserError(f"got {value}, expected a number above 0", name)
     out, chosen = Path(out), PRESETS[preset]
-    outputs = OutputRule.of(overwrite, model, data, costs)
+    outputs = OutputRule.of(overwrite, model, data)
     outputs.check_folder(out, MODEL)
+    if costs is not None and Path(costs).exists():
+        outputs.reads(costs)
+    elif costs is not None:
+        outputs.check_file(costs, COSTS, "json")
     with hearing() as notes:
         bench = _Bench.opened(model, data, chosen, target, masks, body, device, batch_size, seed, out, progress)
         table = bench.costs(costs, outputs, progress)
@@ -285,7 +289,7 @@ class _Bench:
             table = measure_costs(self.network, ways, batch=self.batch_size, progress=progress)
             known = self.ledger.put(name, table.to_json())
         if path is not None:
-            outputs.write_json(path, {"schema": 1, "command": "compress", **known}, "costs")
+            outputs.write_json(path, {"schema": 1, "command": "compress", **known}, COSTS)
         return CostTable.from_json(known, "costs")
 
     def sizes(self, chosen: Preset, progress: Progress) -> dict[float, Sized]:

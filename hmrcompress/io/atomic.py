@@ -20,8 +20,8 @@ from pathlib import Path
 from hmrcompress.errors import UserError
 
 ROOM_NAME = re.compile(r"\.(?P<name>.+)-hmrcompress-[0-9a-f]{12}\.part", re.DOTALL)
-LONGEST = 80
-"""Characters of a name that are repeated in that of its room: names end at 255 bytes."""
+LONGEST = 56
+"""Characters of a name, of at most four bytes each, that are repeated in that of its room: names end at 255 bytes."""
 LOCK, MADE, REPLACED, SWAPPING = "lock", "made", "replaced", "swapping"
 SIGNATURE = b"hmrcompress"
 EXCHANGE, NO_REPLACE = 2, 1
@@ -184,9 +184,8 @@ def free_name(path: Path, more: str) -> Path:
 
 def flush(path: Path) -> None:
     """fsync of a file or folder, of a folder's files too; where folders cannot be opened (Windows) they are skipped."""
-    if path.is_dir():
-        if os.name == "nt":
-            return
+    if os.name == "nt" and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

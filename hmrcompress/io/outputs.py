@@ -36,7 +36,7 @@ from hmrcompress.io.places import (
     signature,
     stream_of,
 )
-from hmrcompress.io.seals import form_of, of_an_earlier_version, read_seal, seal, sealed_json
+from hmrcompress.io.seals import form_of, of_an_earlier_version, read_seal, seal
 
 BAK, NEW = ".bak", ".new"
 FILE_ELSEWHERE = "Choose another name, or give --overwrite to replace it"
@@ -114,6 +114,7 @@ class OutputRule:
         target = _stream_room(path) if stream else real(path)
         if target not in self._claims:
             self.check_file(path, kind, form)
+        self._check_once(target, path, kind)
         with atomic.room(target) as made:
             yield made / target.name
             seal(made / target.name, kind, form, hashed=hashed)
@@ -155,7 +156,7 @@ class OutputRule:
 
     def write_json(self, path: Path | str, value: Mapping[str, Any], kind: str) -> None:
         """Writes a JSON object, indented and sealed; the same value gives the same bytes. Raises as `file`."""
-        self.write_text(path, json_text(sealed_json(value, kind)), kind, "json")
+        self.write_text(path, json_text(value), kind, "json")
 
     def check_folder(self, path: Path | str, kind: FolderKind) -> None:
         """UserError where a folder of this kind must not, or cannot, be written to `path`. Removes what a killed
@@ -190,6 +191,7 @@ class OutputRule:
         path, target = Path(path), real(path)
         if target not in self._claims:
             self.check_folder(path, kind)
+        self._check_once(target, path, _folder_of(kind))
         inside = target.is_dir() and must_stay(target)
         with atomic.room(target / target.name if inside else target, partial(_is_ours, kind)) as made:
             staged = made / target.name
