@@ -14,8 +14,8 @@ from hmrcompress_cli.common import (
     Printer,
     QuietOption,
     SafeCommand,
-    options_given,
     outputs_here,
+    refuse_unused,
     write_record,
 )
 from hmrcompress_cli.help import example
@@ -55,11 +55,7 @@ def for_adapters(model: object, names: Iterable[str], settings: Any = None, keys
         return False
     if not isinstance(model, str):
         raise UserError("takes no options of checkpoints", str(model), "Leave out --num-heads and its kin")
-    given = options_given()
-    found = [given[name] for name in names if name in given]
-    found += [f"--set {key}" for key in keys if key in getattr(settings, "model_fields_set", ())]
-    if found:
-        raise UserError("has no effect on an adapter, whose file says it", found[0], "Leave it out")
+    refuse_unused("has no effect on an adapter, whose file says it", "Leave it out", names, settings, keys)
     return True
 
 

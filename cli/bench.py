@@ -24,7 +24,9 @@ from hmrcompress_cli.common import (
     QuietOption,
     SeedOption,
     complain,
+    options_given,
     outputs_here,
+    refuse_unused,
     write_record,
 )
 from hmrcompress_cli.settings import takes_settings
@@ -39,6 +41,11 @@ OF_OUR_NETWORKS = (
     "no_memory", "device", "dtype", "seed",
 )  # fmt: skip
 """What timing an adapter's model does without."""
+OF_SUITES = ("suite", "out", "json", "overwrite", "quiet", "debug", "overrides")
+"""All that a suite takes; its file says the rest."""
+NOT_ADAPTIVE = ("against", "layers", "baseline", "body", "no_memory", "threads")
+NOT_ADAPTIVE_KEYS = ("decoder", "strides", "measured_frames", "steps")
+"""What timing adaptive tokens does without."""
 
 
 @takes_checkpoints("model", "against")
@@ -120,12 +127,10 @@ def bench(
             "Leave one of them out",
         )
     if of_suite or settings.only:
-        if own := settings.model_fields_set - {"only"}:
-            key = min(own)
-            raise UserError(
-                "is for the suite's file to say", f"--set bench.{key}", "Leave it out, or leave --suite out"
-            )
-        _run_suite(suite, out, list(settings.only), quiet, outputs_here())
+        flags, keys = options_given().keys() - set(OF_SUITES), settings.model_fields_set - {"only"}
+        told = "is for the suite's file to say", "Leave it out, or leave --suite out"
+        refuse_unused(*told, sorted(flags), settings, sorted(keys))
+        _run_suite(suite, out, list(settings.only), json, quiet, outputs_here())
         return
     tokens = settings.tokens
     if keep_tokens is not None:
@@ -145,6 +150,8 @@ def bench(
     if where.type == "cpu" and dtype not in ("float32", "int8") and fast_dtype(where) != wanted:
         complain(f"warning: this CPU has no units for {dtype}, which is emulated: expect it to be slower than float32")
     if buckets is not None:
+        told = "has no effect on timing adaptive tokens", "Leave it out"
+        refuse_unused(*told, NOT_ADAPTIVE, settings, NOT_ADAPTIVE_KEYS)
         with progress_bar(quiet=quiet) as progress:
             adaptive = bench.bench_adaptive(
                 model or "starter",
@@ -178,7 +185,9 @@ def bench(
     show(Printer(quiet), figures, str(where))
 
 
-def _run_suite(suite: str | None, out: Path | None, only: list[str], quiet: bool, rule: OutputRule) -> None:
+def _run_suite(
+    suite: str | None, out: Path | None, only: list[str], json: Path | None, quiet: bool, rule: OutputRule
+) -> None:
     """Measures what is not there yet, a line for each run."""
     from hmrcompress.recipe.benchmarks import read_suite, run_suite
     from hmrcompress.runtime import progress_bar
@@ -196,4 +205,6 @@ def _run_suite(suite: str | None, out: Path | None, only: list[str], quiet: bool
 
     with progress_bar(quiet=quiet) as progress:
         written = run_suite(read_suite(suite), out, only=only, overwrite=rule, on_run=done, progress=progress)
+    if json is not None:
+        rule.write_json(json, {"schema": 1, "command": "bench", "runs": [str(path) for path in written]}, "bench")
     printer.say(f"{out}: {len(written)} runs; `hmrcompress report {out} -o FILE.md` shows them")

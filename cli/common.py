@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -192,17 +192,17 @@ class SafeCommand(TyperCommand):
             for name, value in ctx.params.items()
             if name in INPUT_OPTIONS and not (name in ("masks", "boxes", "body", "motions") and value in WORDS)
         ]
-        outputs = OutputRule(overwrite=bool(ctx.params.get("overwrite")), inputs=inputs)
+        name, outputs = command_name(ctx), OutputRule(overwrite=bool(ctx.params.get("overwrite")), inputs=inputs)
         record = ctx.params.get("json") or ctx.params.get("json_file")
         if record is not None:
-            outputs.check_file(record, command_name(ctx), "json")
+            outputs.check_file(record, name, "json")
         stdout = any(str(ctx.params.get(name)) == "-" for name in OUTPUT_OPTIONS)
         given = {
             each.name: max(each.opts, key=len)
             for each in self.params
             if each.name and getattr(ctx.get_parameter_source(each.name), "name", "") == "COMMANDLINE"
         }
-        token = _RUNNING.set(_Running(outputs, stdout, given))
+        token = _RUNNING.set(_Running(name, outputs, stdout, given))
         try:
             return super().invoke(ctx)
         finally:
@@ -211,9 +211,10 @@ class SafeCommand(TyperCommand):
 
 @dataclass(frozen=True)
 class _Running:
-    """The command that runs: the rule for its outputs, whether one of them is stdout, and the flags on its line by
-    parameter."""
+    """The command that runs: its name, the rule for its outputs, whether one of them is stdout, and the flags on its
+    line by parameter."""
 
+    name: str
     outputs: OutputRule
     stdout: bool
     given: dict[str, str]
@@ -239,6 +240,16 @@ def outputs_here() -> OutputRule:
 def options_given() -> dict[str, str]:
     """The options that stand on the line of the command that runs: their flags, by the names of parameters."""
     return _RUNNING.get().given
+
+
+def refuse_unused(what: str, remedy: str, names: Iterable[str], settings: Any = None, keys: Iterable[str] = ()) -> None:
+    """UserError, saying what it is, for the first of these options that stands on the line, or of the keys of the
+    settings that was set."""
+    given = options_given()
+    found = [given[name] for name in names if name in given]
+    found += [f"--set {_RUNNING.get().name}.{key}" for key in keys if key in getattr(settings, "model_fields_set", ())]
+    if found:
+        raise UserError(what, found[0], remedy)
 
 
 @contextmanager

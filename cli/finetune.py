@@ -25,6 +25,7 @@ from hmrcompress_cli.common import (
     SeedOption,
     complain,
     outputs_here,
+    refuse_unused,
     write_record,
 )
 from hmrcompress_cli.settings import takes_settings
@@ -44,6 +45,16 @@ KEYS_OF_OURS = (
     "with_head", "probe_layer",
 )  # fmt: skip
 """Options and settings that healing by an adapter does without: its file says it, or it is not there."""
+_DECODER_KEYS = ("motions", "preset", "decoder", "clips", "clip_frames", "readout", "steps")
+_HEAL_KEYS = ("rank", "reach", "full", "with_head")
+_OF_DECODER = (("teacher", "images", "limit", "dtype"), ("images", "probe_layer", *_HEAL_KEYS))
+NOT_FOR = {
+    "heal": (("motions", "vae"), ("probe_layer", *_DECODER_KEYS)),
+    "probe": (("motions", "vae", "teacher", "max_minutes", "dtype"),
+              ("max_minutes", "rate", *_HEAL_KEYS, *_DECODER_KEYS)),
+    **dict.fromkeys(DECODER_STAGES, _OF_DECODER),
+}  # fmt: skip
+"""Options and settings that a stage does without."""
 
 
 def _option(*names: str, help: str, **limits: Any) -> Any:
@@ -89,7 +100,7 @@ def finetune(
         _option(
             "--max-minutes",
             min=0.01,
-            help="Train each part this long; with --images or --steps, stop then and go on when run again.",
+            help="Train each part this long; with --images or steps, stop then and go on when run again.",
         ),
     ] = None,
     json: JsonOption = None,
@@ -123,6 +134,7 @@ def finetune(
         return
     if plan is not None:
         raise UserError("is for adapters; a compressed folder has its own plan", "--plan", "Leave it out")
+    refuse_unused(f"has no effect on --stage {stage}", "Leave it out", NOT_FOR[stage][0], settings, NOT_FOR[stage][1])
     if stage in DECODER_STAGES:
         from hmrcompress_cli.finetune_decoder import run
 

@@ -15,6 +15,7 @@ from hmrcompress_cli.common import (
     QuietOption,
     SeedOption,
     outputs_here,
+    refuse_unused,
     write_record,
 )
 
@@ -45,7 +46,8 @@ def report(
 
     outputs = outputs_here()
     if results.suffix == ".md":
-        _refresh(results, quiet)
+        refuse_unused("has no effect on a page, which is brought up to date itself", "Leave it out", ("out",))
+        write_record(json, "report", {"changed": _refresh(results, quiet)}, seed=seed)
         return
     if out is None or out.suffix != ".md":
         raise UserError(f"got {str(out)!r}, expected a name ending in .md", "--out")
@@ -63,7 +65,8 @@ def report(
     Printer(quiet).say(f"{out}: {len(tables)} tables, {rows} rows")
 
 
-def _refresh(page: Path, quiet: bool) -> None:
+def _refresh(page: Path, quiet: bool) -> int:
+    """How many figures and tables of the page changed."""
     from hmrcompress.io.atomic import whole_file
     from hmrcompress.io.places import real
     from hmrcompress.io.texts import decoded, read_bytes
@@ -78,3 +81,4 @@ def _refresh(page: Path, quiet: bool) -> None:
             temporary.write_bytes(after.encode())
     told = f"{changed} figure{'s' if changed > 1 else ''} changed" if changed else "nothing changed"
     Printer(quiet).say(f"{page}: {told}")
+    return changed

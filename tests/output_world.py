@@ -170,7 +170,6 @@ COMMANDS: dict[str, Command] = {
         lambda n: {f"{n}/first.json": FILE},
         ("suite.yaml",),
         slow=True,
-        json=False,
     ),
     "starter video": Command(
         lambda i, n: ["starter", "video", "--data", f"crops:{i}/crops.npz", "--clips", "0", "--frames", "2",

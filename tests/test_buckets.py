@@ -201,6 +201,10 @@ def test_bench_times_adaptive_tokens_on_people_of_every_size(tmp_path: Path, tin
     figures = tmp_path / "figures.json"
     flags = ["--set", "bench.buckets=auto", "--keep-tokens", "90", "--batch-sizes", "4", "--rounds", "1"]
     flags += ["--json", str(figures)]
+    for flag, more in (("--against", ["--against", "starter"]), ("--threads", ["--threads", "1"]),
+                       ("--set bench.strides", ["--set", "bench.strides=[2]"])):  # fmt: skip
+        done = CliRunner().invoke(app, ["bench", str(tiny_model), *flags, *more])
+        assert done.exit_code == 2 and f"{flag}: has no effect on timing adaptive" in done.output, done.output
     done = CliRunner().invoke(app, ["bench", str(tiny_model), "--device", "cpu", *flags])
     assert done.exit_code == 0 and "adaptive tokens" in done.output, done.output
     found = json.loads(figures.read_text())["adaptive"]

@@ -68,7 +68,17 @@ def test_the_command_brings_a_page_up_to_date(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert page.read_text() == "<!--= r.json rows.0.ms d -->4<!--=--> ms\n"
     assert "1 figure changed" in done.stdout
-    assert "nothing changed" in CliRunner().invoke(app, ["report", str(page)]).stdout
+    figures = folder / "figures.json"
+    again = CliRunner().invoke(app, ["report", str(page), "--json", str(figures)])
+    assert "nothing changed" in again.stdout and json.loads(figures.read_text())["changed"] == 0
+
+
+def test_a_page_goes_nowhere_else(folder: Path) -> None:
+    page = folder / "page.md"
+    page.write_text("<!--= r.json rows.0.ms d -->9<!--=--> ms\n")
+    done = CliRunner().invoke(app, ["report", str(page), "-o", str(folder / "other.md")])
+    assert done.exit_code == 2 and "--out: has no effect on a page" in done.output
+    assert "9" in page.read_text() and not (folder / "other.md").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -314,3 +314,23 @@ def test_the_command(world: dict[str, Path], tiny_body_file: Path, tmp_path: Pat
     }.items():
         done = CliRunner().invoke(app, ["finetune", str(out), "--stage", stage, "-o", str(tmp_path / "x")])
         assert done.exit_code == 2 and message in done.output and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "flag", "more"),
+    [
+        ("heal", "--vae", ["--vae", "starter-fast"]),
+        ("heal", "--set finetune.steps", ["--set", "finetune.steps=3"]),
+        ("heal", "--set finetune.motions", ["--set", "finetune.motions=starter"]),
+        ("probe", "--teacher", ["--teacher", "starter"]),
+        ("probe", "--set finetune.max_minutes", ["--set", "finetune.max_minutes=1"]),
+        ("probe", "--set finetune.rank", ["--set", "finetune.rank=3"]),
+        ("vae", "--limit", ["--limit", "3"]),
+        ("decoder", "--images", ["--images", "3"]),
+        ("all", "--dtype", ["--dtype", "bfloat16"]),
+        ("all", "--set finetune.full", ["--set", "finetune.full=true"]),
+    ],
+)
+def test_options_of_other_stages_are_refused(stage: str, flag: str, more: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["finetune", "starter", "--stage", stage, "-o", str(tmp_path / "x"), *more])
+    assert done.exit_code == 2 and f"{flag}: has no effect on --stage {stage}" in done.output, done.output

@@ -77,7 +77,10 @@ def test_runs_are_kept_and_shown(tiny_model: Path, tmp_path: Path) -> None:
     done = hmr.invoke(app, [str(each) for each in (*arguments, "--set", "bench.only=[second]")])
     assert done.exit_code == 0 and not (out / "first.json").exists(), done.output
     kept = (out / "second.json").read_bytes()
-    done = hmr.invoke(app, [str(each) for each in arguments])
+    done = hmr.invoke(app, [str(each) for each in (*arguments, "--json", tmp_path / "runs.json")])
+    assert json.loads((tmp_path / "runs.json").read_text())["runs"] == [
+        str(out / f"{name}.json") for name in ("first", "second")
+    ]
     assert done.exit_code == 0 and "(known)" in done.output and (out / "second.json").read_bytes() == kept
 
     record = json.loads(kept)
@@ -115,6 +118,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
         read_suite(tmp_path / "s.yaml")
     done = CliRunner().invoke(app, ["bench", "--suite", "benchmarks"])
     assert done.exit_code == 2 and "--suite and -o" in done.output
+    for flag, more in (("--rounds", ["--rounds", "3"]), ("--set bench.rounds", ["--set", "bench.rounds=3"]),
+                       ("model", ["starter"]), ("--device", ["--device", "cpu"])):  # fmt: skip
+        done = CliRunner().invoke(app, ["bench", *more, "--suite", "benchmarks", "-o", str(tmp_path / "out")])
+        assert done.exit_code == 2 and f"{flag}: is for the suite's file to say" in done.output, done.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_original_in_bench(tiny_model: Path, tmp_path: Path) -> None:
