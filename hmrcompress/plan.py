@@ -308,20 +308,12 @@ class Plan(_Frozen):
     @classmethod
     def read(cls, path: Path | str) -> Plan:
         """Reads a plan. Raises UserError naming the file, the field and the fault."""
-        path = Path(path)
-        if not path.exists():
-            raise UserError("no such plan", path, "`hmrcompress search` makes one")
-        text = read_bytes(path)
-        return cls.from_yaml(text, path)
+        return cls.from_dict(read_fields(path), path)
 
     @classmethod
     def from_yaml(cls, text: str | bytes, where: object = "plan") -> Plan:
         """Parses the text of a plan. Raises UserError naming the field and the fault."""
-        values = parse_yaml(text, where)
-        if not isinstance(values, dict):
-            raise UserError(f"holds a {type(values).__name__}, expected the fields of a plan", where)
-        values.pop("sha256", None)  # the seal of the file: an edited plan is as good as any
-        return cls.from_dict(values, where)
+        return cls.from_dict(_fields(text, where), where)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: object = "plan") -> Plan:
@@ -382,6 +374,21 @@ class Plan(_Frozen):
             tell(f"run: {', '.join(flags)} is left to the code that calls a live network", where)
         elif flags:
             tell(f"run: no command reads it; give eval, bench and predict {' '.join(flags.values())}", where)
+
+
+def read_fields(path: Path | str) -> dict[str, Any]:
+    """The fields in the file of a plan as they stand there, for `Plan.from_dict`. UserError where there are none."""
+    if not Path(path).exists():
+        raise UserError("no such plan", path, "`hmrcompress search` makes one")
+    return _fields(read_bytes(Path(path)), path)
+
+
+def _fields(text: str | bytes, where: object) -> dict[str, Any]:
+    values = parse_yaml(text, where)
+    if not isinstance(values, dict):
+        raise UserError(f"holds a {type(values).__name__}, expected the fields of a plan", where)
+    values.pop("sha256", None)  # the seal of the file: an edited plan is as good as any
+    return values
 
 
 def trivial_groups(layers: int) -> tuple[tuple[int, ...], ...]:

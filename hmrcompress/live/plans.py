@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.texts import read_bytes
-from hmrcompress.io.yamls import parse_yaml
-from hmrcompress.live.structure import Network
-from hmrcompress.plan import SCHEMA, Plan, trivial_groups
+from hmrcompress.live.structure import FAMILY, Network
+from hmrcompress.plan import SCHEMA, Plan, read_fields, trivial_groups
 
 LivePlan = Plan | Mapping[str, Any] | Path | str
 """A plan, its fields, or its file. Of fields, `checkpoint` may be left out, and `groups` where no layer is merged."""
@@ -20,12 +18,7 @@ def plan_for(plan: LivePlan, network: Network | None, *, force: bool = False) ->
     """The plan, completed by what is known of the network. UserError where it is none, or was made by a search in
     other blocks than these (`force`: let it pass)."""
     if isinstance(plan, str | Path):
-        if not Path(plan).exists():
-            raise UserError("no such plan", plan, "`hmrcompress search` makes one")
-        fields, where = parse_yaml(read_bytes(Path(plan)), plan), plan
-        if not isinstance(fields, dict):
-            raise UserError(f"holds a {type(fields).__name__}, expected the fields of a plan", plan)
-        fields.pop("sha256", None)  # the seal of the file
+        fields, where = read_fields(plan), plan
     elif isinstance(plan, Plan):
         fields, where = plan.to_dict(), "plan"
     else:
@@ -36,7 +29,8 @@ def plan_for(plan: LivePlan, network: Network | None, *, force: bool = False) ->
             fields["checkpoint"] = network.reference.model_dump()
         fields.setdefault("groups", trivial_groups(network.depth))
     made = Plan.from_dict(fields, where)
-    if network is not None and not force and made.checkpoint and made.checkpoint.family == network.family:
+    # Hashes of other families are of files, which say nothing about blocks.
+    if network is not None and not force and made.checkpoint and made.checkpoint.family.startswith(FAMILY):
         if made.checkpoint.sha256 != network.sha256:
             raise UserError(
                 f"checkpoint.sha256: the plan was made for {made.checkpoint.sha256[:12]}…, these blocks are "

@@ -19,6 +19,8 @@ from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH
 Blocks = nn.ModuleList | nn.Sequential
 RECORD = "_hmrcompress_patch"
 """Attribute of the list of blocks that holds what was done to a model."""
+FAMILY = "live:"
+"""How plans that were made for live networks call their families; the hash beside is one of blocks."""
 USUAL = ("backbone.blocks", "blocks")
 """Lists that are taken for stacks although their blocks cannot be taken apart: layers can be merged in them."""
 PREFIX_TOKENS = ("cls_token", "register_tokens", "reg_token", "storage_tokens", "task_tokens", "dist_token")
@@ -75,7 +77,7 @@ class Network:
     @property
     def family(self) -> str:
         """What plans for this network call it: `live:` and the model's class."""
-        return f"live:{type(self.model).__name__}"
+        return f"{FAMILY}{type(self.model).__name__}"
 
     @property
     def reference(self) -> CheckpointRef:
