@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from test_search import deep_network
@@ -19,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from hmrcompress import runtime
 from hmrcompress.body.model import BodyModel
-from hmrcompress.data.crops import CropSet
+from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.data.masks import DataMasks
 from hmrcompress.errors import UserError
 from hmrcompress.merging.apply import with_token_merging
@@ -31,7 +32,8 @@ from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe import ablate as driver
 from hmrcompress.recipe.ablate import Ablation
-from hmrcompress.recipe.ablations import Ablations, read_ablations
+from hmrcompress.recipe.ablations import Ablations, Decode, read_ablations
+from hmrcompress.recipe.bed import Bed, Case
 from hmrcompress.report.results import markdown, read_tables
 from hmrcompress_cli.main import app
 
@@ -170,6 +172,27 @@ def test_rows_are_what_they_say_and_are_measured_once(
     text = tmp_path / "results.md"
     assert hmr("report", out, "-o", text).exit_code == 0
     assert text.read_text().index("## First") < text.read_text().index("## Second")
+
+
+def test_person_tokens_lost_are_counted_for_every_draw_and_way_to_decode(
+    tiny_model: Path, tiny_body_file: Path, tmp_path: Path
+) -> None:
+    """Where everything is person, every merge takes a person token: 42 leave 150 of 192 tokens, 12 leave 180."""
+    arrays = tiny.crop_arrays(clips=1)
+    arrays["masks"][1:] = 255
+    write_crops(tmp_path / "crops", arrays, tiny.crop_meta())
+    path = tmp_path / "tables.yaml"
+    path.write_text(yaml.safe_dump(settings(tiny_model, tmp_path / "crops", tiny_body_file)))
+    bed = Bed(read_ablations(path), tmp_path, limit=None, device="cpu", progress=runtime.no_progress)
+    chosen = CropSet.open(tmp_path / "crops").sample(4)
+    share = sum(row > 0 for row in chosen) / len(chosen)
+
+    def case(keep: int, decode: Decode | None = None) -> Case:
+        return Case(bed.checkpoint, TokenSettings(**TOKENS).changed(keep=keep), DataMasks(), decode)
+
+    for decode in (Decode(by="interpolation"), Decode(by="interpolation", stride=2)):
+        assert bed.scored(case(150, decode))["forced"] == pytest.approx(42 * share)
+    assert bed.scored(case(150), case(180))["forced"] == pytest.approx((42 + 12) / 2 * share)
 
 
 def test_what_is_refused(recipe: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.evaluate import Evaluation, evaluate, leaked_frames, stages_of
+from hmrcompress.evaluation.forced import ForcedMerges
 from hmrcompress.evaluation.sizes import sizes
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.metrics.pose import mpjpe
@@ -136,6 +137,15 @@ def test_forced_merges_are_counted(tiny_network: HMR2, tiny_body: BodyModel) -> 
     result = measured(tiny_network, plan(tokens=TOKENS), crops, tiny_body, batch_size=1)
     assert result.tokens["forced_person_merges_per_frame"] == 42 * 5 / 12
     assert result.tokens["forced_counted_on_frames"] == 12
+
+
+def test_forced_merges_are_those_of_the_frames_asked_for() -> None:
+    """Of three frames counted, as where clips are decoded whole and a few of their frames are scored."""
+    counted = ForcedMerges({(0, 0): 3, (0, 1): 5, (1, 0): 90})
+    assert counted.to_json([(0, 0), (0, 1), (2, 0)]) == {
+        "forced_person_merges_per_frame": 4.0, "forced_counted_on_frames": 2,
+    }  # fmt: skip
+    assert counted.to_json([(2, 0)]) == ForcedMerges().to_json([(0, 0)]) == {}
 
 
 def test_masks_are_needed_only_for_tokens(tiny_network: HMR2, tiny_body: BodyModel) -> None:

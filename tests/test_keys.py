@@ -96,6 +96,9 @@ def test_pictures_are_in_the_hash_of_crops_that_are_cut_on_demand(tmp_path: Path
 
     found = [contents(), contents(turned=True), contents(antialias=True), contents(rows=np.array([0]))]
     found += [contents(center=np.full((2, 2), 31.0)), contents(side=np.full(2, 41.0)), contents(focal=np.full(2, 51.0))]
+    # Without focal lengths, of which conditions are made, a crop's box is in the hash all the same.
+    boxes = {"center": np.full((2, 2), 31.0), "side": np.full(2, 41.0), "principal": np.full((2, 2), 40.0)}
+    found += [contents(focal=None), *(contents(focal=None, **{name: value}) for name, value in boxes.items())]
     assert len(set(found)) == len(found) and contents() == found[0]
     Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "b.png")
     assert contents() != found[0] and contents(rows=np.array([0])) == found[3]

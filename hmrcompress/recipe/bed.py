@@ -85,6 +85,7 @@ class Bed(Opened):
         self.recipe, self.work, self.limit = recipe, work, limit
         self.device = pick_device(device)
         self._observed: dict[str, list[Timeline]] = {}
+        self._forced: dict[str, ForcedMerges] = {}
 
     @cached_property
     def frames(self) -> np.ndarray:
@@ -184,8 +185,7 @@ class Bed(Opened):
 
     def _timelines(self, outputs: Outputs, network: HMR2, case: Case) -> list[Timeline]:
         """What the case's network gives for every frame: computed once for all the ways to decode it."""
-        masks = case.masks if case.tokens else None
-        key = sha256_json([network_identity(network), masks and self.masks_sha256(masks)])
+        masks, key = case.masks if case.tokens else None, self._pass(network, case)
         if key not in self._observed:
             self._observed[key] = observe(
                 outputs,
@@ -196,6 +196,15 @@ class Bed(Opened):
                 progress=self.progress,
             )
         return self._observed[key]
+
+    def _forced_in(self, network: HMR2, case: Case) -> ForcedMerges:
+        """The person tokens that the case's network merges away, as far as they are counted: kept, as a pass over the
+        frames serves all the ways to decode it."""
+        return self._forced.setdefault(self._pass(network, case), ForcedMerges())
+
+    def _pass(self, network: HMR2, case: Case) -> str:
+        """Names what a network gives for the frames: by itself, and by the masks that it gets."""
+        return sha256_json([network_identity(network), self.masks_sha256(case.masks) if case.tokens else None])
 
     def _told(self, batches: Iterator[FrameBatch], what: str) -> Iterator[FrameBatch]:
         done = 0
@@ -208,11 +217,12 @@ class Bed(Opened):
         """Errors, their increase over the baseline with its interval, the distance to the untouched network's joints,
         and costs. Of several cases (a control that is drawn more than once), which must cost the same: errors are
         averaged frame by frame first, so that the interval is that of their mean."""
-        case, forced = cases[0], ForcedMerges()
-        network = case.network()
+        case, networks = cases[0], [each.network() for each in cases]
+        network = networks[0]
+        forced = [self._forced_in(*each) if each[1].tokens else None for each in zip(networks, cases, strict=True)]
         drawn = [
-            self._score(each.network(), each.masks, each.checkpoint.name, each, forced if each.tokens else None)
-            for each in cases
+            self._score(own, each.masks, each.checkpoint.name, each, counted)
+            for own, each, counted in zip(networks, cases, forced, strict=True)
         ]
         for scores in drawn:
             if place := scores.first_not_finite():
@@ -246,7 +256,7 @@ class Bed(Opened):
             "macs_ratio": before / cost.macs_with_attention,
             "n_frames": scores.n_frames,
             "n_clips": scores.n_clips,
-            "forced": self._forced(forced),
+            "forced": _mean(self._lost(each) for each in forced if each is not None),
         }
         return {name: value for name, value in figures.items() if value is not None}
 
@@ -255,7 +265,7 @@ class Bed(Opened):
         assert scores.placed is not None
         return np.linalg.norm(scores.placed - self.baseline.placed, axis=-1).mean(1) * MM
 
-    def _forced(self, forced: ForcedMerges) -> float | None:
+    def _lost(self, forced: ForcedMerges) -> float | None:
         """Person tokens merged away in a frame, over all frames; None where nobody is marked."""
         places = zip(self.test.clip[self.frames].tolist(), self.test.frame[self.frames].tolist(), strict=True)
         return forced.to_json(places).get("forced_person_merges_per_frame")
@@ -271,7 +281,7 @@ class Bed(Opened):
         shared: dict[str, TimedRow] = {}
         for name, case in cases.items():
             network = case.network()
-            key = sha256_json([network_identity(network), self.masks_sha256(case.masks) if case.tokens else None])
+            key = self._pass(network, case)
             if key not in shared:
                 masked = next(self.test.batches(chosen, given.batch_size, case.masks)) if case.tokens else plain
                 shared[key] = TimedRow(opening.on_device(network, self.device), masked.to(self.device))
@@ -301,6 +311,6 @@ class Bed(Opened):
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Their mean; None where one of them is None."""
+    """The mean of those that are there; None where none is."""
     given = [value for value in values if value is not None]
     return float(np.mean(given)) if given else None

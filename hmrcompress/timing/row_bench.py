@@ -18,7 +18,7 @@ from torch import nn
 from hmrcompress.metrics.pose import network_predict
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, no_progress
-from hmrcompress.timing.pipeline_bench import CLIP_FRAMES, Pipeline, decoding, posing
+from hmrcompress.timing.pipeline_bench import Pipeline, PipelineSettings, decoding, posing
 from hmrcompress.timing.rounds import Predict, Timing, time_interleaved
 
 
@@ -33,9 +33,9 @@ class TimedRow:
     pipeline: Pipeline | None = None
 
     @property
-    def clip_frames(self) -> int:
-        """Frames of the clip that the row's times are put together for."""
-        return CLIP_FRAMES if self.pipeline is None else self.pipeline.settings.clip_frames
+    def clips(self) -> PipelineSettings:
+        """Of what length the clip is that the row's times are put together for."""
+        return PipelineSettings() if self.pipeline is None else self.pipeline.settings
 
 
 def time_rows(
@@ -65,10 +65,10 @@ def time_rows(
 
 def _seconds(row: TimedRow, taken: Mapping[str, np.ndarray]) -> tuple[float, ...]:
     """Of a frame, by round."""
-    runs_on = -(-row.clip_frames // row.stride) / row.clip_frames
-    seconds = taken[_network(row)] / len(row.batch.images) * runs_on
+    frames = row.clips.clip_frames
+    seconds = taken[_network(row)] / len(row.batch.images) * (row.clips.frames(row.stride) / frames)
     if row.pipeline is not None:
-        seconds = seconds + (taken[_decoder(row)] + taken[_pose(row)]) / row.clip_frames
+        seconds = seconds + (taken[_decoder(row)] + taken[_pose(row)]) / frames
     return tuple(seconds.tolist())
 
 
@@ -82,9 +82,9 @@ def _network(row: TimedRow) -> str:
 
 def _decoder(row: TimedRow) -> str:
     assert row.pipeline is not None
-    return f"decoder {id(row.pipeline.decoder)} {row.stride} {row.pipeline.settings.steps}"
+    return f"decoder {id(row.pipeline.decoder)} {row.stride} {row.clips.steps} {row.clips.clip_frames}"
 
 
 def _pose(row: TimedRow) -> str:
     assert row.pipeline is not None
-    return f"pose {id(row.pipeline.codec)} {row.pipeline.settings.clip_frames}"
+    return f"pose {id(row.pipeline.codec)} {row.clips.clip_frames}"
