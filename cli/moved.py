@@ -39,8 +39,6 @@ MOVED: dict[str, dict[str, str]] = {
         **_set(
             "search",
             {
-                "--beam-width": "beam_width=N",
-                "--evaluations": "evaluations=N",
                 "--target": "target=teacher",
                 "--paper": "tokens={}",
                 "--no-tokens": "tokens=null",

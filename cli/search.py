@@ -64,9 +64,7 @@ def search(
     frames_per_clip: Annotated[
         int, typer.Option("--frames-per-clip", min=1, help="Frames taken evenly from each clip.")
     ] = 80,
-    method: Annotated[
-        str, typer.Option("--method", help="How to search: eclm, or from its plan on beam or evolve.")
-    ] = "eclm",
+    method: Annotated[str, typer.Option("--method", help="How to search: eclm.")] = "eclm",
     merge_rule: Annotated[
         str, typer.Option("--merge-rule", help="How layers become one: eq4, keep_last, keep_first, mean, lstsq.")
     ] = "eq4",
@@ -90,10 +88,7 @@ def search(
     debug: DebugOption = False,
     settings: Any = None,
 ) -> None:
-    """Choose the layers to merge by what merging them costs in MPJPE; goes on where a stopped search ended.
-
-    Beam and evolve start from ECLM's plan and are never worse on these data.
-    """
+    """Choose the layers to merge by what merging them costs in MPJPE; goes on where a stopped search ended."""
     import hmrcompress as hc
     from hmrcompress.plan import KIND as PLAN
     from hmrcompress.recipe.chosen import search_settings
@@ -154,7 +149,7 @@ def _journal(out: Path, journal: Path | None) -> Path:
 
 
 def _tell(printer: Printer, result: SearchResult, figures: dict[str, Any]) -> None:
-    """The steps of ECLM, what the method made of its plan, and what it all took."""
+    """The steps of ECLM, its plan, and what it all took."""
     record, counts, trace = figures["search"], result.counts, result.trace
     what = "MPJPE" if record["target"] == "truth" else "distance"
     rows: list[tuple[str | None, ...]] = []
@@ -170,13 +165,6 @@ def _tell(printer: Printer, result: SearchResult, figures: dict[str, Any]) -> No
         low, high = trace.open_window
         fate = "is merged" if trace.open_window_merged else "is lost, as printed"
         printer.say(f"The window of layers {low}-{high} was still open at the end; it {fate}.")
-    start = result.start
-    if record["method"] != "eclm" or record["layers"]:
-        printer.say(
-            f"ECLM: {start.layers} layers, {start.error_mm:.2f} mm after {result.start_evaluations} evaluations; "
-            f"{record['method']}: {figures['layers']['after']} layers, {record['final_mpjpe_mm']:.2f} mm "
-            f"after {record['evaluations']}."
-        )
     printer.say(
         f"{figures['layers']['before']} -> {figures['layers']['after']} layers, {record['base_mpjpe_mm']:.2f} -> "
         f"{record['final_mpjpe_mm']:.2f} mm on {record['frames']} frames, {record['evaluations']} evaluations "

@@ -274,7 +274,7 @@ def test_the_shipped_tables_answer_what_the_paper_leaves_open() -> None:
     shipped = read_ablations("ablations")
     assert read_ablations(Path(__file__).parents[1] / "recipes" / "ablations.yaml") == shipped
     assert {table.name for table in shipped.tables} == {
-        "tau", "per_layer", "mask", "mask_sources", "rules", "rules_same_groups", "methods", "token_options",
+        "tau", "per_layer", "mask", "mask_sources", "rules", "rules_same_groups", "token_options",
         "tokens_kept", "drop_background", "layers_and_tokens", "healing", "decoder",
     }  # fmt: skip
     paper = next(setting for _, setting in shipped.rows() if setting.name == "paper")

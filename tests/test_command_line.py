@@ -198,15 +198,16 @@ def test_flags_of_tokens_change_the_settings() -> None:
 def test_sections_reach_the_functions_whole() -> None:
     """Every field is another value than its default, and arrives."""
     given = Search.model_validate(yaml.safe_load(
-        "{method: beam, tau_mm: 0.3, frames_per_clip: 3, limit: 4, merge_rule: mean, with_tokens: true, layers: 5, "
-        "beam_width: 6, evaluations: 7, target: teacher, protocol: p, as_printed: true, cache: false, cache_gb: 8.0, "
+        "{method: eclm, tau_mm: 0.3, frames_per_clip: 3, limit: 4, merge_rule: mean, with_tokens: true, layers: 5, "
+        "target: teacher, protocol: p, as_printed: true, cache: false, cache_gb: 8.0, "
         "cache_dtype: bfloat16, reject_early: false, tokens: {keep: 9}}"
     ))  # fmt: skip
     assert given.model_fields_set == set(Search.model_fields)
     import torch
 
     made = search_settings(given, batch_size=2, dtype=torch.float16, seed=3)
-    for name in set(Search.model_fields) - {"protocol", "cache_dtype"}:
+    assert made.method == "eclm"  # there is no other
+    for name in set(Search.model_fields) - {"protocol", "cache_dtype", "method"}:
         assert getattr(made, name) == getattr(given, name) != Search.model_fields[name].default, name
     assert (made.cache_dtype, made.batch_size, made.dtype, made.seed) == (torch.bfloat16, 2, torch.float16, 3)
     clips = read_section("eval", [f"eval.{each}" for each in (

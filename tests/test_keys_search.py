@@ -74,7 +74,7 @@ def of_search(world: World) -> Iterator[Step]:
             "dtype": [torch.bfloat16], "cache_dtype": [torch.bfloat16],
         },
         {
-            **dict.fromkeys(("tau_mm", "method", "as_printed", "layers", "beam_width", "evaluations"), with_tau),
+            **dict.fromkeys(("tau_mm", "method", "as_printed", "layers"), with_tau),
             "seed": "of random weights, which are in the key, and of which candidates evolution looks at",
             **dict.fromkeys(("cache", "cache_gb", "reject_early"), SAVES),
         },

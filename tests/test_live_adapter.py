@@ -56,7 +56,7 @@ def test_the_whole_line(adapter: str, tmp_path: Path) -> None:
     plan, fast, healed, figures = (tmp_path / name for name in ("plan.yaml", "fast", "healed", "figures.json"))
     tokens = ["--keep-tokens", 14, "--merge-per-layer", 8, "--with-tokens"]
     tokens += ["--set", "search.tokens.read=restored"]
-    line = ["search", adapter, "--tau", 800, "--method", "beam", "--set", "search.evaluations=2", *tokens, "-o", plan]
+    line = ["search", adapter, "--tau", 800, "--method", "eclm", *tokens, "-o", plan]
     said = run(*line, "--json", figures).output
     found = Plan.read(plan)
     assert 1 < len(found.groups) < 5 and f"5 -> {len(found.groups)} layers" in said and "distance mm" in said

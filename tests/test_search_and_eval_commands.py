@@ -76,25 +76,21 @@ def test_search_merge_eval(model: Path, tiny_crops_file: Path, tiny_body_file: P
         assert re.search(rf"{stage} +\d+\.\d +\d+\.\d +\d+\.\d +\d+\.\d", done.stdout)
 
 
-@pytest.mark.parametrize("method", ["eclm", "beam", "evolve"])
-def test_searching_for_a_size(
-    model: Path, tiny_crops_file: Path, tiny_body_file: Path, tmp_path: Path, method: str
-) -> None:
-    """The number of layers asked for, never worse than ECLM, and what it took."""
+def test_searching_for_a_size(model: Path, tiny_crops_file: Path, tiny_body_file: Path, tmp_path: Path) -> None:
+    """The number of layers asked for, and what it took."""
     plan, figures = tmp_path / "plan.yaml", tmp_path / "figures.json"
     common = ("--body", tiny_body_file, "--data", tiny_crops_file, "--frames-per-clip", 3, "--json", figures)
-    given = ("target=teacher", "cache_gb=0.0001", "layers=4", "evaluations=10")
-    options = ("--method", method, *(word for each in given for word in ("--set", f"search.{each}")))
+    given = ("target=teacher", "cache_gb=0.0001", "layers=4")
+    options = ("--method", "eclm", *(word for each in given for word in ("--set", f"search.{each}")))
     done = hmr("search", model, *common, "-o", plan, *options)
     assert done.exit_code == 0, done.output
     found = Plan.read(plan)
     assert found.search is not None and len(found.groups) == found.search.layers == 4
-    assert (found.search.method, found.search.target, found.search.base_mpjpe_mm) == (method, "teacher", 0.0)
+    assert (found.search.method, found.search.target, found.search.base_mpjpe_mm) == ("eclm", "teacher", 0.0)
     assert found.search.tau_mm == found.search.final_mpjpe_mm
     told = json.loads(figures.read_text())["search"]
-    assert told["final_mpjpe_mm"] <= told["start"]["error_mm"] and told["start"]["layers"] == 4
-    assert told["evaluations"] == len(told["candidates"]) <= told["start"]["evaluations"] + 10
-    assert f"ECLM: 4 layers, {told['start']['error_mm']:.2f} mm after" in done.stdout
+    assert told["evaluations"] == len(told["candidates"])
+    assert f"{DEPTH} -> 4 layers, 0.00 -> {told['final_mpjpe_mm']:.2f} mm" in done.stdout
     assert f"{told['counts']['applications']} layer applications" in done.stdout
     assert done.stdout.rstrip().endswith(str(plan)) and sorted(path.name for path in tmp_path.iterdir()) == [
         "figures.json", "plan.journal.jsonl", "plan.yaml",

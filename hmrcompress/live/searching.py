@@ -1,4 +1,4 @@
-"""The search for layers to merge in a live network: the methods of `searching`, measured by the user's own distance."""
+"""The search for layers to merge in a live network: the engine of `searching`, and the user's own distance."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def search(
             )  # fmt: skip
             book = Journal(path, key.inputs, overwrite=overwrite)
             evaluations = Evaluations(prober, book, found.depth, settings.reject_early, progress, fewest)
-            chosen = choose(evaluations, settings)
+            best, trace = choose(evaluations, settings)
             base = evaluations.base()
             record = {
                 "method": settings.method,
-                "tau_mm": settings.tau_mm if settings.layers is None else chosen.best.error_mm - base,
+                "tau_mm": settings.tau_mm if settings.layers is None else best.error_mm - base,
                 "frames": prober.frames,
                 "base_mpjpe_mm": base,
-                "final_mpjpe_mm": chosen.best.error_mm,
+                "final_mpjpe_mm": best.error_mm,
                 "evaluations": len(evaluations.asked),
                 "seed": settings.seed,
                 "data": {"name": name, "split": "", "sha256": str(key.inputs["batches"])},
@@ -111,7 +111,7 @@ def search(
                 {
                     "schema": 2,
                     "checkpoint": found.reference.model_dump(),
-                    "groups": chosen.best.groups,
+                    "groups": best.groups,
                     "merge_rule": settings.merge_rule,
                     "tokens": settings.tokens.model_dump() if settings.tokens else None,
                     "search": record,
@@ -119,9 +119,7 @@ def search(
             )
             return SearchResult(
                 plan=plan,
-                trace=chosen.trace,
-                start=chosen.start,
-                start_evaluations=chosen.start_evaluations,
+                trace=trace,
                 candidates=evaluations.asked,
                 clips=len(given),
                 protocol=name,

@@ -56,7 +56,7 @@ def is_union(field: FieldInfo) -> bool:
 
 
 def type_text(field: FieldInfo) -> str:
-    """What a field takes: `int > 0 or null`, `eclm, beam or evolve`, `list of int > 0`."""
+    """What a field takes: `int > 0 or null`, `native or restored`, `list of int > 0`."""
     members = [_text(part, field.metadata) for part in _members(field.annotation)]
     plain = [each for each in members if each != "null"]
     names = [each for part in plain for each in part.split(", ")] + (["null"] if "null" in members else [])

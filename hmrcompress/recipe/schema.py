@@ -77,17 +77,13 @@ class Data(_Part):
 class Search(_Part):
     """The choice of layers to merge."""
 
-    method: Literal["eclm", "beam", "evolve"] = Field(default="eclm", description="Search method")
+    method: Literal["eclm"] = Field(default="eclm", description="Search method")
     tau_mm: float = Field(default=0.1, gt=0, description="Increase in MPJPE that a merge may cost")
     frames_per_clip: int = Field(default=80, gt=0, le=MOST, description="Frames taken uniformly from each clip")
     limit: int | None = Field(default=None, gt=0, le=MOST, description="At most this many frames in all")
     merge_rule: MergeRule = Field(default="eq4", description="How the weights of a group of layers become one layer")
     with_tokens: bool = Field(default=False, description="Merge tokens already while searching")
     layers: int | None = Field(default=None, gt=0, le=MOST, description="Number of layers to reach, instead of tau_mm")
-    beam_width: int = Field(default=4, gt=0, le=MOST, description="Plans that beam keeps")
-    evaluations: int | None = Field(
-        default=None, gt=0, le=MOST, description="What beam or evolve may evaluate beyond ECLM"
-    )
     target: Literal["truth", "teacher"] = Field(
         default="truth", description="What errors are measured from: the data's poses, or the untouched one's vertices"
     )

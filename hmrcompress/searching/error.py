@@ -44,6 +44,11 @@ class Measured(NamedTuple):
     exact: bool = True
 
 
+def below(bound_mm: float) -> Fails:
+    """Out unless the error is less than this."""
+    return lambda error_mm: not error_mm < bound_mm
+
+
 def never(error_mm: float) -> bool:
     """A `Fails` under which everything is measured to the end."""
     return False

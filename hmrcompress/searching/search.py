@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,34 +25,29 @@ from hmrcompress.models.network import HMR2, network_sha256
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import CheckpointRef, Plan
 from hmrcompress.runtime import Progress, no_progress
-from hmrcompress.searching.beam import beam
 from hmrcompress.searching.cache import usual_memory
 from hmrcompress.searching.eclm import Groups, Trace
 from hmrcompress.searching.error import CandidateError, Counts, Measured
 from hmrcompress.searching.evaluations import Evaluations
-from hmrcompress.searching.evolve import evolve
 from hmrcompress.searching.fitter import CandidateFitter
 from hmrcompress.searching.journal import Journal
-from hmrcompress.searching.methods import Found, below, found
-from hmrcompress.searching.settings import EVOLVE_EVALUATIONS, METHODS, SearchSettings
-from hmrcompress.searching.sized import eclm_with_layers, run_eclm
+from hmrcompress.searching.settings import METHODS, SearchSettings
+from hmrcompress.searching.sized import Found, eclm_with_layers, found, run_eclm
 
 __all__ = ["METHODS", "SearchResult", "SearchSettings", "search"]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The plan and how it came about. `trace` is that of the ECLM run which found the plan or where it began.
+    """The plan and how it came about. `trace` is that of the run of ECLM which found the plan or came nearest to it.
 
-    `start` is ECLM's plan and `start_evaluations` what it took; `candidates` are all groupings in the order in which
-    they were asked for. `evaluated` errors were measured now, the others came from the journal; `counts` tell what
-    those took. `set_aside` is where a journal made for other settings went, or None.
+    `candidates` are all groupings in the order in which they were asked for. `evaluated` errors were measured now, the
+    others came from the journal; `counts` tell what those took. `set_aside` is where a journal made for other settings
+    went, or None.
     """
 
     plan: Plan
     trace: Trace
-    start: Found
-    start_evaluations: int
     candidates: dict[Groups, Measured]
     clips: int
     protocol: str
@@ -62,7 +56,7 @@ class SearchResult:
     set_aside: Path | None
 
     def to_json(self) -> dict[str, Any]:
-        """{stages: {baseline, merged}, layers: {before, after}, search: {…, counts, start, steps, candidates, …}}.
+        """{stages: {baseline, merged}, layers: {before, after}, search: {…, counts, steps, candidates, …}}.
 
         A step or candidate with `at_least` was rejected early: its error is a lower bound.
         """
@@ -74,7 +68,6 @@ class SearchResult:
             {"groups": groups, "error_mm": _json_number(measured.error_mm), "at_least": not measured.exact}
             for groups, measured in self.candidates.items()
         ]
-        start = {"layers": self.start.layers, "error_mm": self.start.error_mm, "evaluations": self.start_evaluations}
         stages = {"baseline": record.base_mpjpe_mm, "merged": record.final_mpjpe_mm}
         return {
             "stages": {name: {"mpjpe_mm": error, **frames} for name, error in stages.items()}
@@ -85,7 +78,6 @@ class SearchResult:
                 **record.model_dump(mode="json"),
                 "evaluated_now": self.evaluated,
                 "counts": asdict(self.counts),
-                "start": start,
                 "steps": steps,
                 "candidates": candidates,
                 "open_window": self.trace.open_window,
@@ -139,8 +131,7 @@ def search(
     fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
     book = Journal(journal, key.inputs, overwrite=overwrite)
     evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress, fewest)
-    chosen = choose(evaluations, settings)
-    best = chosen.best
+    best, trace = choose(evaluations, settings)
     if fitter is not None:
         probe.counts.fitting = fitter.applications
     base = evaluations.base()
@@ -170,9 +161,7 @@ def search(
     )
     return SearchResult(
         plan=plan,
-        trace=chosen.trace,
-        start=chosen.start,
-        start_evaluations=chosen.start_evaluations,
+        trace=trace,
         candidates=evaluations.asked,
         clips=len(np.unique(crops.clip[indices])),
         protocol=measure.protocol.name,
@@ -182,27 +171,13 @@ def search(
     )
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What the methods found: the best plan, ECLM's, the trace of its run and the number of its evaluations."""
-
-    best: Found
-    start: Found
-    trace: Trace
-    start_evaluations: int
-
-
-def choose(evaluations: Evaluations, settings: SearchSettings) -> Chosen:
-    """Runs ECLM for a tau or a number of layers and what the method makes of its plan. Knows errors alone, no network.
+def choose(evaluations: Evaluations, settings: SearchSettings) -> tuple[Found, Trace]:
+    """ECLM's plan for a tau or a number of layers, and the trace of its run. Knows errors alone, no network.
     UserError where the untouched network's error is not finite."""
-    if settings.layers is None:
-        trace = run_eclm(evaluations, settings.tau_mm, as_printed=settings.as_printed)
-        start = found(trace.final_mm, trace.groups)
-    else:
-        wanted = settings.layers
-        start, trace = eclm_with_layers(evaluations, wanted, settings.tau_mm, as_printed=settings.as_printed)
-    count = len(evaluations.asked)
-    return Chosen(_refined(start, evaluations, settings), start, trace, count)
+    if settings.layers is not None:
+        return eclm_with_layers(evaluations, settings.layers, settings.tau_mm, as_printed=settings.as_printed)
+    trace = run_eclm(evaluations, settings.tau_mm, as_printed=settings.as_printed)
+    return found(trace.final_mm, trace.groups), trace
 
 
 def search_key(
@@ -248,22 +223,6 @@ def _frames(crops: CropSet, settings: SearchSettings) -> tuple[int, np.ndarray, 
     if settings.limit is not None:
         indices = evenly(indices, settings.limit)
     return len(indices), *(fitted_and_measured(crops, indices) if settings.merge_rule == FITTED else (indices, indices))
-
-
-def _refined(start: Found, evaluations: Evaluations, settings: SearchSettings) -> Found:
-    """What the method makes of ECLM's plan."""
-    fails = None if settings.layers is not None else _too_much(evaluations.base(), settings.tau_mm)
-    if settings.method == "beam":
-        return beam(start, evaluations, width=settings.beam_width, fails=fails, budget=settings.evaluations)
-    if settings.method == "evolve":
-        budget = settings.evaluations or EVOLVE_EVALUATIONS
-        return evolve(start, evaluations, budget=budget, seed=settings.seed, fails=fails)
-    return start
-
-
-def _too_much(base_mm: float, tau_mm: float) -> Callable[[float], bool]:
-    within = below(tau_mm)
-    return lambda error_mm: within(error_mm - base_mm)
 
 
 def _probe(

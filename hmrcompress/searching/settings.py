@@ -12,8 +12,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.plan import TokenSettings
 from hmrcompress.searching.error import TARGETS, Target
 
-METHODS = ("eclm", "beam", "evolve")
-EVOLVE_EVALUATIONS = 200
+METHODS = ("eclm",)
 CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Not float16: tokens of a ViT-H hold values beyond its range."""
 
@@ -22,12 +21,11 @@ CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class SearchSettings:
     """What a search is told. `tokens` go into the plan; merging of tokens is off while searching unless `with_tokens`.
 
-    `layers` asks for a number of layers instead of an error of `tau_mm`. `evaluations` bounds what beam (None: no
-    bound) and evolve (None: 200) do beyond ECLM's plan, which they start from. `target` teacher measures from the
-    untouched model's vertices instead of the data's poses. `limit` bounds the number of frames after
-    `frames_per_clip`; `as_printed` drops a window still open at the end. `cache`, `cache_gb` (memory; the rest goes
-    to the disk) and `reject_early` save work and change no result. `cache_dtype` bfloat16 halves the cache and rounds
-    what enters layers, which changes errors a little, and decisions near tau with them.
+    `layers` asks for a number of layers instead of an error of `tau_mm`. `target` teacher measures from the untouched
+    model's vertices instead of the data's poses. `limit` bounds the number of frames after `frames_per_clip`;
+    `as_printed` drops a window still open at the end. `cache`, `cache_gb` (memory; the rest goes to the disk) and
+    `reject_early` save work and change no result. `cache_dtype` bfloat16 halves the cache and rounds what enters
+    layers, which changes errors a little, and decisions near tau with them.
     """
 
     tau_mm: float = 0.1
@@ -42,8 +40,6 @@ class SearchSettings:
     dtype: torch.dtype = torch.float32
     seed: int = 0
     layers: int | None = None
-    beam_width: int = 4
-    evaluations: int | None = None
     target: Target = "truth"
     cache: bool = True
     cache_gb: float | None = None
@@ -71,9 +67,8 @@ class SearchSettings:
             raise UserError(f"got {self.cache_gb}, expected gigabytes", "search.cache_gb")
         if self.cache_dtype not in CACHE_DTYPES.values():
             raise UserError(f"got {self.cache_dtype}, expected one of {', '.join(CACHE_DTYPES)}", "search.cache_dtype")
-        for name in ("limit", "beam_width", "evaluations"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"got {value}, expected at least 1", f"search.{name}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"got {self.limit}, expected at least 1", "search.limit")
 
 
 def as_target(text: str) -> Target:

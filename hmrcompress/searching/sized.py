@@ -9,15 +9,36 @@ above it are joined, the cheapest pair first. All runs share their evaluations.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from hmrcompress.errors import UserError
 from hmrcompress.searching.eclm import Groups, Trace, eclm, grouping
-from hmrcompress.searching.error import never
+from hmrcompress.searching.error import below
 from hmrcompress.searching.evaluations import Evaluations
-from hmrcompress.searching.methods import Found, best_of, found, joins
 
 GROWTH, HALVINGS = 4.0, 8
 SMALLEST_TAU, LARGEST_TAU = 1e-3, 1e4
+
+
+@dataclass(frozen=True)
+class Found:
+    """A grouping and its error in mm."""
+
+    layers: int
+    error_mm: float
+    groups: Groups
+
+
+def found(error_mm: float, groups: Groups) -> Found:
+    """The same with its number of layers."""
+    return Found(len(groups), error_mm, groups)
+
+
+def joins(groups: Groups) -> Iterator[Groups]:
+    """All groupings in which two neighbouring groups have become one, from the top down."""
+    for upper in range(len(groups) - 1, 0, -1):
+        yield (*groups[: upper - 1], groups[upper - 1] + groups[upper], *groups[upper + 1 :])
 
 
 def run_eclm(
@@ -73,9 +94,22 @@ def eclm_with_layers(
 def _joined(plan: Found, evaluations: Evaluations, wanted: int) -> Found:
     """Neighbouring groups joined until `wanted` are left, each time the pair that costs least."""
     while plan.layers > wanted:
-        evaluations.expect(evaluations.unasked(joins(evaluations.layers, plan.groups)))
-        best = best_of(joins(evaluations.layers, plan.groups), evaluations, never)
-        if not best:
+        candidates = list(joins(plan.groups))
+        evaluations.expect(evaluations.unasked(candidates))
+        best = _cheapest(candidates, evaluations)
+        if best is None:
             raise UserError(f"no plan of {plan.layers - 1} layers has a finite error", "search.layers", "Ask for more")
-        plan = best[0]
+        plan = best
     return plan
+
+
+def _cheapest(candidates: list[Groups], evaluations: Evaluations) -> Found | None:
+    """The candidate with the least error, the first of equals; the others are evaluated only as far as it takes to know
+    that they are no better. None where no error is finite."""
+    best = None
+    for groups in candidates:
+        bound = math.inf if best is None else best.error_mm
+        measured = evaluations(groups, below(bound))
+        if measured.error_mm < bound:
+            best = found(measured.error_mm, groups)
+    return best
