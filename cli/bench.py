@@ -80,7 +80,7 @@ def bench(
         Literal["ours", "original"],
         typer.Option("--baseline", help="Run the original by our network, or as its authors do (attention unfused)."),
     ] = "ours",
-    fast: FastOption = False,
+    fast: FastOption = None,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +94,7 @@ def bench(
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Do not measure memory.")] = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
-    dtype: FastDtypeOption = "float32",
+    dtype: FastDtypeOption = None,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
@@ -107,8 +107,9 @@ def bench(
     """
     import hmrcompress as hc
     from hmrcompress.api import bench
+    from hmrcompress.api.running import planned_buckets
     from hmrcompress.plan import TokenSettings
-    from hmrcompress.recipe.chosen import buckets_of, run_path
+    from hmrcompress.recipe.chosen import asked_path, buckets_of
     from hmrcompress.runtime import fast_dtype, pick_device, pick_fast_dtype, progress_bar
     from hmrcompress.timing.bench import BenchSettings, parse_sizes
     from hmrcompress.timing.pipeline_bench import PipelineSettings
@@ -136,7 +137,7 @@ def bench(
     if keep_tokens is not None:
         tokens = changed_tokens(tokens or TokenSettings(), keep_tokens)
     where = pick_device(device)
-    wanted, int8 = pick_fast_dtype(dtype, where)
+    wanted, int8 = (None, False) if dtype is None else pick_fast_dtype(dtype, where)
     how = BenchSettings(
         batch_sizes=parse_sizes(batch_sizes),
         rounds=rounds,
@@ -145,16 +146,19 @@ def bench(
         dtype=wanted,
         memory=not no_memory,
         baseline=baseline,
-        path=run_path(settings.model_copy(update={"fast": fast}), int8=int8),
+        path=asked_path(settings, fast=fast, int8=int8),
     )
-    if where.type == "cpu" and dtype not in ("float32", "int8") and fast_dtype(where) != wanted:
+    if where.type == "cpu" and dtype not in (None, "float32", "int8") and fast_dtype(where) != wanted:
         complain(f"warning: this CPU has no units for {dtype}, which is emulated: expect it to be slower than float32")
+    opened = None if model is None else hc.load(model, seed=seed)
+    if buckets is None and opened is not None and "buckets" not in settings.model_fields_set:
+        buckets = planned_buckets(opened)
     if buckets is not None:
         told = "has no effect on timing adaptive tokens", "Leave it out"
         refuse_unused(*told, NOT_ADAPTIVE, settings, NOT_ADAPTIVE_KEYS)
         with progress_bar(quiet=quiet) as progress:
             adaptive = bench.bench_adaptive(
-                model or "starter",
+                opened or "starter",
                 tokens=tokens,
                 buckets=buckets,
                 settings=how,
@@ -163,11 +167,11 @@ def bench(
                 progress=progress,
             ).to_json()
         write_record(json, "bench", {"adaptive": adaptive}, device=where, seed=seed)
-        show_adaptive(Printer(quiet), adaptive, f"{dtype} on {where}")
+        show_adaptive(Printer(quiet), adaptive, f"{dtype} on {where}" if dtype else str(where))
         return
     with progress_bar(quiet=quiet) as progress:
         result = hc.bench(
-            model,
+            opened,
             against=against,
             layers=layers,
             tokens=tokens,

@@ -61,11 +61,19 @@ JsonOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:n.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+AS_PLANNED = "as the model's plan says, else {}"
 FastDtypeOption = Annotated[
-    str,
-    typer.Option("--dtype", help="float32, bfloat16, float16, or int8 (8-bit linear layers on the fast path; CPU)."),
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="float32, bfloat16, float16, or int8 (8-bit linear layers on the fast path; CPU).",
+        show_default=AS_PLANNED.format("float32"),
+    ),
 ]
-FastOption = Annotated[bool, typer.Option("--fast", help="Run the compressed network on the fast path.")]
+FastOption = Annotated[
+    bool | None,
+    typer.Option("--fast", help="Run the compressed network on the fast path.", show_default=AS_PLANNED.format("not")),
+]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, max=MOST, help="Crops at a time.")]
 BodyOption = Annotated[
     str, typer.Option("--body", help="starter, a body file (npz), or a folder of SMPL_NEUTRAL, _MALE, _FEMALE.")

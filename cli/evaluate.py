@@ -8,6 +8,7 @@ import typer
 
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
+    AS_PLANNED,
     BatchSizeOption,
     BodyOption,
     DataOption,
@@ -65,8 +66,8 @@ def evaluate(
     ] = None,
     json: JsonOption = None,
     device: DeviceOption = "auto",
-    dtype: FastDtypeOption = "float32",
-    fast: FastOption = False,
+    dtype: FastDtypeOption = None,
+    fast: FastOption = None,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -75,8 +76,13 @@ def evaluate(
         typer.Option("--frames-per-clip", min=1, help="Frames taken evenly from each clip.", show_default=False),
     ] = None,
     stride: Annotated[
-        str, typer.Option("--stride", help="Decode clips from every k-th frame; several, such as 1,2,4, for a table.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            "--stride",
+            help="Decode clips from every k-th frame; several, such as 1,2,4, for a table.",
+            show_default=AS_PLANNED.format("1"),
+        ),
+    ] = None,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
@@ -91,15 +97,15 @@ def evaluate(
     import hmrcompress as hc
     from hmrcompress.api import opening_decoder
     from hmrcompress.evaluation.sizes import sizes
-    from hmrcompress.recipe.chosen import buckets_of, run_path, sequence_settings
+    from hmrcompress.recipe.chosen import asked_path, buckets_of, sequence_settings
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
     from hmrcompress.timing.bench import parse_sizes
 
-    wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
+    wanted, int8 = (None, False) if dtype is None else pick_fast_dtype(dtype, pick_device(device))
     checkpoint = hc.load(model, seed=seed)
     if settings.steps > 1:
         opening_decoder.decoder_for(checkpoint)
-    sequences = sequence_settings(settings, parse_sizes(stride, "--stride"), seed=seed)
+    sequences = sequence_settings(settings, () if stride is None else parse_sizes(stride, "--stride"), seed=seed)
     reference = None if against is None else hc.load(against, seed=seed)
     with progress_bar(quiet=quiet) as progress:
         result = hc.evaluate(
@@ -115,7 +121,7 @@ def evaluate(
             batch_size=batch_size,
             device=device,
             dtype=wanted,
-            path=run_path(settings.model_copy(update={"fast": fast}), int8=int8),
+            path=asked_path(settings, fast=fast, int8=int8),
             sequences=sequences,
             buckets=buckets_of(settings),
             seed=seed,

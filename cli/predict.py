@@ -9,6 +9,7 @@ import typer
 
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
+    AS_PLANNED,
     BatchSizeOption,
     BodyOption,
     DebugOption,
@@ -35,7 +36,10 @@ BoxesOption = Annotated[
 PersonMasksOption = Annotated[
     str, typer.Option("--masks", help="auto, self, files:DIR or none: where tokens are merged.")
 ]
-StrideOption = Annotated[int, typer.Option("--stride", min=1, help="Run the network on every k-th frame.")]
+StrideOption = Annotated[
+    int | None,
+    typer.Option("--stride", min=1, help="Run the network on every k-th frame.", show_default=AS_PLANNED.format("1")),
+]
 FpsOption = Annotated[
     float | None, typer.Option("--fps", help="A folder is a sequence of so many frames a second.", show_default=False)
 ]
@@ -55,15 +59,15 @@ def predict(
     out: OutOption,
     boxes: BoxesOption = "full",
     masks: PersonMasksOption = "auto",
-    stride: StrideOption = 1,
+    stride: StrideOption = None,
     fps: FpsOption = None,
     focal: FocalOption = None,
     no_overlay: NoOverlayOption = False,
     no_glb: NoGlbOption = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
-    dtype: FastDtypeOption = "float32",
-    fast: FastOption = False,
+    dtype: FastDtypeOption = None,
+    fast: FastOption = None,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -76,10 +80,10 @@ def predict(
     """Bodies in pictures or a video: SMPL parameters (npz), an overlay (mp4, png), an animated mesh (glb)."""
     from hmrcompress.api import predict as predicting
     from hmrcompress.pipeline.predict import PredictSettings
-    from hmrcompress.recipe.chosen import buckets_of, run_path
+    from hmrcompress.recipe.chosen import asked_path, buckets_of
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 
-    wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
+    wanted, int8 = (None, False) if dtype is None else pick_fast_dtype(dtype, pick_device(device))
     how = PredictSettings(
         batch_size=batch_size,
         stride=stride,
@@ -106,7 +110,7 @@ def predict(
             body=body,
             device=device,
             dtype=wanted,
-            path=run_path(settings.model_copy(update={"fast": fast}), int8=int8),
+            path=asked_path(settings, fast=fast, int8=int8),
             overwrite=outputs_here(),
             progress=progress,
         )

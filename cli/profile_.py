@@ -44,15 +44,15 @@ def profile(
     source: InputArgument,
     boxes: BoxesOption = "full",
     masks: PersonMasksOption = "auto",
-    stride: StrideOption = 1,
+    stride: StrideOption = None,
     fps: FpsOption = None,
     focal: FocalOption = None,
     no_overlay: NoOverlayOption = False,
     no_glb: NoGlbOption = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
-    dtype: FastDtypeOption = "float32",
-    fast: FastOption = False,
+    dtype: FastDtypeOption = None,
+    fast: FastOption = None,
     batch_size: BatchSizeOption = 32,
     body: BodyOption = "starter",
     limit: LimitOption = None,
@@ -65,10 +65,10 @@ def profile(
     """Where the time of `predict` goes: its stages one after the other, the first frame apart. Writes no files."""
     from hmrcompress.api import predict as predicting
     from hmrcompress.pipeline.predict import PredictSettings
-    from hmrcompress.recipe.chosen import buckets_of, run_path
+    from hmrcompress.recipe.chosen import asked_path, buckets_of
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
 
-    wanted, int8 = pick_fast_dtype(dtype, pick_device(device))
+    wanted, int8 = (None, False) if dtype is None else pick_fast_dtype(dtype, pick_device(device))
     how = PredictSettings(
         batch_size=batch_size,
         stride=stride,
@@ -93,7 +93,7 @@ def profile(
             body=body,
             device=device,
             dtype=wanted,
-            path=run_path(settings.model_copy(update={"fast": fast}), int8=int8),
+            path=asked_path(settings, fast=fast, int8=int8),
             progress=progress,
         )
     figures = {"profile": result.to_json()}
@@ -106,7 +106,8 @@ def profile(
         for (name, ms, share, first), start in zip(result.rows(), starts, strict=True)
     ]
     found = figures["profile"]
-    title = f"{found['frames']} frames, {found['bodies']} bodies, batch {batch_size}, {dtype} on {pick_device(device)}"
+    in_dtype = "" if dtype is None else f"{dtype} on "
+    title = f"{found['frames']} frames, {found['bodies']} bodies, batch {batch_size}, {in_dtype}{pick_device(device)}"
     printer.table(f"{title}, one stage after the other", COLUMNS, rows)
     printer.say(
         f"{found['ms_per_frame']:.2f} ms a frame, {result.accounted:.1%} of it in stages; "

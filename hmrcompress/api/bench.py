@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Literal
+
+import torch
 
 from hmrcompress.api.opening import Body, Model, body_for, load
 from hmrcompress.api.opening_decoder import pipeline_of
+from hmrcompress.api.running import running
 from hmrcompress.errors import UserError
 from hmrcompress.exporting.onnx_runtime import ONNXRUNTIME, check_runtime, runtime_network
 from hmrcompress.exporting.parity import BATCH_SIZES
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.plan import TokenSettings
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.timing.adaptive_bench import AdaptiveTiming, time_adaptive
@@ -53,10 +58,10 @@ def bench(
     given = model if model is not None else against
     if given is None:
         raise UserError("there is no model to time", "bench", "Give a model, or --against with --layers")
-    settings = settings or BenchSettings()
-    if runtime == ONNXRUNTIME:
-        check_runtime(settings.dtype, int8=settings.path.int8)
     checkpoint, where = load(given, seed=seed), pick_device(device)
+    settings = _settled(settings or BenchSettings(), checkpoint, where)
+    if runtime == ONNXRUNTIME:
+        check_runtime(settings.computed_in, int8=bool(settings.way.int8))
     pipeline = pipeline_of(checkpoint, body_for(checkpoint, body), where, decoder=decoder, clips=clips, seed=seed)
     original = None if against is None or against is given else load(against, seed=seed)
     before, after = contenders(
@@ -76,8 +81,8 @@ def bench(
                     with_token_merging(after.network, after.tokens).eval(),
                     made_up_batch(after.config, CROPS_COMPARED),
                     body_for(checkpoint, body),
-                    dtype=settings.dtype,
-                    int8=settings.path.int8,
+                    dtype=settings.computed_in,
+                    int8=bool(settings.way.int8),
                     device=where,
                     threads=threads,
                 )
@@ -85,6 +90,12 @@ def bench(
         return bench_networks(
             before, after, settings=settings, pipeline=pipeline, rival=rival, device=where, progress=progress
         )
+
+
+def _settled(settings: BenchSettings, checkpoint: Checkpoint, device: torch.device) -> BenchSettings:
+    """The settings with what was left to the model's plan."""
+    run = running(checkpoint, device, dtype=settings.dtype, path=settings.path, clips=False)
+    return replace(settings, dtype=run.dtype, path=run.path)
 
 
 def bench_adaptive(
@@ -100,17 +111,18 @@ def bench_adaptive(
     """Times a model with as many tokens as each person needs beside the same model with all of them and with a fixed
     number. tokens: how they are merged, by default as the model's plan says. See `timing.adaptive_bench`. Raises
     UserError."""
-    checkpoint, settings = load(model, seed=seed), settings or BenchSettings()
+    checkpoint = load(model, seed=seed)
+    settings = _settled(settings or BenchSettings(), checkpoint, pick_device(device))
     return time_adaptive(
         checkpoint.network,
         tokens or checkpoint.tokens,
         buckets,
         batch_sizes=settings.batch_sizes,
-        dtype=settings.dtype,
+        dtype=settings.computed_in,
         device=pick_device(device),
         rounds=settings.rounds,
         max_seconds=settings.max_seconds,
-        path=settings.path,
+        path=settings.way,
         seed=seed,
         progress=progress,
     )

@@ -51,7 +51,7 @@ from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2, build, network_sha256, share
-from hmrcompress.plan import ALL, FittedOn, Plan
+from hmrcompress.plan import ALL, FittedOn, Plan, RunSettings
 from hmrcompress.report.frontier import frontier_page
 from hmrcompress.runtime import Progress, environment, no_progress, pick_device
 from hmrcompress.searching.cache import LayerCache, layer_bytes
@@ -318,7 +318,8 @@ class _Bench:
 
     def plan(self, candidate: Candidate) -> Plan:
         """The plan of a candidate, as it is written."""
-        return candidate.plan(self.checkpoint.reference, self.depth, self.fitted_on if candidate.strength else None)
+        made = candidate.plan(self.checkpoint.reference, self.depth, self.fitted_on if candidate.strength else None)
+        return made.model_copy(update={"run": RunSettings(runtime="fast")})
 
     def described(
         self,

@@ -25,6 +25,7 @@ from hmrcompress.api.opening import (
     require_truth,
 )
 from hmrcompress.api.opening_decoder import temporal_decoder
+from hmrcompress.api.running import batched, running
 from hmrcompress.data.provenance import records_in
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings
@@ -50,7 +51,7 @@ def evaluate(
     frames_per_clip: int | None = None,
     batch_size: int = 32,
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     path: RunPath | None = None,
     sequences: SequenceSettings | None = None,
     buckets: Sequence[int] | None = None,
@@ -64,7 +65,8 @@ def evaluate(
     says how clips are decoded, on every how manieth frame the network runs, and which filters to measure. `buckets`
     adds the stage `adaptive_tokens`: as many of the numbers of tokens as each crop's person needs. `protocol`, by
     default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. `path` says how
-    the model (not `against`) is run. Raises UserError, also where the model was not made from `against`.
+    the model (not `against`) is run. `dtype`, `path`, `buckets` and strides that are not given are those that the
+    model's plan says (`api.running`). Raises UserError, also where the model was not made from `against`.
     """
     checkpoint = load(model, seed=seed)
     require_truth(checkpoint)
@@ -75,7 +77,13 @@ def evaluate(
     crops = open_data(data, body=surface, progress=progress)
     measure = open_measure(protocol, crops, body, surface, regressor=regressor, device=where)
     network = on_device(checkpoint.network, where)
-    path = replace(path or RunPath(), batch_sizes=(batch_size,))
+    strides = sequences.strides if sequences is not None else ()
+    run = running(
+        checkpoint, where, dtype=dtype, path=path, buckets=buckets, stride=strides[0] if strides else None, masks=source
+    )
+    if not strides and (sequences is not None or run.stride > 1):
+        sequences = replace(sequences or SequenceSettings(), strides=(run.stride,))
+    dtype, path, buckets = run.dtype, batched(run.path, batch_size), run.buckets
     stages = stages_of(network, checkpoint.plan, against=reference, dtype=dtype, probe=probe, path=path)
     if buckets is not None:
         adaptive = adaptive_network(checkpoint, network, source, buckets, path=path, dtype=dtype)

@@ -22,6 +22,7 @@ from hmrcompress.api.opening import (
     require_people,
 )
 from hmrcompress.api.opening_decoder import steps_a_second, temporal_decoder
+from hmrcompress.api.running import batched, running
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.masks import NoMasks
 from hmrcompress.decoder.pose import PoseCodec
@@ -33,7 +34,7 @@ from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
 from hmrcompress.pipeline.detect import open_boxes
-from hmrcompress.pipeline.frames import open_source
+from hmrcompress.pipeline.frames import Source, open_source
 from hmrcompress.pipeline.predict import KIND, PredictSettings, Reader
 from hmrcompress.pipeline.predict import predict as predict_pipeline
 from hmrcompress.pipeline.profile import Profile
@@ -58,7 +59,7 @@ def predict(
     settings: PredictSettings | None = None,
     body: Body = "starter",
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     path: RunPath | None = None,
     overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
@@ -68,7 +69,8 @@ def predict(
 
     boxes: `full`, `onnx:FILE`, or a file (see `pipeline.boxes`). masks: `auto` is the model's own saliency probe where
     it holds one, else none, and then no tokens are merged. fps: of a folder that is a sequence. path: how the network
-    is run; its batch size is that of `settings`. Raises UserError, also where something else is in `out`, unless
+    is run; its batch size is that of `settings`. What is not given of dtype, path, buckets and stride is as the model's
+    plan says (`api.running`). Raises UserError, also where something else is in `out`, unless
     `overwrite` (see `io.outputs`).
     """
     outputs = OutputRule.of(overwrite, model, source)
@@ -79,9 +81,7 @@ def predict(
     settings.check(found)
     people = open_boxes(boxes, scale=box_scale, cuda=where.type == "cuda") if isinstance(boxes, str) else boxes
     checkpoint = load(model, seed=settings.seed)
-    path = replace(path or RunPath(), batch_sizes=(settings.batch_size,))
-    surface = body_for(checkpoint, body)
-    reader = pipeline_reader(checkpoint, masks, surface, device, dtype=dtype, buckets=buckets, path=path)
+    reader, settings = _reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
     return predict_pipeline(found, people, reader, Path(out), settings, overwrite=outputs, progress=progress)
 
 
@@ -97,7 +97,7 @@ def profile(
     settings: PredictSettings | None = None,
     body: Body = "starter",
     device: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     path: RunPath | None = None,
     progress: Progress = no_progress,
 ) -> Profile:
@@ -113,10 +113,43 @@ def profile(
 
     opened = [people()]  # so that a wrong file is told before the model is opened
     checkpoint = load(model, seed=settings.seed)
-    path = replace(path or RunPath(), batch_sizes=(settings.batch_size,))
-    surface = body_for(checkpoint, body)
-    reader = pipeline_reader(checkpoint, masks, surface, device, dtype=dtype, buckets=buckets, path=path)
+    reader, settings = _reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
     return profile_pipeline(found, lambda: opened.pop() if opened else people(), reader, settings, progress=progress)
+
+
+def _reader(
+    checkpoint: Checkpoint,
+    source: Source,
+    settings: PredictSettings,
+    masks: Masks,
+    body: Body,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    buckets: Sequence[int] | None,
+    path: RunPath | None,
+) -> tuple[Reader, PredictSettings]:
+    """The model as it is run, and the settings with its stride."""
+    known = None if masks == "auto" else open_masks(masks)
+    run = running(
+        checkpoint,
+        device,
+        dtype=dtype,
+        path=path,
+        buckets=buckets,
+        stride=settings.stride,
+        masks=known,
+        clips=source.fps is not None,
+    )
+    reader = pipeline_reader(
+        checkpoint,
+        masks,
+        body_for(checkpoint, body),
+        str(device),
+        dtype=run.dtype,
+        buckets=run.buckets,
+        path=batched(run.path, settings.batch_size),
+    )
+    return reader, replace(settings, stride=run.stride)
 
 
 def pipeline_reader(

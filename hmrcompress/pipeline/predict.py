@@ -75,11 +75,12 @@ class Reader:
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """stride: the network runs on every k-th frame of a sequence. steps: of denoising. limit: frames. focal: of the
-    pictures in pixels, None for HMR2.0's guess. overlapped: stages run at the same time."""
+    """stride: the network runs on every k-th frame of a sequence; None: as the model's plan says, or on each. steps: of
+    denoising. limit: frames. focal: of the pictures in pixels, None for HMR2.0's guess. overlapped: stages run at the
+    same time."""
 
     batch_size: int = 32
-    stride: int = 1
+    stride: int | None = None
     steps: int = 1
     limit: int | None = None
     focal: float | None = None
@@ -92,7 +93,7 @@ class PredictSettings:
     def check(self, source: Source) -> None:
         """UserError for what makes no sense."""
         for value, flag in (
-            (self.stride, "--stride"),
+            (1 if self.stride is None else self.stride, "--stride"),
             (self.steps, "predict.steps"),
             (self.batch_size, "--batch-size"),
         ):
@@ -100,7 +101,7 @@ class PredictSettings:
                 raise UserError(f"got {value}, expected at least 1", flag)
         if self.focal is not None and not 1 <= self.focal <= LONGEST_FOCAL:
             raise UserError(f"got {self.focal:g}, expected pixels, 1 to {LONGEST_FOCAL:,.0f}", "--focal")
-        if self.stride > 1 and source.fps is None:
+        if (self.stride or 1) > 1 and source.fps is None:
             raise UserError("unrelated pictures have nothing in between", "--stride", "--fps makes them a sequence")
 
 
@@ -248,7 +249,7 @@ def _read_all(
         work_batches(
             located,
             batch_size=settings.batch_size,
-            stride=settings.stride,
+            stride=settings.stride or 1,
             masks=reader.masks,
             focal=settings.focal,
             antialias=settings.antialias,

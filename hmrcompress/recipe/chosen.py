@@ -28,6 +28,14 @@ def run_path(given: Run, *, int8: bool = False) -> RunPath:
     return RunPath(fast=given.fast, int8=int8, compiled=given.compile, graphs=given.graphs)
 
 
+def asked_path(given: Run, *, fast: bool | None, int8: bool) -> RunPath | None:
+    """The same where a command's line says anything of it, `fast` being its flag; None leaves it to the model's
+    plan."""
+    if fast is None and not int8 and not {"fast", "compile", "graphs"} & given.model_fields_set:
+        return None
+    return run_path(given.model_copy(update={"fast": bool(fast)}), int8=int8)
+
+
 def buckets_of(given: Run) -> tuple[int, ...] | None:
     """Numbers of tokens to choose from for each person, None for as many as the model was made for."""
     return BUCKETS if given.buckets == "auto" else given.buckets

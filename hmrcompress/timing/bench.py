@@ -40,17 +40,28 @@ BASELINES: tuple[Baseline, ...] = ("ours", "original")
 class BenchSettings:
     """`rounds` are run at every batch size after `warmup` uncounted ones, fewer where `max_seconds` are over (three at
     least). `threads`: of the CPU, None for torch's own choice. `baseline`: what the original is run by. `path`: how the
-    compressed network is run; its batch sizes give way to those timed."""
+    compressed network is run; its batch sizes give way to those timed. Where `dtype` or `path` are not given, whoever
+    opens the model says what its plan says, else float32 and plain."""
 
     batch_sizes: tuple[int, ...] = (1, 8)
     rounds: int = 9
     warmup: int = 2
     max_seconds: float = 300.0
     threads: int | None = None
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = None
     memory: bool = True
     baseline: Baseline = "ours"
-    path: RunPath = RunPath()
+    path: RunPath | None = None
+
+    @property
+    def computed_in(self) -> torch.dtype:
+        """`dtype`, or float32."""
+        return self.dtype or torch.float32
+
+    @property
+    def way(self) -> RunPath:
+        """`path`, or the plain one."""
+        return self.path or RunPath()
 
 
 @dataclass(frozen=True)
@@ -130,11 +141,11 @@ class BenchResult:
             **({"peak_memory_bytes": {when: found["peak"] for when, found in memory.items()}} if memory else {}),
             "bench": {
                 "names": self.names,
-                "dtype": "int8" if self.settings.path.int8 else dtype_name(self.settings.dtype),
+                "dtype": "int8" if self.settings.way.int8 else dtype_name(self.settings.computed_in),
                 "baseline": self.settings.baseline,
-                "fast": self.settings.path.lays_out,
-                "compiled": self.settings.path.compiled,
-                "cuda_graphs": self.settings.path.graphed(self.device),
+                "fast": self.settings.way.lays_out,
+                "compiled": self.settings.way.compiled,
+                "cuda_graphs": self.settings.way.graphed(self.device),
                 "threads": self.threads,
                 "warmup": self.settings.warmup,
                 "person_tokens": PERSON_TOKENS,
@@ -169,7 +180,9 @@ def bench(
         raise UserError("got none, expected at least one", "--batch-sizes")
     alone = before is after
     contenders = {BEFORE: before, AFTER: after}
-    batches = {size: made_up_batch(before.config, size, settings.dtype).to(device) for size in settings.batch_sizes}
+    batches = {
+        size: made_up_batch(before.config, size, settings.computed_in).to(device) for size in settings.batch_sizes
+    }
     with bench_threads(settings.threads) as threads:
         memory = {}
         if settings.memory and not alone:
@@ -179,7 +192,7 @@ def bench(
                     contender.config,
                     contender.tokens,
                     batch_size=max(batches),
-                    dtype=settings.dtype,
+                    dtype=settings.computed_in,
                     device=device,
                     threads=threads,
                     path=_path(settings, when),
@@ -187,7 +200,7 @@ def bench(
                 )
         networks: dict[str, nn.Module] = {
             when: _prepared(with_token_merging(each, contenders[when].tokens), settings, when)
-            for when, each in _converted(contenders, device, settings.dtype).items()
+            for when, each in _converted(contenders, device, settings.computed_in).items()
         }
         if alone:
             networks[AFTER] = networks[BEFORE]
@@ -211,7 +224,7 @@ def bench(
                 networks,
                 pipeline,
                 batch_size=settings.batch_sizes[-1],
-                dtype=settings.dtype,
+                dtype=settings.computed_in,
                 device=device,
                 rounds=settings.rounds,
                 warmup=1,
@@ -253,7 +266,7 @@ def _converted(contenders: dict[str, Contender], device: torch.device, dtype: to
 
 def _path(settings: BenchSettings, when: str) -> RunPath:
     """How one of our networks is run: the original always plainly."""
-    path = settings.path if when == AFTER else RunPath()
+    path = settings.way if when == AFTER else RunPath()
     return replace(path, batch_sizes=settings.batch_sizes)
 
 
@@ -261,7 +274,7 @@ def _prepared(network: HMR2, settings: BenchSettings, when: str) -> nn.Module:
     """The network as it is to be run; its weights are shared where they need not be laid out anew."""
     if when == BEFORE and settings.baseline == "original":
         return reference(network)
-    return _path(settings, when).prepare(network, settings.dtype)
+    return _path(settings, when).prepare(network, settings.computed_in)
 
 
 def _candidates(networks: Mapping[str, nn.Module]) -> dict[str, Callable[[FrameBatch], object]]:

@@ -18,12 +18,12 @@ from hmrcompress.models.network import HMR2
 
 @dataclass(frozen=True)
 class RunPath:
-    """fast: on the fast path (`models.fast.network`), with `int8` linear layers in 8 bits. compiled: by torch.compile.
-    graphs: as CUDA graphs (`models.fast.graphs`); None: where the fast path runs on CUDA. batch_sizes: those that are
-    expected."""
+    """fast: on the fast path (`models.fast.network`), with `int8` linear layers in 8 bits (all, or those of these
+    layers). compiled: by torch.compile. graphs: as CUDA graphs (`models.fast.graphs`); None: where the fast path runs
+    on CUDA. batch_sizes: those that are expected."""
 
     fast: bool = False
-    int8: bool = False
+    int8: bool | tuple[int, ...] = False
     compiled: bool = False
     graphs: bool | None = None
     batch_sizes: tuple[int, ...] = (LARGEST,)
@@ -31,7 +31,7 @@ class RunPath:
     @property
     def lays_out(self) -> bool:
         """Whether weights are laid out anew, in the dtype that is computed in."""
-        return self.fast or self.int8
+        return self.fast or bool(self.int8)
 
     def graphed(self, device: torch.device) -> bool:
         """Whether networks on `device` run as CUDA graphs."""

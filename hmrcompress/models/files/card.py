@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hmrcompress.models.files.config import FolderConfig
-from hmrcompress.plan import TokenSettings
+from hmrcompress.plan import RunSettings, TokenSettings
 
 
 def model_card(name: str, config: FolderConfig, parameters: int) -> str:
@@ -29,6 +29,8 @@ def model_card(name: str, config: FolderConfig, parameters: int) -> str:
         lines.append(f"| halves removed | {', '.join(halves)} |")
     if config.tokens is not None:
         lines.append(f"| tokens | {_tokens(config.tokens)} |")
+    if config.run is not None:
+        lines.append(f"| runs, if nobody says otherwise | {_run(config.run)} |")
     if config.body.name is not None:
         lines.append(f"| body | {config.body.name} |")
     made_from = config.provenance.get("checkpoint", {})
@@ -43,6 +45,14 @@ def model_card(name: str, config: FolderConfig, parameters: int) -> str:
         lines.append(f"| temporal decoder | windows of {frames} frames, objective `{objective}` |")
     lines += ["", "Measured figures: `hmrcompress eval` writes them for the data you have.", ""]
     return "\n".join(lines)
+
+
+def _run(run: RunSettings) -> str:
+    parts = [f"runtime {run.runtime}", run.dtype]
+    parts += [f"layers {', '.join(map(str, run.int8))} in int8"] if run.int8 else []
+    parts += [f"{', '.join(map(str, run.buckets))} tokens to choose from"] if run.buckets else []
+    parts += [f"on every frame whose number {run.stride} divides"] if run.stride > 1 else []
+    return ", ".join(parts)
 
 
 def _tokens(settings: TokenSettings) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hmrcompress.plan import MergeRule, Removed, TokenSettings
+from hmrcompress.plan import MergeRule, Removed, RunSettings, TokenSettings
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -41,8 +41,8 @@ class BodyConfig(_Frozen):
 
 class FolderConfig(_Frozen):
     """`config.json`. `groups` are the original layers that each layer came from, `removed` the layers and halves of
-    layers that are in none of them or stand there halved. Since schema 2 it is sealed, and `files` has the card in
-    it."""
+    layers that are in none of them or stand there halved, `run` how it is to be run. Since schema 2 it is sealed, and
+    `files` has the card in it."""
 
     format: Literal["hmrcompress-model"] = "hmrcompress-model"
     schema_: Literal[1, 2] = Field(default=2, alias="schema")
@@ -53,6 +53,7 @@ class FolderConfig(_Frozen):
     removed: tuple[Removed, ...] = ()
     merge_rule: MergeRule | None = None
     tokens: TokenSettings | None = None
+    run: RunSettings | None = None
     decoder: dict[str, Any] | None = None
     crop: CropConfig = CropConfig()
     body: BodyConfig = BodyConfig()

@@ -101,6 +101,7 @@ def write_model_folder(
             removed=() if plan is None else plan.removed,
             merge_rule=None if plan is None else plan.merge_rule,
             tokens=None if plan is None else plan.tokens,
+            run=None if plan is None else plan.run,
             decoder=None if decoder is None else dict(decoder.config),
             body=BodyConfig(
                 joints=network.num_joints,
@@ -182,11 +183,13 @@ def _check_agreement(config: FolderConfig, network: NetworkConfig, plan: Plan | 
     rule, tokens = (None, None) if plan is None else (plan.merge_rule, plan.tokens)
     expected = {"family": network.family, "crop": CropConfig(), "body": body}
     expected |= {"groups": groups, "merge_rule": rule, "tokens": tokens, "removed": removed}
+    if config.run is not None:  # what was written before it was recorded says nothing
+        expected["run"] = None if plan is None else plan.run
     for name, value in expected.items():
         if getattr(config, name) != value:
             said = (
                 f"{PLAN} says"
-                if name in ("groups", "merge_rule", "tokens", "removed") and plan is not None
+                if name in ("groups", "merge_rule", "tokens", "removed", "run") and plan is not None
                 else "expected"
             )
             wanted = value.model_dump(mode="json") if isinstance(value, BaseModel) else value

@@ -1,0 +1,113 @@
+"""How a model runs where nobody says otherwise: as the `run` of its plan has it. The one place that finds it out, for
+predict, profile, eval and bench."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from hmrcompress.data.masks import MaskSource
+from hmrcompress.errors import tell
+from hmrcompress.models.fast.running import RunPath
+from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.plan import Plan, RunSettings
+from hmrcompress.runtime import dtype_name, fast_dtype, pick_dtype
+
+OF_TORCH = {"torch": "plain", "fast": "on the fast path", "compiled": "by torch.compile"}
+"""What this package runs itself; the other runtimes run a file that `hmrcompress export` writes."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a model is run: what it computes in, by which way, with which numbers of tokens to choose from (None: one for
+    all), on every how manieth frame of a video."""
+
+    dtype: torch.dtype
+    path: RunPath
+    buckets: tuple[int, ...] | None
+    stride: int
+
+
+def planned(checkpoint: Checkpoint) -> RunSettings | None:
+    """What the plan of a model says of how it is run; None where it says nothing."""
+    return None if checkpoint.plan is None else checkpoint.plan.run
+
+
+def planned_buckets(checkpoint: Checkpoint) -> tuple[int, ...] | None:
+    """The numbers of tokens that a model's plan wants to choose from, which is told; None where there are none."""
+    run = planned(checkpoint)
+    if run is None or run.buckets is None:
+        return None
+    tell(f"runs as its plan says: {_choosing(run.buckets)}", checkpoint.name)
+    return run.buckets
+
+
+def running(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    path: RunPath | None = None,
+    buckets: Sequence[int] | None = None,
+    stride: int | None = None,
+    masks: MaskSource | None = None,
+    clips: bool = True,
+) -> Running:
+    """What was asked for, and for what was not (None) what the model's plan says, which is told; float32, plain, one
+    number of tokens and every frame where that says nothing.
+
+    masks: without any before the network runs there is no choosing of tokens. clips: whether there are frames in
+    between that a stride may leave out. What the device has no units for is not taken from a plan: it is told.
+    """
+    run = planned(checkpoint)
+    if run is None:
+        return Running(dtype or torch.float32, path or RunPath(), _tuple(buckets), stride or 1)
+    taken: list[str] = []
+    if path is None:
+        int8 = _int8(checkpoint.plan, run, device) if dtype is None else ()
+        path = RunPath(fast=run.runtime not in ("torch", "compiled"), compiled=run.runtime == "compiled", int8=int8)
+        taken.append(OF_TORCH.get(run.runtime, f"on the fast path, as {run.runtime} runs what `export` writes"))
+        taken += [f"{len(int8)} layers in int8"] if int8 else []
+    if dtype is None:
+        dtype, why = _dtype(run, device)
+        taken.append(f"in {dtype_name(dtype)}{why}")
+    if buckets is None and run.buckets is not None and masks is not None and masks.name not in ("none", "self"):
+        buckets = run.buckets
+        taken.append(_choosing(run.buckets))
+    if stride is None and clips and run.stride > 1:
+        stride = run.stride
+        taken.append(f"with a stride of {stride}")
+    if taken:
+        tell(f"runs as its plan says: {', '.join(taken)}", checkpoint.name)
+    return Running(dtype, path, _tuple(buckets), stride or 1)
+
+
+def batched(path: RunPath, batch_size: int) -> RunPath:
+    """The same for batches of that size."""
+    return replace(path, batch_sizes=(batch_size,))
+
+
+def _choosing(buckets: Sequence[int]) -> str:
+    return f"with {', '.join(map(str, buckets))} tokens to choose from"
+
+
+def _tuple(buckets: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if buckets is None else tuple(buckets)
+
+
+def _dtype(run: RunSettings, device: torch.device) -> tuple[torch.dtype, str]:
+    """What the plan says, or what takes its place where the device would emulate it, and why."""
+    wanted, best = pick_dtype(run.dtype), fast_dtype(device)
+    emulated = (
+        wanted != torch.float32 and best == torch.float32 and not (device.type == "cuda" and wanted == torch.half)
+    )
+    return (best, f", as {run.dtype} is emulated here") if emulated else (wanted, "")
+
+
+def _int8(plan: Plan | None, run: RunSettings, device: torch.device) -> tuple[int, ...]:
+    """The layers of the compressed network that are to run with 8 bits; none elsewhere than on a CPU."""
+    if plan is None or device.type != "cpu":
+        return ()
+    return tuple(layer for layer, group in enumerate(plan.kept_groups) if group[0] in run.int8)
