@@ -23,7 +23,6 @@ from hmrcompress.live.trees import length_of, sha256_of, source_sha256
 from hmrcompress.merging.apply import fewest_layers, settled
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.searching.cache import LayerCache, usual_memory
 from hmrcompress.searching.evaluations import Evaluations
@@ -92,40 +91,16 @@ def search(
             )  # fmt: skip
             book = Journal(path, key.inputs, overwrite=overwrite)
             evaluations = Evaluations(prober, book, found.depth, settings.reject_early, progress, fewest)
-            best, trace = choose(evaluations, settings)
-            base = evaluations.base()
-            record = {
-                "method": settings.method,
-                "tau_mm": settings.tau_mm if settings.layers is None else best.error_mm - base,
-                "frames": prober.frames,
-                "base_mpjpe_mm": base,
-                "final_mpjpe_mm": best.error_mm,
-                "evaluations": len(evaluations.asked),
-                "seed": settings.seed,
-                "data": {"name": name, "split": "", "sha256": str(key.inputs["batches"])},
-                "target": settings.target,
-                "layers": settings.layers,
-                "masks": name if masks is not None and tokens is not None else None,
-            }
-            plan = Plan.from_dict(
-                {
-                    "schema": 2,
-                    "checkpoint": found.reference.model_dump(),
-                    "groups": best.groups,
-                    "merge_rule": settings.merge_rule,
-                    "tokens": settings.tokens.model_dump() if settings.tokens else None,
-                    "search": record,
-                }
-            )
-            return SearchResult(
-                plan=plan,
-                trace=trace,
-                candidates=evaluations.asked,
+            return choose(
+                evaluations,
+                settings,
+                found.reference,
+                frames=prober.frames,
+                frames_per_clip=None,
                 clips=len(given),
+                data={"name": name, "split": "", "sha256": str(key.inputs["batches"])},
+                masks=name if masks is not None and tokens is not None else None,
                 protocol=name,
-                evaluated=evaluations.evaluated,
-                counts=prober.counts,
-                set_aside=book.set_aside,
             )
 
 

@@ -32,7 +32,7 @@ from hmrcompress.searching.evaluations import Evaluations
 from hmrcompress.searching.fitter import CandidateFitter
 from hmrcompress.searching.journal import Journal
 from hmrcompress.searching.settings import METHODS, SearchSettings
-from hmrcompress.searching.sized import Found, eclm_with_layers, found, run_eclm
+from hmrcompress.searching.sized import eclm_with_layers, found, run_eclm
 
 __all__ = ["METHODS", "SearchResult", "SearchSettings", "search"]
 
@@ -131,23 +131,55 @@ def search(
     fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
     book = Journal(journal, key.inputs, overwrite=overwrite)
     evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress, fewest)
-    best, trace = choose(evaluations, settings)
+    result = choose(
+        evaluations,
+        settings,
+        checkpoint,
+        frames=count,
+        frames_per_clip=settings.frames_per_clip,
+        clips=len(np.unique(crops.clip[indices])),
+        data=provenance.record(crops, np.union1d(indices, fitted_on)) | {"source": source},
+        masks=masks.name if masks and _uses_masks(settings) else None,
+        protocol=measure.protocol.name,
+    )
     if fitter is not None:
         probe.counts.fitting = fitter.applications
+    return result
+
+
+def choose(
+    evaluations: Evaluations,
+    settings: SearchSettings,
+    checkpoint: CheckpointRef,
+    *,
+    frames: int,
+    frames_per_clip: int | None,
+    clips: int,
+    data: dict[str, Any],
+    masks: str | None,
+    protocol: str,
+) -> SearchResult:
+    """ECLM's plan for a tau or a number of layers. Knows errors alone, no network: of the rest, which goes into the
+    plan's record, it is told. UserError where the untouched network's error is not finite."""
+    if settings.layers is not None:
+        best, trace = eclm_with_layers(evaluations, settings.layers, settings.tau_mm, as_printed=settings.as_printed)
+    else:
+        trace = run_eclm(evaluations, settings.tau_mm, as_printed=settings.as_printed)
+        best = found(trace.final_mm, trace.groups)
     base = evaluations.base()
     record = {
         "method": settings.method,
         "tau_mm": settings.tau_mm if settings.layers is None else best.error_mm - base,
-        "frames": count,
+        "frames": frames,
         "base_mpjpe_mm": base,
         "final_mpjpe_mm": best.error_mm,
         "evaluations": len(evaluations.asked),
         "seed": settings.seed,
-        "data": provenance.record(crops, np.union1d(indices, fitted_on)) | {"source": source},
+        "data": data,
         "target": settings.target,
         "layers": settings.layers,
-        "frames_per_clip": settings.frames_per_clip,
-        "masks": masks.name if masks and _uses_masks(settings) else None,
+        "frames_per_clip": frames_per_clip,
+        "masks": masks,
     }
     plan = Plan.from_dict(
         {
@@ -163,21 +195,12 @@ def search(
         plan=plan,
         trace=trace,
         candidates=evaluations.asked,
-        clips=len(np.unique(crops.clip[indices])),
-        protocol=measure.protocol.name,
+        clips=clips,
+        protocol=protocol,
         evaluated=evaluations.evaluated,
-        counts=probe.counts,
-        set_aside=book.set_aside,
+        counts=evaluations.probe.counts,
+        set_aside=evaluations.journal.set_aside,
     )
-
-
-def choose(evaluations: Evaluations, settings: SearchSettings) -> tuple[Found, Trace]:
-    """ECLM's plan for a tau or a number of layers, and the trace of its run. Knows errors alone, no network.
-    UserError where the untouched network's error is not finite."""
-    if settings.layers is not None:
-        return eclm_with_layers(evaluations, settings.layers, settings.tau_mm, as_printed=settings.as_printed)
-    trace = run_eclm(evaluations, settings.tau_mm, as_printed=settings.as_printed)
-    return found(trace.final_mm, trace.groups), trace
 
 
 def search_key(
