@@ -107,8 +107,8 @@ def test_pictures_are_in_the_hash_of_crops_that_are_cut_on_demand(tmp_path: Path
 MADE_BY = {
     "search": ("searching/error.py", "searching/eclm.py", "merging/layers.py", "merging/tokens.py", "models/vit.py",
                "models/heads.py", "data/crops.py", "data/masks.py", "metrics/points.py", "body/model.py"),
-    "live search": ("live/patching.py", "live/blocks.py", "live/probing.py", "live/passes.py", "searching/eclm.py",
-                    "merging/layers.py", "merging/tokens.py"),
+    "live search": ("live/patching.py", "live/forwards.py", "live/blocks.py", "live/probing.py", "live/passes.py",
+                    "searching/eclm.py", "merging/layers.py", "merging/tokens.py"),
     "features": ("training/features.py", "merging/tokens.py", "models/network.py", "models/probe.py", "data/crops.py"),
     "split": ("starter/scene/world.py", "starter/scene/filming.py", "starter/scene/camera.py",
               "starter/scene/shading.py", "render/raster.py",

@@ -1,5 +1,5 @@
 """One pass of tokens through a compressed stack of other code: what is merged where, and everything put back at the
-end. Tensors and a `TokenMerger`; what calls it is `live.patching`.
+end. Tensors and a `TokenMerger`; what calls it is `live.forwards`.
 
 Tokens are prefix, patches, suffix. Prefix and suffix stay as they are and where they are; patches are dropped before
 the first block or merged between the halves of blocks. `place` says which patch's position a token has: its own, or
