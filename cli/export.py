@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -22,12 +23,18 @@ from hmrcompress_cli.common import (
     write_record,
 )
 
+OPENVINO_NAMES = {"float32": "f32", "bfloat16": "bf16"}
+"""What OpenVINO calls what it was asked to compute in."""
+
 
 @takes_checkpoints("model")
 def export(
     model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
     out: OutOption,
-    format: Annotated[Literal["onnx"], typer.Option("--format", help="What to write.")] = "onnx",
+    format: Annotated[
+        Literal["onnx", "openvino"],
+        typer.Option("--format", help="What to write: a folder for that runtime, or with onnx a file NAME.onnx."),
+    ] = "onnx",
     data: DataOption = "starter:val",
     masks: MasksOption = "data",
     body: BodyOption = "starter",
@@ -39,8 +46,8 @@ def export(
         Literal["auto", "cpu"], typer.Option("--device", help="Networks are exported on the CPU.")
     ] = "auto",
     dtype: Annotated[
-        Literal["float32", "float16"],
-        typer.Option("--dtype", help="Of weights and arithmetic; in and out are float32."),
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option("--dtype", help="Of weights and arithmetic; in and out are float32. Not every runtime has each."),
     ] = "float32",
     json: JsonOption = None,
     seed: SeedOption = 0,
@@ -48,10 +55,28 @@ def export(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write a network for other run times: ONNX with a dynamic batch, compared with torch before it gets its name.
+    """Write a network for other run times, compared with torch, in millimetres, before it gets its name.
 
-    The temporal decoder of a model that holds one goes to NAME.decoder.onnx.
+    A folder holds the runtime's files and all that predict, eval, bench and profile need to take it as MODEL, the
+    temporal decoder too. With -o NAME.onnx it is an ONNX file, and the decoder goes to NAME.decoder.onnx.
     """
+    if format != "onnx" or out.suffix != ".onnx":
+        _folder(
+            model,
+            out,
+            json,
+            Printer(quiet),
+            runtime=format,
+            precision=dtype,
+            data=data,
+            masks=masks,
+            body=body,
+            batch_size=batch_size,
+            limit=limit,
+            seed=seed,
+            overwrite=outputs_here(),
+        )
+        return
     import hmrcompress as hc
     from hmrcompress.api import export
     from hmrcompress.exporting.onnx import check_files
@@ -107,3 +132,38 @@ def export(
             f"{decoder.path}: {decoder.size_bytes / 1e6:.1f} MB, described in {decoder.contract.name}; differs from "
             f"torch by {decoder.parity.max_abs_diff:.1e} at most, joints by {decoder.parity.joints_mm:.1e} mm"
         )
+
+
+def _folder(model: str, out: Path, json: Path | None, printer: Printer, **how: Any) -> None:
+    """Writes the folder of a runtime, and says how close it is."""
+    from hmrcompress.api import export
+    from hmrcompress.runtime import progress_bar
+
+    with progress_bar(quiet=printer.quiet) as progress:
+        made = export.export(model, out, progress=progress, **how)
+    config, parity = made.config, made.config.parity
+    figures: dict[str, Any] = {
+        "runtime": config.runtime,
+        "dtype": config.precision,
+        "size_bytes": made.size_bytes,
+        "parity": parity,
+        "prepared": config.prepared,
+        "about": config.about,
+    }
+    if parity is not None and config.runtime == "onnx":
+        figures |= {"onnx_max_abs_diff": parity["max_abs_diff"], "onnx_joints_mm": parity["joints_mm"]}
+    write_record(json, "export", figures, seed=how["seed"])
+    if parity is None:
+        printer.say(f"prepared, not run: {config.prepared}")
+    else:
+        sizes, median = " and ".join(map(str, parity["batch_sizes"])), parity["median"]
+        printer.say(
+            f"differs from torch by {parity['max_abs_diff']:.1e} at most, joints by {parity['joints_mm']:.1e} mm "
+            f"(median over crops {median['joints_mm']:.1e} mm), at batch {sizes}"
+        )
+        computed = config.about.get("computes_in")
+        if computed is not None and computed != OPENVINO_NAMES.get(config.precision, computed):
+            printer.say(f"this processor has no units for {config.precision}: OpenVINO computed in {computed}")
+    printer.say(f"{out}: {config.main}, {made.size_bytes / 1e6:.1f} MB; README.md says how to use it")
+    for line in config.lines:
+        printer.say(f"  {line}")

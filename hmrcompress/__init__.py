@@ -1,10 +1,10 @@
 """Compress pretrained transformer networks for human mesh recovery: layer merging, token merging, and the evidence.
 
-`import hmrcompress as hc; hc.load, hc.compress, hc.pick, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export_onnx,
-hc.predict, hc.profile`; for networks of other code `hc.live`, `hc.apply, hc.person_mask, hc.unapply`; for cameras
-`hc.load_fov, hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. Each lives in a module of
-`hmrcompress.api` or of the room that it belongs to, and is loaded when first used, so that importing the package costs
-next to nothing.
+`import hmrcompress as hc; hc.load, hc.compress, hc.pick, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export,
+hc.export_onnx, hc.predict, hc.profile`; for networks of other code `hc.live`, `hc.apply, hc.person_mask, hc.unapply`;
+for cameras `hc.load_fov, hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. Each lives in a module
+of `hmrcompress.api` or of the room that it belongs to, and is loaded when first used, so that importing the package
+costs next to nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hmrcompress.api.bench import bench
     from hmrcompress.api.compress import compress
     from hmrcompress.api.evaluate import evaluate
-    from hmrcompress.api.export import export_onnx
+    from hmrcompress.api.export import export, export_onnx
     from hmrcompress.api.finetune import fit_probe, heal
     from hmrcompress.api.finetune_decoder import extract_features, fit_decoder
     from hmrcompress.api.merge import apply, merge
@@ -35,6 +35,7 @@ HOMES = {
     "bench": "api.bench",
     "compress": "api.compress",
     "evaluate": "api.evaluate",
+    "export": "api.export",
     "export_onnx": "api.export",
     "extract_features": "api.finetune_decoder",
     "fit_decoder": "api.finetune_decoder",
@@ -58,6 +59,7 @@ __all__ = [
     "bench",
     "compress",
     "evaluate",
+    "export",
     "export_onnx",
     "extract_features",
     "fit_decoder",

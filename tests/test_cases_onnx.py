@@ -229,7 +229,10 @@ def test_bounds_follow_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv(SECONDS_ENV, raising=False)
     (tmp_path / "b.onnx").write_bytes(bytes(20_000_000))
     OnnxProcess(tmp_path / "b.onnx", threads=3)
-    assert given == {"settings": (tmp_path / "b.onnx", 3, False, (1 << 29) + 80_000_000), "seconds": 62.0}
+    assert given == {
+        "settings": (tmp_path / "b.onnx", 3, False, (1 << 29) + 80_000_000, "onnxruntime", "float32"),
+        "seconds": 62.0,
+    }
     limits: dict[int, int] = {}
     monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.update({kind: pair[0]}))
     now = psutil.Process().memory_info().vms

@@ -24,6 +24,7 @@ EXTRAS = {
     "heic": "the pictures of telephones in predict and profile",
     "plots": "cka, learning curves in a report",
     "smplx": "--body smplx:FOLDER",
+    "openvino": "export --format openvino, and what it writes as a model",
     "starter-build": "starter build --body",
 }
 """Extras that commands use, and what for; the others are for working on hmrcompress."""

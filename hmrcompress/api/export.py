@@ -1,8 +1,11 @@
-"""`hmrcompress.export_onnx`: from names and paths to ONNX files of a network and of its temporal decoder."""
+"""`hmrcompress.export, export_onnx`: from names and paths to files for other run times, of a network and of its
+temporal decoder."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +23,17 @@ from hmrcompress.api.opening import (
     open_masks,
 )
 from hmrcompress.api.opening_decoder import decoder_for
+from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
+from hmrcompress.exporting.folder import KIND, ExportedFolder, export_folder
 from hmrcompress.exporting.onnx import OnnxExport, check_files
 from hmrcompress.exporting.onnx import export_onnx as export_network
+from hmrcompress.exporting.runtimes.registry import require_precision
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.models.network import HMR2
+from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, no_progress
 
 PARITY_CROPS = 5
@@ -52,22 +61,86 @@ def export_onnx(
     """
     outputs = OutputRule.of(overwrite, model, data)
     check_files(Path(out), outputs)
+    given = _given(model, data, masks, body, limit or batch_size, seed, progress)
+    about = {
+        "model": given.checkpoint.name,
+        "checkpoint": given.checkpoint.reference.model_dump(mode="json"),
+        "plan": None if given.checkpoint.plan is None else given.checkpoint.plan.to_dict(),
+        "parity_data": given.parity_data,
+    }
+    return export_network(
+        given.network,
+        out,
+        given.batch,
+        given.body,
+        batch_sizes=sorted({1, batch_size}),
+        dtype=dtype,
+        about=about,
+        overwrite=outputs,
+    )
+
+
+def export(
+    model: Model,
+    out: Path | str,
+    *,
+    runtime: str = "onnx",
+    precision: str = "float32",
+    data: Data = "starter:val",
+    masks: Masks = "data",
+    body: Body = "starter",
+    batch_size: int = PARITY_CROPS,
+    limit: int | None = None,
+    seed: int = 0,
+    overwrite: bool | OutputRule = False,
+    progress: Progress = no_progress,
+) -> ExportedFolder:
+    """Writes the folder of a network for a runtime (`onnx`, `openvino`, …), with its temporal decoder, which predict,
+    eval, bench and profile take as a model. See `exporting.folder`; the rest as of `export_onnx`."""
+    outputs = OutputRule.of(overwrite, model, data)
+    require_precision(runtime, precision).check(precision)
+    outputs.check_folder(out, KIND)
+    given = _given(model, data, masks, body, limit or batch_size, seed, progress)
+    return export_folder(
+        given.network,
+        out,
+        given.batch,
+        given.body,
+        given.checkpoint,
+        runtime=runtime,
+        precision=precision,
+        batch_sizes=sorted({1, batch_size}),
+        parity_data=given.parity_data,
+        overwrite=outputs,
+    )
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a file is made of: the network as it is to run, and the crops on which it is compared."""
+
+    checkpoint: Checkpoint
+    network: HMR2
+    body: BodyModel
+    crops: CropSet
+    batch: FrameBatch
+
+    @property
+    def parity_data(self) -> dict[str, Any]:
+        """What names the crops."""
+        return {"name": self.crops.name, "split": self.crops.split, "sha256": self.crops.sha256}
+
+
+def _given(model: Model, data: Data, masks: Masks, body: Body, count: int, seed: int, progress: Progress) -> _Given:
     checkpoint = load(model, seed=seed)
     surface = body_for(checkpoint, body)
     crops = open_data(data, body=surface, clips=1 if of_starter(data) else None, progress=progress)
     source = open_masks(masks)
-    network = compressed_network(checkpoint, source if checkpoint.tokens else None)
     needed = source if checkpoint.tokens else None
-    chosen = parity_frames(crops, limit or batch_size)
+    network = compressed_network(checkpoint, needed)
+    chosen = parity_frames(crops, count)
     batch = next(crops.batches(chosen, len(chosen), needed, truth=False))
-    about = {
-        "model": checkpoint.name,
-        "checkpoint": checkpoint.reference.model_dump(mode="json"),
-        "plan": None if checkpoint.plan is None else checkpoint.plan.to_dict(),
-        "parity_data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
-    }
-    sizes = sorted({1, batch_size})
-    return export_network(network, out, batch, surface, batch_sizes=sizes, dtype=dtype, about=about, overwrite=outputs)
+    return _Given(checkpoint, network, surface, crops, batch)
 
 
 def parity_frames(crops: CropSet, count: int = PARITY_CROPS) -> np.ndarray:

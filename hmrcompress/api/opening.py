@@ -24,6 +24,8 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import MaskSource, mask_source
 from hmrcompress.errors import UserError
+from hmrcompress.exporting.folder import is_export_folder
+from hmrcompress.exporting.opened import open_exported
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS
@@ -42,6 +44,8 @@ from hmrcompress.runtime import Progress, no_progress
 STARTER_MODEL = Path(__file__).parents[1] / "assets" / "starter"
 STARTER_FAST = STARTER_MODEL.with_name("starter_fast")
 """What makes the starter network the fast one: a plan and a temporal decoder (`starter.network.fast`)."""
+OF_EXPORTED = "holds an exported network, which has no weights to work on"
+FOR_EXPORTED = "predict, profile, eval and bench run it; for the rest give the model that it was exported from"
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def load(
     fast: bool = False,
     dtype: torch.dtype = torch.float32,
     int8: bool = False,
+    exported: bool = False,
 ) -> Checkpoint:
     """Opens a model: `starter`, `starter-fast` (compressed, with a temporal decoder), `random:FAMILY` (with `seed`), a
     checkpoint file or a compressed folder, on the CPU.
@@ -94,7 +99,8 @@ def load(
 
     With `fast`, `.network` is ready to run: it merges tokens as the plan says and computes in `dtype` on the fast path
     (`models.fast.network.make_fast`, also for `int8`), straight from the weights as they are stored. It can then not be
-    merged, searched or saved. Raises UserError.
+    merged, searched or saved. With `exported`, a folder of an exported network is a model, too (`exporting.opened`).
+    Raises UserError.
     """
     if isinstance(model, ModelFile):
         num_heads, head_heads = num_heads or model.num_heads, head_heads or model.head_heads
@@ -110,6 +116,10 @@ def load(
             from hmrcompress.starter.network.fast import fast_folder
 
             path = fast_folder(STARTER_MODEL, STARTER_FAST)
+        if is_export_folder(path):
+            if not exported:
+                raise UserError(OF_EXPORTED, path, FOR_EXPORTED)
+            return open_exported(path, verify=verify)
         opened = load_checkpoint(
             path,
             num_heads=num_heads,

@@ -34,6 +34,7 @@ SINGLE_FILE_BYTES = 1_800_000_000
 EXAMPLE_BATCH = 2
 GOLDEN_CROPS = 2
 KIND = "export"
+REFERENCE = "torch, float32, CPU"
 BESIDE = (".json", ".golden.npz", ".data")
 """What goes beside FILE.onnx: the contract, golden tensors, and weights that it has no room for."""
 DTYPES = (torch.float32, torch.float16)
@@ -51,7 +52,7 @@ class OnnxExport:
     parity: Parity
 
 
-class _Exported(nn.Module):
+class Exported(nn.Module):
     """The network with a tuple for its outputs, as a graph has them; float32 in and out."""
 
     def __init__(self, network: HMR2) -> None:
@@ -109,9 +110,9 @@ def export_onnx(
         parity = measure(network, OnnxNetwork(made), batch, body, batch_sizes)
         parity.require(path, dtype)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        np.savez(folder / f"{path.name}.golden.npz", **_golden(network, batch))  # type: ignore[arg-type]
+        np.savez(folder / f"{path.name}.golden.npz", **golden_of(network, batch))  # type: ignore[arg-type]
         about = {"dtype": dtype_name(dtype)} | dict(about or {})
-        written = put_all(folder, path, _contract(network, parity, body) | about, outputs)
+        written = put_all(folder, path, contract_of(network, parity, body) | about, outputs)
     return OnnxExport(path, *written, size, parity)
 
 
@@ -145,29 +146,39 @@ def _seal_all(folder: Path) -> None:
 
 def check_export(network: nn.Module, path: Path) -> None:
     """UserError or MissingExtra where a network could not be written to `path`."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, "export")
+    require_exporter()
     if path.suffix != ".onnx":
         raise UserError("the name has to end in .onnx", path)
     if path.is_dir():
         raise UserError("is a folder, expected the name of a file", path)
+    require_float32(network)
+
+
+def require_exporter() -> None:
+    """MissingExtra where a package is not installed that graphs are written and compared with."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, "export")
+
+
+def require_float32(network: nn.Module) -> None:
+    """UserError for a network that is not in float32 on the CPU."""
     first = next(network.parameters())
     if first.dtype != torch.float32 or first.is_cuda:
         raise UserError(f"got a network in {first.dtype} on {first.device}, expected float32 on the CPU", "export")
 
 
 @torch.no_grad()
-def _golden(network: HMR2, batch: FrameBatch) -> dict[str, np.ndarray]:
+def golden_of(network: HMR2, batch: FrameBatch) -> dict[str, np.ndarray]:
     """The first crops as inputs of the graph, and the outputs of torch for them, by name."""
-    inputs = _inputs(network, batch, GOLDEN_CROPS)
+    inputs = inputs_of(network, batch, GOLDEN_CROPS)
     mask = None if batch.person_mask is None else batch.person_mask[:GOLDEN_CROPS]
     predicted = network(**({"person_mask": mask} | inputs))
     tensors = inputs | {name: getattr(predicted, name) for name in OUTPUTS}
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def _inputs(network: HMR2, batch: FrameBatch, count: int) -> dict[str, Tensor]:
+def inputs_of(network: HMR2, batch: FrameBatch, count: int) -> dict[str, Tensor]:
     """The first crops of a batch as inputs of the graph, by name. UserError where one that is needed is missing."""
     images = batch.images[:count]
     inputs = {"images": images}
@@ -186,11 +197,11 @@ def _write_graph(network: HMR2, path: Path, batch: FrameBatch) -> None:
 def traced_graph(network: HMR2, batch: FrameBatch) -> torch.onnx.ONNXProgram:
     """The graph of a network, which shares its weights: crops as `batch` holds them in (at least two), `OUTPUTS` out.
     Raises UserError where the batch lacks an input."""
-    inputs = _inputs(network, batch, EXAMPLE_BATCH)
+    inputs = inputs_of(network, batch, EXAMPLE_BATCH)
     batch_size = torch.export.Dim("batch", min=1, max=4096)
     with quietly():
         program = torch.onnx.export(
-            _Exported(network).eval(),
+            Exported(network).eval(),
             kwargs=inputs,
             input_names=list(inputs),
             output_names=list(OUTPUTS),
@@ -229,7 +240,9 @@ def quietly() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _contract(network: HMR2, parity: Parity, body: BodyModel) -> dict[str, Any]:
+def contract_of(
+    network: HMR2, parity: Parity | None, body: BodyModel, *, through: str = "onnxruntime, CPU"
+) -> dict[str, Any]:
     """What someone needs who has only the file: names, shapes, units, normalisation, and how it was checked."""
     config = network.config
     rows, columns = config.grid
@@ -275,5 +288,5 @@ def _contract(network: HMR2, parity: Parity, body: BodyModel) -> dict[str, Any]:
             },
         },
         "body": {"name": body.name, "faces_sha256": body.faces_sha256},
-        "parity": parity.to_dict() | {"reference": "torch, float32, CPU", "through": "onnxruntime, CPU"},
+        **({"parity": parity.to_dict() | {"reference": REFERENCE, "through": through}} if parity else {}),
     }

@@ -1,17 +1,19 @@
 """How far an exported file is from the network it came from: difference of any output, and of joints in mm.
 
-In float32 the largest difference over all crops is bounded. In float16 the median over crops is: which of two nearly
+In float32 the largest difference over all crops is bounded. In 16 bits the median over crops is: which of two nearly
 equal pairs of tokens is merged may fall the other way there, and such a crop then moves by what that choice is worth.
+In 8 bits the median has the budget that was given for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from hmrcompress.errors import HMRCompressError, UserError
 from hmrcompress.exporting.session import open_session
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import BodyParams, FrameBatch
+from hmrcompress.runtime import dtype_name
 
 OUTPUTS = ("global_orient", "body_pose", "betas", "cam", "features")
 """The last one is what a temporal decoder reads; it has no scale of its own, so its differences count by its size."""
@@ -28,6 +31,7 @@ MAX_ABS = 1e-3
 MAX_JOINTS_MM = 0.1
 HALF_ABS = 1e-2
 HALF_JOINTS_MM = 2.0
+HALF = ("float16", "bfloat16")
 BATCH_SIZES = (1, 5)
 
 
@@ -59,15 +63,25 @@ class Parity:
         """Whether every output of both was a number."""
         return math.isfinite(self.max_abs_diff) and math.isfinite(self.joints_mm)
 
-    def require(self, where: object, dtype: torch.dtype = torch.float32) -> None:
+    def require(
+        self, where: object, dtype: torch.dtype | str = torch.float32, *, budget_mm: float | None = None
+    ) -> None:
         """HMRCompressError unless the difference is below its bound (NaN never is): the largest one below `MAX_ABS`
-        and `MAX_JOINTS_MM`; in float16 the median below `HALF_ABS` and `HALF_JOINTS_MM`, and the largest finite."""
+        and `MAX_JOINTS_MM`; in float16 and bfloat16 the median below `HALF_ABS` and `HALF_JOINTS_MM`, and the largest
+        finite; with `budget_mm` (of int8) the median of the joints at most that, and all finite."""
+        name = dtype if isinstance(dtype, str) else dtype_name(dtype)
         seen, bounds, what = Difference(self.max_abs_diff, self.joints_mm), (MAX_ABS, MAX_JOINTS_MM), ""
         finite = True
-        if dtype == torch.float16 and self.median is not None:
+        if (name in HALF or budget_mm is not None) and self.median is not None:
             finite = self.finite
             seen, bounds, what = self.median, (HALF_ABS, HALF_JOINTS_MM), " (median over crops)"
-        if not (finite and seen.max_abs_diff < bounds[0] and seen.joints_mm < bounds[1]):
+        if budget_mm is not None:
+            if not (finite and seen.joints_mm <= budget_mm):
+                raise HMRCompressError(
+                    f"{where}: joints of the exported network are {seen.joints_mm:.2g} mm from torch{what}, the budget "
+                    f"is {budget_mm:g} mm; nothing was written."
+                )
+        elif not (finite and seen.max_abs_diff < bounds[0] and seen.joints_mm < bounds[1]):
             raise HMRCompressError(
                 f"{where}: the exported network differs from torch by {seen.max_abs_diff:.2g} "
                 f"and {seen.joints_mm:.2g} mm on joints{what}, allowed are {bounds[0]:g} and {bounds[1]:g} mm; "
@@ -75,13 +89,12 @@ class Parity:
             )
 
 
-class OnnxNetwork:
-    """An exported file behind the call of a network: crops in, `OUTPUTS` out, through onnxruntime on the CPU, or
-    through a `session` of that file."""
+class GraphNetwork:
+    """An exported graph behind the call of a network: crops in, `OUTPUTS` out. run: what runs it, arrays by name in and
+    arrays by name out; names: of its inputs."""
 
-    def __init__(self, path: Path, session: Any = None) -> None:
-        self.session = open_session(path) if session is None else session
-        names = {given.name for given in self.session.get_inputs()}
+    def __init__(self, run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], names: Sequence[str]):
+        self.run = run
         self.takes_mask, self.takes_condition = "person_mask" in names, "condition" in names
 
     def __call__(
@@ -90,7 +103,7 @@ class OnnxNetwork:
         """images (B,3,256,192) float32, person_mask (B,16,12) bool (None: nobody), condition (B,3) float32 -> outputs
         by name. UserError where a condition is needed, but not given."""
         given = {name: tensor.numpy() for name, tensor in self.inputs(images, person_mask, condition).items()}
-        return dict(zip(OUTPUTS, map(torch.from_numpy, self.session.run(list(OUTPUTS), given)), strict=True))
+        return {name: torch.from_numpy(array) for name, array in self.run(given).items()}
 
     def inputs(
         self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None
@@ -104,6 +117,17 @@ class OnnxNetwork:
         return given
 
 
+class OnnxNetwork(GraphNetwork):
+    """An ONNX file of ours through onnxruntime in this process, on the CPU, or through a `session` of that file."""
+
+    def __init__(self, path: Path, session: Any = None) -> None:
+        self.session = open_session(path) if session is None else session
+        super().__init__(self._run, [given.name for given in self.session.get_inputs()])
+
+    def _run(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(OUTPUTS, self.session.run(list(OUTPUTS), dict(given)), strict=True))
+
+
 def mask_or_nobody(images: Tensor, person_mask: Tensor | None, grid: tuple[int, int] = (16, 12)) -> Tensor:
     """The mask, or one of zeros (B, *grid): no token belongs to a person."""
     return torch.zeros(len(images), *grid, dtype=torch.bool) if person_mask is None else person_mask
@@ -111,7 +135,7 @@ def mask_or_nobody(images: Tensor, person_mask: Tensor | None, grid: tuple[int, 
 
 @torch.no_grad()
 def measure(
-    network: HMR2, exported: OnnxNetwork, batch: FrameBatch, body: BodyModel, sizes: Sequence[int] = BATCH_SIZES
+    network: HMR2, exported: GraphNetwork, batch: FrameBatch, body: BodyModel, sizes: Sequence[int] = BATCH_SIZES
 ) -> Parity:
     """Runs both over the crops of `batch` (CPU, float32), once for every batch size. UserError for too few crops."""
     count = len(batch.images)

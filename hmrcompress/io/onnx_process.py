@@ -1,6 +1,6 @@
-"""ONNX files of somebody else's, run in a process of their own with bounds on time and memory.
+"""Graphs of somebody else's (ONNX, OpenVINO's own form), run in a process of their own with bounds on time and memory.
 
-Whatever is in such a file (a loop without end, gigabytes out of nothing, a crash of onnxruntime) ends in one sentence.
+Whatever is in such a file (a loop without end, gigabytes out of nothing, a crash of the runtime) ends in one sentence.
 Arrays go through shared memory; docs/safety.md says what that costs.
 """
 
@@ -17,10 +17,10 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -39,7 +39,14 @@ MOST_OUTPUT = 64 << 20
 """Bytes for a picture: ten times what the largest networks for people give."""
 BYTES_A_SECOND = 10_000_000
 WATCH_SECONDS = 0.2
+ALIGNED = 64
+"""Bytes that every array in shared memory begins at a multiple of."""
 LONGEST_TEXT = 250
+LARGEST_XML = 64 << 20
+"""Bytes of the text of OpenVINO's own form: a hundred times that of the largest network here."""
+Engine = Literal["onnxruntime", "openvino"]
+EXTRAS: dict[str, str] = {"onnxruntime": "export", "openvino": "openvino"}
+"""What runs a graph, and the extra of hmrcompress that brings it."""
 SHORT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation", "MemoryError", "Unable to allocate")
 
 
@@ -54,15 +61,25 @@ class Port:
 
 class OnnxProcess:
     """A network in a helper process. `inputs`, `outputs`: what goes in and comes out; `names`: the text of its table of
-    class names, empty without one."""
+    class names, empty without one; `about`: what the runtime says of itself."""
 
-    def __init__(self, path: Path | str, *, threads: int, cuda: bool = False, memory: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        threads: int,
+        cuda: bool = False,
+        memory: int | None = None,
+        engine: Engine = "onnxruntime",
+        precision: str = "float32",
+    ) -> None:
         """Raises UserError where the file is missing, damaged, keeps weights elsewhere than beside it, or does not open
-        within bounds; MissingExtra. memory: bytes that it may take, by default in proportion to its weights."""
-        self.path = Path(path)
-        beside = check_onnx(self.path)
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise MissingExtra("onnxruntime", "export")
+        within bounds; MissingExtra. memory: bytes that it may take, by default in proportion to its weights. engine:
+        what runs it; openvino takes the XML of its own form. precision: what openvino is to compute in, a hint."""
+        self.path, self._engine, self._precision = Path(path), engine, precision
+        beside = check_onnx(self.path) if engine == "onnxruntime" else check_xml(self.path)
+        if importlib.util.find_spec(engine) is None:
+            raise MissingExtra(engine, EXTRAS[engine])
         self._size = sum(file.stat().st_size for file in (self.path, *beside))
         self._memory = MEMORY + 4 * self._size if memory is None else memory
         self._threads, self._cuda = threads, cuda
@@ -76,17 +93,22 @@ class OnnxProcess:
             for kind in ("inputs", "outputs")
         )
         self.names: str = found["names"]
+        self.about: dict[str, Any] = found.get("about", {})
 
     def run(self, images: np.ndarray, wanted: Sequence[str]) -> list[np.ndarray]:
-        """The outputs `wanted`, arrays of numbers, for images (n,…) as the only input. UserError where it fails, takes
-        too long or too much memory, or gives text; the next call starts it anew."""
+        """As `call`, for images (n,…) as the only input."""
+        return self.call({self.inputs[0].name: images}, wanted)
+
+    def call(self, given: Mapping[str, np.ndarray], wanted: Sequence[str]) -> list[np.ndarray]:
+        """The outputs `wanted`, arrays of numbers, for inputs (n,…) by name, the pictures first. UserError where it
+        fails, takes too long or too much memory, or gives text; the next call starts it anew."""
         with self._lock:
             if self._helper is None or self._helper.owner != os.getpid():
                 self._started()
             assert self._helper is not None
-            most = MOST_OUTPUT * max(1, len(images))
+            count = len(next(iter(given.values())))
             try:
-                return self._helper.run(self.inputs[0].name, images, wanted, most, self._seconds)
+                return self._helper.run(given, wanted, MOST_OUTPUT * max(1, count), self._seconds)
             except _Fault as error:
                 raise self._refused(error, "the network failed") from error
 
@@ -98,12 +120,14 @@ class OnnxProcess:
                 self._helper = None
 
     def _started(self) -> dict[str, Any]:
-        self._helper = helper = _Helper(self.path, self._threads, self._cuda, self._memory)
+        self._helper = helper = _Helper(
+            self.path, self._threads, self._cuda, self._memory, self._engine, self._precision
+        )
         weakref.finalize(self, helper.stop)
         try:
             return helper.answer(self._seconds + self._size / BYTES_A_SECOND)
         except _Fault as error:
-            raise self._refused(error, "onnxruntime cannot open it") from error
+            raise self._refused(error, f"{self._engine} cannot open it") from error
 
     def _refused(self, error: _Fault, what: str) -> UserError:
         if error.ended and self._helper is not None:
@@ -129,13 +153,15 @@ class _Fault(Exception):
 class _Helper:
     """The process, its pipes and what it shares."""
 
-    def __init__(self, path: Path, threads: int, cuda: bool, memory: int) -> None:
+    def __init__(self, path: Path, threads: int, cuda: bool, memory: int, engine: Engine, precision: str) -> None:
         self.owner, self.memory = os.getpid(), memory + (MEMORY if cuda else 0)
         self.given, self.found = _shared(), _shared()
         self.maps: dict[int, mmap.mmap] = {}
         self.answers, theirs = os.pipe()
         settings = {
             "path": str(path.absolute()),
+            "engine": engine,
+            "precision": precision,
             "threads": threads,
             "cuda": cuda,
             "memory": memory + threads * OF_A_THREAD,
@@ -156,22 +182,29 @@ class _Helper:
         os.close(theirs)
         self.text = b""
 
-    def run(self, name: str, images: np.ndarray, wanted: Sequence[str], most: int, seconds: float) -> list[np.ndarray]:
+    def run(
+        self, given: Mapping[str, np.ndarray], wanted: Sequence[str], most: int, seconds: float
+    ) -> list[np.ndarray]:
         """One call. Raises _Fault."""
-        size = images.nbytes
+        inputs, size = [], 0
+        for name, array in given.items():
+            inputs.append({"name": name, "type": array.dtype.str, "shape": list(array.shape), "at": size})
+            size += -(-array.nbytes // ALIGNED) * ALIGNED
         if self.given not in self.maps or size > len(self.maps[self.given]):
             os.ftruncate(self.given, max(size, 1))
             self.maps[self.given] = mmap.mmap(self.given, 0)
-        np.frombuffer(self.maps[self.given], images.dtype, images.size).reshape(images.shape)[:] = images
-        shape = list(images.shape)
-        asked = {"input": name, "type": images.dtype.str, "shape": shape, "bytes": size, "wanted": list(wanted)}
+        for one, array in zip(inputs, given.values(), strict=True):
+            place = np.frombuffer(self.maps[self.given], array.dtype, array.size, one["at"])
+            place.reshape(array.shape)[:] = array
+        asked = {"inputs": inputs, "bytes": size, "wanted": list(wanted)}
         try:
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(asked | {"most": most}).encode() + b"\n")
             self.process.stdin.flush()
         except OSError as error:
             raise self._gone() from error
-        answer = self.answer(seconds + seconds / 6 * (len(images) - 1))
+        count = len(next(iter(given.values())))
+        answer = self.answer(seconds + seconds / 6 * (count - 1))
         if self.found not in self.maps or answer["bytes"] > len(self.maps[self.found]):
             self.maps[self.found] = mmap.mmap(self.found, 0)
         arrays, at = [], 0
@@ -221,6 +254,18 @@ class _Helper:
     def _gone(self) -> _Fault:
         code = self.process.wait(timeout=10)
         return _Fault(f"it ended its process ({f'signal {-code}' if code < 0 else f'code {code}'})", True)
+
+
+def check_xml(path: Path) -> list[Path]:
+    """The file of weights that belongs to a network in OpenVINO's own form. UserError where either is missing, or where
+    the text is longer than that of any network."""
+    weights = path.with_suffix(".bin")
+    for file in (path, weights):
+        if not file.is_file():
+            raise UserError("no such file, and OpenVINO's form of a network is two of them", file)
+    if path.stat().st_size > LARGEST_XML:
+        raise UserError(f"has {path.stat().st_size} bytes, expected at most {LARGEST_XML}", path)
+    return [weights]
 
 
 def _shared() -> int:

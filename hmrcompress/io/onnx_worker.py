@@ -1,4 +1,4 @@
-"""The helper process that runs an ONNX file of somebody else's; `io.onnx_process` starts it.
+"""The helper process that runs a graph of somebody else's; `io.onnx_process` starts it.
 
 It is a program of its own that imports nothing of ours. Requests come as lines of JSON on stdin, answers go as lines
 of JSON to the descriptor that the settings name, arrays through two shared files. It ends with its parent.
@@ -23,11 +23,11 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     threading.Thread(target=_end_with, args=(settings["parent"],), daemon=True).start()
     answers = os.fdopen(settings["answers"], "w")
-    worker = Worker(settings)
+    worker = WORKERS[settings["engine"]](settings)
     while True:
         try:
             answer = worker.run() if worker.session else worker.open()
-        except Exception as error:  # noqa: BLE001 - onnxruntime has a dozen classes, and the parent wants a sentence
+        except Exception as error:  # noqa: BLE001 - runtimes have a dozen classes, and the parent wants a sentence
             answer = {"error": f"{' '.join(str(error).split())[:LONGEST_TEXT]}" or type(error).__name__}
         if answer is None:
             return
@@ -38,7 +38,8 @@ def main() -> None:
 
 
 class Worker:
-    """One session. `open` gives what goes in and comes out, `run` answers the next line of stdin; None at its end."""
+    """One session of onnxruntime. `open` gives what goes in and comes out, `run` answers the next line of stdin, with
+    None at its end."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
@@ -69,7 +70,8 @@ class Worker:
             kind: [{"name": one.name, "type": one.type, "shape": list(one.shape)} for one in found]
             for kind, found in ports.items()
         }
-        return {**listed, "names": names[:LONGEST_NAMES]}
+        about = {"version": onnxruntime.__version__, "providers": self.session.get_providers()}
+        return {**listed, "names": names[:LONGEST_NAMES], "about": about}
 
     def run(self) -> dict[str, Any] | None:
         import numpy as np
@@ -79,8 +81,11 @@ class Worker:
             return None
         asked = json.loads(line)
         data = self._mapped("given", asked["bytes"])
-        image = np.frombuffer(data, asked["type"], count=int(np.prod(asked["shape"]))).reshape(asked["shape"])
-        found = self.session.run(asked["wanted"], {asked["input"]: image})
+        given = {
+            one["name"]: np.frombuffer(data, one["type"], int(np.prod(one["shape"])), one["at"]).reshape(one["shape"])
+            for one in asked["inputs"]
+        }
+        found = self.infer(given, asked["wanted"])
         for name, array in zip(asked["wanted"], found, strict=True):
             if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
                 raise ValueError(
@@ -98,6 +103,10 @@ class Worker:
             at += array.nbytes
         return {"arrays": arrays, "bytes": total}
 
+    def infer(self, given: dict[str, Any], wanted: list[str]) -> list[Any]:
+        """The outputs `wanted`, in that order."""
+        return list(self.session.run(wanted, given))
+
     def _mapped(self, kind: str, size: int, write: bool = False) -> mmap.mmap:
         """A shared file of at least `size` bytes, grown where this process is the one that writes to it."""
         known = self.maps.get(kind)
@@ -106,6 +115,51 @@ class Worker:
                 os.ftruncate(self.settings[kind], max(size, 1))
             self.maps[kind] = known = mmap.mmap(self.settings[kind], 0)
         return known
+
+
+class OpenVinoWorker(Worker):
+    """The same for OpenVINO's own form, an XML file with its weights in the .bin beside it."""
+
+    def open(self) -> dict[str, Any]:
+        import numpy  # noqa: F401 - what is imported is not counted
+        import openvino
+
+        given, core = self.settings, openvino.Core()
+        _limit_memory(given["memory"])
+        model = core.read_model(given["path"])
+        hints = {
+            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16"}.get(given["precision"], "f32"),
+            "INFERENCE_NUM_THREADS": given["threads"],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self.session = core.compile_model(model, "CPU", hints)
+        ports = {"inputs": self.session.inputs, "outputs": self.session.outputs}
+        if max(map(len, ports.values())) > MOST_PORTS:
+            raise ValueError(f"more than {MOST_PORTS} inputs or outputs")
+        listed = {
+            kind: [
+                {
+                    "name": one.get_any_name(),
+                    "type": one.get_element_type().get_type_name(),
+                    "shape": [None if side.is_dynamic else side.get_length() for side in one.get_partial_shape()],
+                }
+                for one in found
+            ]
+            for kind, found in ports.items()
+        }
+        about = {
+            "version": openvino.__version__.partition("-")[0],
+            "computes_in": str(self.session.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+            "offers": list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        }
+        return {**listed, "names": "", "about": about}
+
+    def infer(self, given: dict[str, Any], wanted: list[str]) -> list[Any]:
+        found = self.session(given)
+        return [found[name] for name in wanted]
+
+
+WORKERS = {"onnxruntime": Worker, "openvino": OpenVinoWorker}
 
 
 def _limit_memory(allowed: int) -> None:

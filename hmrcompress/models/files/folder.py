@@ -128,7 +128,7 @@ def read_model_folder(path: Path | str, verify: bool = True) -> Folder:
     config = _read_config(path / CONFIG)
     for name in (WEIGHTS, PLAN, PROBE, DECODER):  # not the card: people write into it what they know of their model
         if name in config.files:
-            _check(path / name, config.files[name], verify)
+            check_file(path / name, config.files[name], verify)
     state, _ = read_safetensors(path / WEIGHTS)
     network = read_config(config.network, path / CONFIG)
     plan = Plan.read(path / PLAN) if PLAN in config.files else None
@@ -208,11 +208,12 @@ def checkpoint_record(reference: CheckpointRef, **more: Any) -> dict[str, Any]:
     return {"checkpoint": reference.model_dump(mode="json"), **more}
 
 
-def _check(file: Path, reference: FileRef, verify: bool) -> None:
+def check_file(file: Path, reference: FileRef, verify: bool) -> None:
+    """UserError where a file is not as the manifest of its folder says."""
     if not file.is_file():
         raise UserError("the file is missing", file)
     if (size := file.stat().st_size) != reference.bytes:
         fault = "truncated" if size < reference.bytes else "changed"
-        raise UserError(f"the file was {fault}: it has {size} bytes, config.json says {reference.bytes}", file)
+        raise UserError(f"the file was {fault}: it has {size} bytes, the manifest says {reference.bytes}", file)
     if verify and sha256_file(file) != reference.sha256:
-        raise UserError("the file was changed: its hash is not the one in config.json", file)
+        raise UserError("the file was changed: its hash is not the one in the manifest", file)

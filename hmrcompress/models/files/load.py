@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmrcompress.errors import UserError, tell
 from hmrcompress.io.checkpoints import StateFile, open_state_file
@@ -50,7 +50,8 @@ class Checkpoint:
     which no state dict tells, comes from, and the file of a family's `Part`, each by what it is; None where that was
     not found (only where nothing has to be strict). taken: what was around the weights in the file, others: names of
     the sets of weights in it that were not taken; chosen: the name of those that were asked for, None for those that
-    are taken by themselves.
+    are taken by themselves. exported: what runs a network that was exported (`exporting.opened`); `network` has then
+    its sizes, and no weights.
     """
 
     network: HMR2
@@ -71,6 +72,7 @@ class Checkpoint:
     taken: WeightSet = field(default_factory=WeightSet)
     others: tuple[WeightSet, ...] = ()
     chosen: str | None = None
+    exported: nn.Module | None = None
 
     @property
     def config(self) -> NetworkConfig:

@@ -1,0 +1,90 @@
+"""An exported network as predict, eval, bench and profile run it: the call of a network, through its runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hmrcompress.errors import HMRCompressError
+from hmrcompress.exporting.folder import ExportedFolder, read_export_folder
+from hmrcompress.exporting.parity import GraphNetwork
+from hmrcompress.exporting.runtimes.registry import runtime
+from hmrcompress.exporting.runtimes.runtime import Running
+from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.models.network import HMR2, build
+from hmrcompress.records import BodyParams, HMROutput
+
+
+class ExportedNetwork(nn.Module):
+    """A folder's network: images (B,3,256,192), person_mask, condition -> HMROutput, on the device of the module (its
+    runtime is opened at the first call, with CUDA where that is a CUDA device)."""
+
+    here: Tensor
+
+    def __init__(self, folder: ExportedFolder, threads: int | None = None) -> None:
+        super().__init__()
+        self.folder, self.threads = folder, threads
+        self.register_parameter("here", nn.Parameter(torch.zeros(()), requires_grad=False))
+        self._opened: GraphNetwork | None = None
+
+    @property
+    def config(self) -> object:
+        """Sizes of the network."""
+        return self.folder.network
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether it merges tokens by a mask from outside."""
+        return "person_mask" in self.folder.config.inputs
+
+    @property
+    def mean(self) -> BodyParams:
+        """The mean parameters that its read-outs are added to, where the module lies."""
+        return self.folder.mean.to(self.here.device)
+
+    @property
+    def running(self) -> Running:
+        """The network as its runtime opened it. Raises UserError, MissingExtra."""
+        if self._opened is None:
+            found = self.folder.config
+            chosen = runtime(found.runtime)
+            running = chosen.run(
+                self.folder.main,
+                found.precision,
+                threads=torch.get_num_threads() if self.threads is None else self.threads,
+                cuda=self.here.is_cuda,
+            )
+            self._opened = GraphNetwork(running, running.inputs)
+        return cast(Running, self._opened.run)
+
+    def forward(self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None) -> HMROutput:
+        """See `HMR2.forward`. Raises UserError."""
+        assert self.running is not None and self._opened is not None
+        given = [None if each is None else each.cpu() for each in (images.float(), person_mask, condition)]
+        found = self._opened(given[0], *given[1:])  # type: ignore[arg-type]
+        return HMROutput(**{name: tensor.to(self.here.device) for name, tensor in found.items()})
+
+
+def open_exported(path: Path | str, *, verify: bool = True) -> Checkpoint:
+    """The model that a folder of an exported network is: `.exported` runs it, `.network` has its sizes and no weights.
+    Raises UserError."""
+    folder = read_export_folder(path, verify=verify)
+    found = folder.config
+    if folder.network.family != found.network.get("family"):
+        raise HMRCompressError(f"{path}: network: no family is named")
+    return Checkpoint(
+        network=cast(HMR2, build(folder.network, "meta").eval()),
+        family=folder.network.family,
+        name=str(path),
+        path=Path(path),
+        stored_dtype=found.precision,
+        plan=folder.plan,
+        body=found.predicts,
+        source=dict(found.provenance),
+        known_sha256=found.sha256,
+        decoder=folder.decoder,
+        exported=ExportedNetwork(folder).eval(),
+    )

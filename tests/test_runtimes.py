@@ -1,0 +1,263 @@
+"""Folders of exported networks: what a runtime gives is what torch gives, and the folder is a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from bounds import network_bound
+
+from hmrcompress.body.model import BodyModel
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import DataMasks
+from hmrcompress.errors import HMRCompressError, UserError
+from hmrcompress.exporting import folder as exporting
+from hmrcompress.exporting.folder import MAIN, ExportedFolder, export_folder, read_export_folder
+from hmrcompress.exporting.opened import open_exported
+from hmrcompress.exporting.runtimes.registry import RUNTIMES, require_precision
+from hmrcompress.exporting.runtimes.runtime import Compiled, Source
+from hmrcompress.io.seals import sealed_json
+from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.models.network import HMR2
+from hmrcompress.plan import CheckpointRef, Plan, TokenSettings, trivial_groups
+from hmrcompress.records import FrameBatch
+
+pytest.importorskip("onnxruntime")
+
+TOKENS = TokenSettings(schedule=(40, 62))
+HERE = [name for name in ("onnx", "openvino") if name == "onnx" or __import__("importlib").util.find_spec("openvino")]
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_crops: CropSet) -> FrameBatch:
+    return next(iter(tiny_crops.batches(batch_size=6, masks=DataMasks())))
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    made = tiny.network(config=tiny.SHALLOW)
+    plan = Plan(
+        checkpoint=CheckpointRef(family="hmr2", sha256="0" * 64, layers=2), groups=trivial_groups(2), tokens=TOKENS
+    )
+    return Checkpoint(made, "hmr2", "tiny", plan=plan, known_sha256="0" * 64, body="tiny", source={"a": 1})
+
+
+@pytest.fixture(scope="module")
+def network(checkpoint: Checkpoint) -> HMR2:
+    return with_token_merging(checkpoint.network, TOKENS).eval()
+
+
+@pytest.fixture(scope="module")
+def graph(network: HMR2, batch: FrameBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Traced once for all tests: that takes the seconds."""
+    path = tmp_path_factory.mktemp("graph") / "network.onnx"
+    Source(network, batch).write_onnx(path)
+    return path
+
+
+@pytest.fixture
+def quick(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Source, "write_onnx", lambda self, path, precision="float32": shutil.copy(graph, path))
+
+
+@pytest.fixture(scope="module", params=HERE)
+def exported(
+    request: pytest.FixtureRequest,
+    graph: Path,
+    network: HMR2,
+    batch: FrameBatch,
+    tiny_body: BodyModel,
+    checkpoint: Checkpoint,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ExportedFolder:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Source, "write_onnx", lambda self, path, precision="float32": shutil.copy(graph, path))
+        path = tmp_path_factory.mktemp("exported") / request.param
+        return export_folder(network, path, batch, tiny_body, checkpoint, runtime=request.param)
+
+
+def write(network: HMR2, path: Path, batch: FrameBatch, body: BodyModel, checkpoint: Checkpoint, **more: Any) -> Any:
+    return export_folder(network, path, batch, body, checkpoint, **({"runtime": "onnx"} | more))
+
+
+def test_a_runtime_gives_what_torch_gives(network: HMR2, batch: FrameBatch, exported: ExportedFolder) -> None:
+    """Through the folder as it was read, at batches that the export did not compare; as near as rounding allows."""
+    opened = open_exported(exported.path)
+    assert opened.exported is not None
+    for rows in (slice(0, 3), slice(2, 6)):
+        images, mask = batch.images[rows], batch.person_mask[rows]  # type: ignore[index]
+        with torch.no_grad():
+            expected = network(images, mask)
+        found = opened.exported(images, mask)
+        for name in ("global_orient", "body_pose", "betas", "cam", "features"):
+            gap = (getattr(found, name) - getattr(expected, name)).abs().max()
+            assert gap < network_bound(network, expected), name
+    without = opened.exported(images, None)
+    assert (without.body_pose - expected.body_pose).abs().max() > 1e-6  # the mask reaches the graph
+
+
+def test_the_folder_says_what_it_is(exported: ExportedFolder, checkpoint: Checkpoint, network: HMR2) -> None:
+    names = {each.name for each in exported.path.iterdir()}
+    files = {"onnx": {"network.onnx"}, "openvino": {"network.xml", "network.bin"}}[exported.config.runtime]
+    assert names == files | {"export.json", "golden.npz", "plan.yaml", "README.md"}
+    assert set(exported.config.files) == names - {MAIN}
+    assert exported.size_bytes == sum((exported.path / name).stat().st_size for name in files)
+    assert exported.plan == checkpoint.plan and exported.network == checkpoint.config
+    parity = exported.config.parity
+    assert parity is not None and parity["batch_sizes"] == [1, 5] and parity["crops"] == 6
+    assert set(exported.config.inputs) == {"images", "person_mask"} and exported.config.precision == "float32"
+    card = (exported.path / "README.md").read_text()
+    assert f"{parity['joints_mm']:.2g} mm" in card and exported.config.main in card
+    mean, expected = exported.mean, network.head.mean_params()
+    assert torch.equal(mean.body_pose, expected.body_pose) and torch.equal(mean.betas, expected.betas)
+
+
+def test_golden_tensors_are_what_torch_gives(network: HMR2, exported: ExportedFolder) -> None:
+    with np.load(exported.path / "golden.npz") as golden:
+        given = {name: golden[name] for name in ("images", "person_mask")}
+        opened = open_exported(exported.path).exported
+        assert opened is not None
+        found = opened(*map(torch.from_numpy, given.values()))
+        for name in ("body_pose", "features"):
+            gap = np.abs(getattr(found, name).numpy() - golden[name]).max()
+            assert gap < network_bound(network, torch.from_numpy(golden["features"])), name
+
+
+class Elsewhere:
+    """A runtime that does not run on this machine."""
+
+    name, extra, precisions, writes = "elsewhere", "elsewhere", ("float32",), ("network.bin",)
+
+    def check(self, precision: str) -> None:
+        pass
+
+    def compile(self, source: Source, folder: Path, precision: str) -> Compiled:
+        (folder / "network.bin").write_bytes(b"made")
+        return Compiled("network.bin", prepared="there is none here", lines=("type this",))
+
+    def run(self, path: Path, precision: str, *, threads: int, cuda: bool = False) -> Any:
+        raise AssertionError("it does not run here")
+
+
+def test_what_cannot_run_here_is_prepared_and_says_so(
+    network: HMR2,
+    batch: FrameBatch,
+    tiny_body: BodyModel,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RUNTIMES, "elsewhere", Elsewhere())
+    made = write(network, tmp_path / "made", batch, tiny_body, checkpoint, runtime="elsewhere")
+    assert made.config.parity is None and made.config.prepared == "there is none here"
+    card = (made.path / "README.md").read_text()
+    assert "prepared, not run" in card and "type this" in card and "mm" not in card.split("```")[0].split("golden")[0]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("fault", [float("nan"), 1.0])
+def test_what_differs_is_not_written(
+    fault: float,
+    network: HMR2,
+    batch: FrameBatch,
+    tiny_body: BodyModel,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hmrcompress.exporting.runtimes.helper import HelperNetwork
+
+    honest = HelperNetwork.__call__
+
+    def broken(self: HelperNetwork, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: array + np.float32(fault) for name, array in honest(self, given).items()}
+
+    monkeypatch.setattr(HelperNetwork, "__call__", broken)
+    with pytest.raises(HMRCompressError, match="nothing was written"):
+        write(network, tmp_path / "made", batch, tiny_body, checkpoint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_requests_are_refused(
+    network: HMR2, batch: FrameBatch, tiny_body: BodyModel, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    for more, fault in (
+        ({"runtime": "caffe"}, "--format: got 'caffe', expected one of onnx, openvino"),
+        ({"precision": "bfloat16"}, "--dtype: got bfloat16, onnx takes float32, float16"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            write(network, tmp_path / "made", batch, tiny_body, checkpoint, **more)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="notes.txt"):
+        write(network, tmp_path / "mine", batch, tiny_body, checkpoint)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+def forged(folder: Path, **changes: Any) -> None:
+    """Another `export.json` with a seal that fits it: what somebody who means harm would write."""
+    values = json.loads((folder / MAIN).read_text())
+    values.pop("seal")
+    text = json.dumps(sealed_json(values | changes, exporting.KIND.name))
+    (folder / MAIN).write_text(text)
+
+
+def test_damaged_and_forged_folders_end_in_a_sentence(exported: ExportedFolder, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(exported.path, tmp_path / name))
+
+    main = exported.config.main
+    (short := copy("short") / main).write_bytes((exported.path / main).read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{short.name}: the file was truncated"):
+        read_export_folder(short.parent)
+    (gone := copy("gone") / "golden.npz").unlink()
+    with pytest.raises(UserError, match="golden.npz: the file is missing"):
+        read_export_folder(gone.parent)
+    edited = copy("edited")
+    (edited / MAIN).write_text((edited / MAIN).read_text().replace('"float32"', '"float16"'))
+    with pytest.raises(UserError, match="was edited since it was written"):
+        read_export_folder(edited)
+    for changes, fault in (
+        ({"main": "../network.onnx"}, "got '../network.onnx', which is none"),
+        ({"main": "/etc/passwd"}, "which is none of an exported network"),
+        ({"runtime": "caffe"}, "expected one of onnx"),
+        ({"network": exported.config.network | {"dim": 10**9}}, "dim"),
+        ({"files": {}}, "is not listed"),
+        ({"more": 1}, "more: Extra inputs"),
+    ):
+        forged(folder := copy(f"forged {len(list(tmp_path.iterdir()))}"), **changes)
+        with pytest.raises(UserError, match=fault):
+            read_export_folder(folder)
+    with pytest.raises(UserError, match="not an exported network"):
+        read_export_folder(tmp_path)
+
+
+def test_another_graph_in_the_folder_is_no_network_of_ours(exported: ExportedFolder, tmp_path: Path) -> None:
+    if exported.config.runtime != "onnx":
+        pytest.skip("one runtime is enough")
+    import onnx
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n"])
+    other = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])
+    made = helper.make_graph([helper.make_node("Identity", ["images"], ["y"])], "g", [value], [other])
+    path = tmp_path / "network.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    with pytest.raises(UserError, match="is no network that hmrcompress exported: it gives no global_orient"):
+        RUNTIMES["onnx"].run(path, "float32", threads=1)
+
+
+def test_every_runtime_of_the_registry_has_what_the_protocol_names() -> None:
+    for name, each in RUNTIMES.items():
+        assert each.name == name and "float32" in each.precisions and each.writes
+        assert require_precision(name, "float32") is each
+    assert replace(Compiled("a"), prepared="b").prepared == "b"
