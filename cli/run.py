@@ -29,6 +29,10 @@ def run(
     ] = None,
     overrides: SetOption = None,
     list_settings: list_option() = False,  # type: ignore[valid-type]
+    earlier: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="The summary.json of an earlier run to compare with.", show_default=False),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished stages whose inputs are the same.")] = False,
     json: JsonOption = None,
     device: DeviceOption = "auto",
@@ -44,7 +48,7 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Run a recipe from search to gates; RUN/summary.json holds every figure. Exit code 3 where a gate fails."""
-    from hmrcompress.recipe.gates import require
+    from hmrcompress.recipe.gates import require, unjudged
     from hmrcompress.recipe.runner import run_recipe
     from hmrcompress.recipe.schema import read_recipe
     from hmrcompress.runtime import pick_dtype, progress_bar
@@ -64,6 +68,7 @@ def run(
             line,
             out or Path("runs") / Path(recipe).stem,
             resume=resume,
+            baseline=earlier,
             device=device,
             dtype=pick_dtype(dtype),
             overwrite=rule,
@@ -73,6 +78,8 @@ def run(
     _report(printer, result.summary)
     for gate in result.gates:
         printer.say(f"gate {'held' if gate.passed else 'BROKEN'}: {gate}")
+    for name in unjudged(line.gates, result.summary):
+        printer.say(f"gate left out: {name} needs an earlier run, --baseline OLD/summary.json")
     printer.say(f"{result.folder}: {', '.join(result.written)}")
     if json is not None:
         rule.write_json(json, result.summary, "run")

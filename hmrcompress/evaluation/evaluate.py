@@ -112,6 +112,34 @@ class Evaluation:
             key: list(value) if isinstance(value, tuple) else value for key, value in found.items() if value is not None
         }
 
+    def by_clip(self) -> dict[str, Any]:
+        """{protocol, ids, n_frames, n_triples, stages: {name: {mpjpe_mm, pa_mpjpe_mm[, pve_mm], accel_mm_per_frame2}}}:
+        lists, one number for each clip: means over its frames (accelerations: over its triples, None without any)."""
+        first = next(iter(self.stages.values()))
+        ids, place = np.unique(first.clip, return_inverse=True)
+        triples = np.bincount(place[first.triple], minlength=len(ids))
+
+        def means(values: np.ndarray, places: np.ndarray) -> list[float | None]:
+            counts, sums = (np.bincount(places, each, len(ids)) for each in (None, values))
+            return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]
+
+        stages = {
+            name: {
+                "mpjpe_mm": means(each.per_frame, place),
+                "pa_mpjpe_mm": means(each.per_frame_pa, place),
+                **({} if each.per_frame_pve is None else {"pve_mm": means(each.per_frame_pve, place)}),
+                "accel_mm_per_frame2": means(each.per_triple_accel, place[each.triple]),
+            }
+            for name, each in self.stages.items()
+        }
+        return {
+            "protocol": first.protocol,
+            "ids": ids.tolist(),
+            "n_frames": np.bincount(place).tolist(),
+            "n_triples": triples.tolist(),
+            "stages": stages,
+        }
+
     def to_json(self, seed: int = 0) -> dict[str, Any]:
         """{stages: {name: {mpjpe_mm, mpjpe_ci95_mm, …}}[, tokens][, sequence][, leak: true, leak_frames]}; `seed`
         draws the intervals."""

@@ -186,7 +186,7 @@ TAILS: dict[str, _Tail] = {
 }
 ALIKE = {
     "jpeg": "jpg", "npz": "zip", "ckpt": "zip", "pt": "zip", "mov": "mp4", "m4v": "mp4", "webm": "mkv",
-    "html": "md", "yml": "yaml", "py": "yaml", "toml": "yaml",
+    "html": "md", "xml": "md", "yml": "yaml", "py": "yaml", "toml": "yaml",
 }  # fmt: skip
 
 

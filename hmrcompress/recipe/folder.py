@@ -20,7 +20,7 @@ from hmrcompress.recipe.stages import DECODER_ONNX, FINETUNED, JOURNAL, MODEL, O
 from hmrcompress.searching.journal import KIND as JOURNAL_KIND
 from hmrcompress.training.finetune import work_folder
 
-RECIPE, SUMMARY = "recipe.yaml", "summary.json"
+RECIPE, SUMMARY, PAGE, JUNIT = "recipe.yaml", "summary.json", "summary.md", "junit.xml"
 KIND = "run"
 WORDS = ("data", "none", "self", "starter")
 """What masks, body and motions may be instead of the name of a file."""
@@ -51,7 +51,8 @@ def check_run(folder: Path, recipe: Recipe, rule: OutputRule) -> None:
     if folder.is_dir() and not manifests.is_empty(folder) and begun is None and not rule.overwrite:
         names = manifests.sentence(manifests.names(folder)[:3])
         raise UserError(f"is no run that hmrcompress wrote, and holds {names}", folder, "Choose another name with -o")
-    rule.check_file(folder / SUMMARY, KIND, "json")
+    for name in (SUMMARY, PAGE, JUNIT):
+        rule.check_file(folder / name, KIND)
     wanted = [stage for stage in OUTPUTS if getattr(recipe, stage) is not None]
     for stage in wanted:
         rule.check_file(folder / f"{stage}.json", stage_kind(stage), "json")
@@ -76,8 +77,9 @@ def finetuned(recipe: Recipe) -> list[str]:
 
 
 def clear_run(folder: Path, rule: OutputRule, *, resume: bool) -> None:
-    """Removes what an earlier run left, as far as nobody changed it: with `resume` the summary alone."""
-    rule.remove_file(folder / SUMMARY, KIND, "json")
+    """Removes what an earlier run left, as far as nobody changed it: with `resume` the summaries alone."""
+    for name in (SUMMARY, PAGE, JUNIT):
+        rule.remove_file(folder / name, KIND)
     if resume or not folder.is_dir():
         return
     for stage in OUTPUTS:

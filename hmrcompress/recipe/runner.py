@@ -16,10 +16,23 @@ from hmrcompress.io.jsons import read_json
 from hmrcompress.io.keys import Key, listed
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import FIELD, Seal, json_seal
-from hmrcompress.recipe.folder import KIND, RECIPE, SUMMARY, check_run, clear_run, inputs_of, manifest, stage_kind
+from hmrcompress.recipe.comparison import changes, check_same_frames, read_earlier
+from hmrcompress.recipe.folder import (
+    JUNIT,
+    KIND,
+    PAGE,
+    RECIPE,
+    SUMMARY,
+    check_run,
+    clear_run,
+    inputs_of,
+    manifest,
+    stage_kind,
+)
 from hmrcompress.recipe.gates import GateResult, check_gates
 from hmrcompress.recipe.schema import Recipe
 from hmrcompress.recipe.stages import OUTPUTS, Line
+from hmrcompress.report.summary import junit, summary_markdown
 from hmrcompress.runtime import Progress, environment, no_progress, record
 
 INPUTS, MADE = "inputs", "made"
@@ -49,6 +62,7 @@ def run_recipe(
     resume: bool = False,
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
+    baseline: Path | str | None = None,
     overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
     stage_done: StageDone = lambda name, seconds, reused: None,
@@ -57,14 +71,21 @@ def run_recipe(
 
     Without `resume` an earlier run in `out` is cleared away; with it, a stage is taken over where its settings, the
     contents of its inputs, the code and the machine are the same, and what it left is as it was; otherwise it is told
-    what changed. Raises UserError, also where `out` holds anything but a run, and as
-    `io.outputs`.
+    what changed. `baseline`: the summary of an earlier run on the same frames, with which this one is compared
+    (`recipe.comparison`). Raises UserError, also where `out` holds anything but a run, and as `io.outputs`.
     """
     folder, rule = Path(out), OutputRule.of(overwrite, *inputs_of(recipe))
+    earlier = None if baseline is None else read_earlier(Path(baseline))
+    if baseline is not None:
+        rule.reads(baseline)
     check_run(folder, recipe, rule)
     line = Line(recipe, folder, device=device, dtype=dtype, rule=rule, progress=progress)
     start = time.perf_counter()
     line.check()
+    if earlier is not None:
+        if recipe.eval is None:
+            raise UserError("this recipe scores nothing that could be compared", "--baseline", "Give it the stage eval")
+        check_same_frames(earlier, line.test, line.protocol, recipe.eval, baseline)
     taken = {"inputs": round(time.perf_counter() - start, 2)}
     stage_done("inputs", taken["inputs"], False)
     clear_run(folder, rule, resume=resume)
@@ -88,22 +109,24 @@ def run_recipe(
             figures[name] = figures[name] | value if isinstance(figures.get(name), dict) else value
         taken[stage] = round(time.perf_counter() - start, 2)
         stage_done(stage, taken[stage], reused)
+    if earlier is not None:
+        figures["change"] = changes(figures, earlier, seed=recipe.seed)
     return _finish(recipe, folder, figures | {"seconds": taken}, line.device, rule)
 
 
 def _finish(recipe: Recipe, folder: Path, figures: dict[str, Any], device: torch.device, rule: OutputRule) -> RunResult:
     gates = check_gates(recipe.gates, figures)
-    outcomes = [
-        {"name": gate.name, **gate.gate.model_dump(exclude_none=True), "value": gate.value, "passed": gate.passed}
-        for gate in gates
-    ]
+    outcomes = [gate.to_json() for gate in gates]
     ran = [stage for stage in OUTPUTS if getattr(recipe, stage) is not None]
     names = [name for stage in ran for name in OUTPUTS[stage]]
     files = manifest(folder, [RECIPE, *names, *(f"{stage}.json" for stage in ran)])
     whole = {"recipe": recipe.model_dump(mode="json", exclude={"gates"}), **figures, "gates": outcomes, "files": files}
     summary = record("run", whole, device=device, seed=recipe.seed)
+    told = {gate.name: str(gate) for gate in gates}
+    rule.write_text(folder / PAGE, summary_markdown(summary), KIND)
+    rule.write_text(folder / JUNIT, junit(summary, told), KIND)
     rule.write_json(folder / SUMMARY, summary, KIND)
-    return RunResult(folder, summary, gates, [*names, SUMMARY])
+    return RunResult(folder, summary, gates, [*names, PAGE, JUNIT, SUMMARY])
 
 
 def _earlier(line: Line, stage: str, key: Key) -> dict[str, Any] | None:

@@ -141,6 +141,12 @@ class Line(Opened):
         found["data"] = self.test.contents_sha256(frames)
         return found | {"masks": self._masks(self.test, frames) if model.tokens else None}
 
+    @property
+    def protocol(self) -> str:
+        """The name of the protocol that eval scores by."""
+        assert self.recipe.eval is not None
+        return self._measure(self.recipe.eval.protocol).protocol.name
+
     def _measure(self, protocol: str | None) -> Measure:
         recipe = self.recipe
         return opening.open_measure(protocol, self.test, recipe.body, self.body, regressor=recipe.regressor)
@@ -265,7 +271,7 @@ class Line(Opened):
             progress=self.progress,
         )
         data = {"name": self.test.name, "split": self.test.split, "sha256": self.test.sha256}
-        return {"data": data, **result.to_json()}
+        return {"data": data, **result.to_json(), "clips": result.by_clip()}
 
     def bench(self) -> dict[str, Any]:
         """Frames per second of the stages on this machine, in turn."""
