@@ -51,6 +51,10 @@ def compress(
         Path | None,
         typer.Option("--costs", help="A cost table of this device, or where to write it.", show_default=False),
     ] = None,
+    heal: Annotated[
+        float | None,
+        typer.Option("--heal", help="Minutes to train what just misses the budget.", show_default=False),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Crops that it runs on at a time.")] = 8,
     json: JsonOption = None,
     body: BodyOption = "starter",
@@ -79,6 +83,7 @@ def compress(
             target=target,
             masks=masks,
             costs=costs,
+            heal=heal,
             body=body,
             device=device,
             batch_size=batch_size,

@@ -151,7 +151,7 @@ def stop_the_clock(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
     """The choice is always found to be so many times as fast: a clock says nothing twice."""
     figures = {"fps": 1.0, "fps_quartiles": [1.0, 1.0], "speedup": times, "speedup_quartiles": [times, times]}
     monkeypatch.setattr(
-        "hmrcompress.api.compress.time_interleaved",
+        "hmrcompress.api.front.time_interleaved",
         lambda *args, **more: SimpleNamespace(figures=lambda *args, **more: figures),
     )
 

@@ -93,7 +93,7 @@ def heal(
     check_out(out, outputs)
     probe, surface, where = probe_for(checkpoint, source), body_for(checkpoint, body), pick_device(device)
     steps = None if images is None else -(-images // batch_size)
-    with _crops(
+    with crops_to_train_on(
         data,
         validation,
         source,
@@ -126,7 +126,7 @@ def heal(
 
 
 @contextmanager
-def _crops(
+def crops_to_train_on(
     data: Data,
     validation: Data | None,
     masks: MaskSource,
@@ -218,7 +218,7 @@ def fit_probe(
     outputs = OutputRule.of(overwrite, checkpoint, data, validation)
     check_out(out, outputs)
     network = on_device(checkpoint.network, pick_device(device))
-    with _crops(
+    with crops_to_train_on(
         data,
         validation,
         source,

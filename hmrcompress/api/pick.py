@@ -34,7 +34,8 @@ def pick(
     if not isinstance(points, list) or not points:
         raise UserError("is no frontier that `hmrcompress compress` wrote", path)
     try:
-        rated = [(each, *_rated(each)) for each in points]
+        # What was healed has weights that no plan can make again.
+        rated = [(each, *_rated(each)) for each in points if not each["candidate"].get("healed")]
         if budget_mm is not None:
             fitting = [each for each in rated if each[2] <= budget_mm]
             best = max(fitting, key=lambda each: each[1], default=None)

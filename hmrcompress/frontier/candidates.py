@@ -18,23 +18,26 @@ Cutting = tuple[int, str]
 @dataclass(frozen=True, order=True)
 class Candidate:
     """A compressed network. `removed` rises by layer; `strength` is that of the patch, 0 for none; `keep` tokens (None:
-    all) are left by dropping background or by merging."""
+    all) are left by dropping background or by merging. `healed` names the weights that were trained further, by their
+    hash."""
 
     removed: tuple[Cutting, ...] = ()
     strength: float = 0.0
     keep: int | None = None
     way: Way | None = None
+    healed: str = ""
 
     @property
     def key(self) -> str:
         """A text that stands for it, in journals."""
-        return json.dumps([[list(each) for each in self.removed], self.strength, self.keep, self.way])
+        more = [self.healed] if self.healed else []
+        return json.dumps([[list(each) for each in self.removed], self.strength, self.keep, self.way, *more])
 
     @classmethod
     def parsed(cls, key: str) -> Self:
         """The inverse of `key`."""
-        removed, strength, keep, way = json.loads(key)
-        return cls(tuple((int(layer), str(part)) for layer, part in removed), float(strength), keep, way)
+        removed, strength, keep, way, *more = json.loads(key)
+        return cls(tuple((int(layer), str(part)) for layer, part in removed), float(strength), keep, way, *more)
 
     def layers(self, depth: int) -> float:
         """Layers that are left of `depth`; half a layer counts half."""
@@ -78,6 +81,7 @@ class Candidate:
             "patch_strength": self.strength,
             "tokens": self.keep,
             "tokens_by": self.way,
+            **({"healed": self.healed} if self.healed else {}),
         }
 
     def words(self, depth: int) -> str:
@@ -85,6 +89,7 @@ class Candidate:
         found = [f"{self.layers(depth):g} of {depth} layers"] if self.removed else [f"all {depth} layers"]
         found += ["patched"] if self.strength else []
         found += [f"{self.keep} tokens ({self.way})"] if self.keep is not None else []
+        found += ["healed"] if self.healed else []
         return ", ".join(found)
 
 

@@ -112,6 +112,8 @@ class Errors:
         self._kept: dict[int, FrameBatch] = {}
         self._teacher: dict[int, BodyParams] = {}
         self._last: tuple[Candidate, HMR2] | None = None
+        self.healed: dict[str, HMR2] = {}
+        """Networks of candidates that were trained further, by the hash of their weights."""
         self.evaluated = 0
         """Frames measured now, not read from the journal."""
 
@@ -156,6 +158,8 @@ class Errors:
 
     def made(self, candidate: Candidate) -> HMR2:
         """The candidate's network, with its patch."""
+        if candidate.healed:
+            return self.healed[candidate.healed]
         if self._last is None or self._last[0] != candidate:
             depth = self.network.config.depth
             patches = None
@@ -173,7 +177,7 @@ class Errors:
         if network.conditioned and (known := self._batch(number).condition) is not None:
             condition = known.to(self.device)
         with torch.no_grad():
-            if candidate.keep is None:
+            if candidate.keep is None and not candidate.healed:
                 first = min((layer for layer, _ in candidate.removed), default=self.network.config.depth)
                 first = max(first - bool(candidate.strength), 0)
                 tokens, state = self._prefix.at(number, first)

@@ -19,7 +19,9 @@ from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.costs import CostTable
 from hmrcompress.frontier.depth import Sized
 from hmrcompress.frontier.errors import Errors
+from hmrcompress.merging.apply import token_counts
 from hmrcompress.metrics.bootstrap import clip_interval
+from hmrcompress.plan import ALL
 from hmrcompress.runtime import Progress, no_progress
 
 HOPE = 1.5
@@ -98,13 +100,20 @@ def combinations(
     sizes: Mapping[float, Sized], tokens: Mapping[Candidate, float], costs: CostTable, depth: int
 ) -> list[tuple[Candidate, float, float]]:
     """Every set of layers with every way of having fewer tokens: candidate, seconds, and the sum of what both cost
-    alone, in mm; fastest first."""
+    alone, in mm; fastest first. What has too few layers left to merge its tokens in is none."""
     found = []
     for sized in sizes.values():
         for way, alone in {Candidate(): 0.0, **tokens}.items():
             both = replace(sized.candidate, keep=way.keep, way=way.way)
+            if not _merges(both, costs.grid, depth):
+                continue
             found.append((both, costs.seconds(both, depth), sized.increase_mm + alone))
     return sorted(found, key=lambda each: (each[1], each[2], each[0]))
+
+
+def _merges(candidate: Candidate, grid: int, depth: int) -> bool:
+    left = depth - sum(part == ALL for _, part in candidate.removed)
+    return candidate.way != "merge" or len(token_counts(candidate.tokens, grid)) - 1 <= left
 
 
 def front_of(found: Sequence[tuple[Candidate, float, float]]) -> list[tuple[Candidate, float, float]]:

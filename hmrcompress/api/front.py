@@ -1,0 +1,251 @@
+"""What a search for the frontier stands on: the network, the frames to search, fit and confirm on, and what measures on
+them. Shared by all that `hc.compress` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from hmrcompress.api.opening import (
+    Body,
+    Data,
+    Masks,
+    Model,
+    body_for,
+    load,
+    of_starter,
+    on_device,
+    open_data,
+    open_masks,
+    open_measure,
+    protocol_for,
+    require_truth,
+)
+from hmrcompress.data import provenance
+from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import MaskSource, NoMasks, masks_sha256
+from hmrcompress.errors import UserError
+from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.costs import CostTable, cost_key, measure_costs, read_costs
+from hmrcompress.frontier.depth import Effort, Sized, greedy, increase
+from hmrcompress.frontier.errors import Errors, PatchFitter, check_tokens
+from hmrcompress.frontier.ledger import Ledger
+from hmrcompress.io.keys import Key
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.merging.fit import fit_batches
+from hmrcompress.metrics.measure import Measure
+from hmrcompress.metrics.points import STARTER24
+from hmrcompress.metrics.pose import network_predict
+from hmrcompress.models.fast.network import make_fast
+from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.models.network import HMR2, network_sha256, share
+from hmrcompress.plan import FittedOn, Plan, RunSettings
+from hmrcompress.runtime import Progress, pick_device
+from hmrcompress.searching.cache import LayerCache, layer_bytes
+from hmrcompress.timing.made_up import made_up_batch
+from hmrcompress.timing.rounds import time_interleaved
+
+COSTS = "costs"
+FEWEST_CONFIRMING = 12
+KEPT_BACK = 3
+"""Of data without a split to confirm on, every third clip is kept back."""
+CACHE_BYTES = 1 << 29
+"""Each of the two caches of tokens takes at most."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is looked at: frames of each clip to search, to fit and to confirm on, numbers of tokens, combinations
+    raced and confirmed."""
+
+    search_frames: int
+    fit_frames: int
+    confirm_frames: int
+    shares: tuple[float, ...]
+    raced: int
+    confirmed: int
+    effort: Effort
+    deepest: float
+    """The share of layers that is removed at most."""
+
+
+PRESETS = {
+    "quick": Preset(6, 12, 4, (0.75, 0.5, 0.375), 10, 4, Effort(first=1, finalists=1, swaps=0), 0.5),
+    "full": Preset(16, 32, 16, (0.83, 0.75, 0.62, 0.5, 0.375, 0.25), 16, 6, Effort(first=1, finalists=3, swaps=1), 0.7),
+}
+
+
+@dataclass
+class Bench:
+    """Everything opened: the network, the frames to search, fit and confirm on, and what measures on them."""
+
+    checkpoint: Checkpoint
+    network: HMR2
+    crops: CropSet
+    search: Errors
+    confirm: Errors
+    ledger: Ledger
+    fitted_on: FittedOn
+    masks: MaskSource
+    measure: Measure
+    chosen: Preset
+    batch_size: int
+    seed: int
+    names: dict[str, str]
+    searched: np.ndarray
+    """The clips of `crops` that may be looked at: none of those that confirm."""
+    of_starter: bool
+    models: dict[str, Checkpoint] = field(default_factory=dict)
+    """Those that were healed, by the hash of their weights."""
+
+    @property
+    def depth(self) -> int:
+        """Layers of the network."""
+        return self.network.config.depth
+
+    @classmethod
+    def opened(
+        cls,
+        model: Model,
+        data: Data,
+        preset: Preset,
+        target: Literal["truth", "teacher"],
+        masks: Masks,
+        body: Body,
+        device: str,
+        batch_size: int,
+        seed: int,
+        out: Path,
+        progress: Progress,
+    ) -> Bench:
+        """UserError for whatever does not fit together."""
+        checkpoint = load(model, seed=seed)
+        if checkpoint.plan is not None and checkpoint.plan.compresses_layers:
+            raise UserError("is compressed already", checkpoint.name, "Give the network that it was made from")
+        if target == "truth":
+            require_truth(checkpoint)
+        surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
+        crops = open_data(data, body=surface, split="calib", progress=progress)
+        protocol = protocol_for(checkpoint, crops.protocol if target == "truth" else STARTER24)
+        measure = open_measure(protocol, crops, body, surface, device=where)
+        network = on_device(checkpoint.network, where)
+        if of_starter(data):
+            other, kept = open_data("starter:confirm", body=surface, progress=progress), np.array(crops.clip_ids)
+            confirming = np.array(other.clip_ids)
+        else:
+            every = np.array(crops.clip_ids)
+            confirming, other = every[KEPT_BACK - 1 :: KEPT_BACK], crops
+            kept = np.setdiff1d(every, confirming)
+            if len(confirming) < FEWEST_CONFIRMING:
+                fault = (
+                    f"has {len(every)} clips; to confirm on clips not searched on takes {KEPT_BACK * FEWEST_CONFIRMING}"
+                )
+                raise UserError(fault, crops.name, "Give data with more clips")
+        fitting, measuring = (kept, kept) if len(kept) < 2 else (kept[::2], kept[1::2])
+        fit_indices = _frames(crops, fitting, preset.fit_frames)
+        indices = _frames(crops, measuring, preset.search_frames)
+        confirm_indices = _frames(other, confirming, preset.confirm_frames)
+        key = Key.of(
+            "compress",
+            ("frontier", "merging", "models", "metrics"),
+            network=network_sha256(network),
+            search=crops.contents_sha256(indices),
+            fit=crops.contents_sha256(fit_indices),
+            confirm=other.contents_sha256(confirm_indices),
+            masks=None if isinstance(source, NoMasks) else [
+                masks_sha256(source, of, frames)
+                for of, frames in ((crops, indices), (crops, fit_indices), (other, confirm_indices))
+            ],
+            **measure.identity(),
+            target=target,
+            device=where,
+        )  # fmt: skip
+        ledger = Ledger(out.with_name(f"{out.name}.journal.jsonl"), key.inputs)
+        weighing = None if isinstance(source, NoMasks) else source
+        batches = fit_batches(crops, fit_indices, weighing)
+        depth = network.config.depth
+        cache = LayerCache(range(depth + 1), layer_bytes(network, len(fit_indices)), CACHE_BYTES, out.absolute().parent)
+        fitter = PatchFitter(network, crops, batches, cache)
+        shared: dict[str, Any] = {"masks": weighing, "fitter": fitter, "target": target, "batch_size": 16}
+        search = Errors(
+            "search", network, crops, indices, measure, ledger, cache_bytes=CACHE_BYTES, folder=out.absolute().parent,
+            **shared,
+        )  # fmt: skip
+        confirm = Errors("confirm", network, other, confirm_indices, measure, ledger, **shared)
+        record = provenance.record(crops, fit_indices)
+        fitted_on = FittedOn(
+            **{name: record[name] for name in ("name", "split", "sha256", "frames") if name in record},
+            source=None if isinstance(data, CropSet) else str(data),
+            frames_per_clip=preset.fit_frames,
+            clips=tuple(int(each) for each in fitting),
+            masks=None if weighing is None else weighing.name,
+        )
+        names = {
+            "search": f"{crops.name}:{crops.split}, {len(indices)} frames of {len(measuring)} clips",
+            "confirm": f"{other.name}:{other.split}, {len(confirm_indices)} frames of {len(confirming)} clips",
+        }
+        return cls(checkpoint, network, crops, search, confirm, ledger, fitted_on, source, measure, preset, batch_size,
+                   seed, names, kept, of_starter(data))  # fmt: skip
+
+    def ways(self) -> list[Candidate]:
+        """The ways of having fewer tokens that this network and these masks allow."""
+        rows, columns = self.network.config.grid
+        if isinstance(self.masks, NoMasks):
+            return []
+        keeps = sorted({round(rows * columns * share) for share in self.chosen.shares})
+        found = [Candidate(keep=keep, way=way) for keep in keeps for way in ("drop", "merge")]
+        return [each for each in found if check_tokens(self.network, each)]
+
+    def costs(self, given: Path | str | None, outputs: OutputRule, progress: Progress) -> CostTable:
+        """The cost table of the device: read where it is there, else from the journal, else measured and kept."""
+        ways = self.ways()
+        key = cost_key(self.network, self.batch_size, torch.float32, ways)
+        path = None if given is None else Path(given)
+        if path is not None and path.exists():
+            return read_costs(path, key)
+        name = f"costs {key.sha256}"
+        known = self.ledger.get(name)
+        if known is None:
+            table = measure_costs(self.network, ways, batch=self.batch_size, progress=progress)
+            known = self.ledger.put(name, table.to_json())
+        if path is not None:
+            outputs.write_json(path, {"schema": 1, "command": "compress", **known}, COSTS)
+        return CostTable.from_json(known, "costs")
+
+    def sizes(self, chosen: Preset, progress: Progress) -> dict[float, Sized]:
+        """The best sets of layers, by their number."""
+        fewest = max(1, round(self.depth * (1 - chosen.deepest)))
+        return greedy(self.search, fewest, chosen.effort, progress=progress)
+
+    def token_increases(self) -> dict[Candidate, float]:
+        """What each way of having fewer tokens costs by itself, in mm."""
+        return {each: increase(self.search, each) for each in self.ways()}
+
+    def timed(self, candidate: Candidate, table: CostTable, progress: Progress) -> dict[str, Any] | None:
+        """{fps, fps_quartiles, speedup, speedup_quartiles} of a candidate and the untouched network by turns, both on
+        the fast path; kept in the journal, as a clock gives no bytes twice. None for the untouched network itself."""
+        if candidate == Candidate():
+            return None
+        name = f"speed {candidate.key} {table.key}"
+        if (known := self.ledger.get(name)) is None:
+            device = next(self.network.parameters()).device
+            batch = made_up_batch(self.network.config, self.batch_size).to(device)
+            networks = {"untouched": share(self.network), "chosen": self.search.made(candidate)}
+            runs = {each_name: network_predict(make_fast(each, torch.float32)) for each_name, each in networks.items()}
+            timing = time_interleaved(runs, batch, progress=progress, what="timing the choice")
+            known = self.ledger.put(name, timing.figures("chosen", over="untouched"))
+        return dict(known)
+
+    def plan(self, candidate: Candidate) -> Plan:
+        """The plan of a candidate, as it is written."""
+        made = candidate.plan(self.checkpoint.reference, self.depth, self.fitted_on if candidate.strength else None)
+        return made.model_copy(update={"run": RunSettings(runtime="fast")})
+
+
+def _frames(crops: CropSet, clips: np.ndarray, per_clip: int) -> np.ndarray:
+    indices = crops.sample(per_clip)
+    return indices[np.isin(crops.clip[indices], clips)]

@@ -1,0 +1,147 @@
+"""What `hc.compress` leaves: the model, `frontier.json` and the page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hmrcompress.api.front import Bench
+from hmrcompress.evaluation.similarity import layer_similarity
+from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.costs import CostTable
+from hmrcompress.frontier.depth import Sized
+from hmrcompress.frontier.joint import Choice, Point, front_of, increase_of
+from hmrcompress.frontier.summary import FRONTIER, PAGE, breakdown
+from hmrcompress.io.figures import json_text
+from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.seals import sealed_json
+from hmrcompress.merging.merge import merge_checkpoint, merged_config
+from hmrcompress.models.files.folder import KIND as MODEL
+from hmrcompress.models.files.folder import write_model_folder
+from hmrcompress.models.network import build
+from hmrcompress.plan import ALL
+from hmrcompress.report.frontier import frontier_page
+from hmrcompress.runtime import environment
+
+KIND = "frontier"
+_UNITS = {"budget_mm": "mm at most", "fps": "frames a second", "speedup": "times the speed"}
+
+
+def described(
+    bench: Bench,
+    choice: Choice,
+    points: Sequence[Point],
+    table: CostTable,
+    sizes: Mapping[float, Sized],
+    asked: Mapping[str, float | None],
+    preset: str,
+    speed: dict[str, Any] | None,
+    notes: list[str],
+) -> dict[str, Any]:
+    """What `frontier.json` holds."""
+    depth = bench.depth
+    measured = {each.candidate: each for each in points}
+    for sized in sizes.values():
+        measured.setdefault(
+            sized.candidate,
+            Point(sized.candidate, table.seconds(sized.candidate, depth), increase_of(bench.search, sized.candidate)),
+        )
+    rows = [(each.candidate, each.seconds, each.best_known.mean) for each in measured.values() if each.best_known]
+    front = {each for each, _, _ in front_of(rows)}
+    listed = sorted(measured.values(), key=lambda each: (each.seconds, each.candidate))
+    base = table.seconds(Candidate(), depth)
+    chosen = choice.point
+    known = chosen.best_known
+    assert known is not None
+    errors = bench.confirm(Candidate()).errors
+    words = chosen.candidate.words(depth)
+    asking = next(f"{value:g} {_UNITS[name]}" for name, value in asked.items() if value is not None)
+    interval = "" if known.low is None else f" (95 % interval {known.low:+.2f} to {known.high:+.2f})"
+    faster = "as fast as it was"
+    if speed is not None:
+        faster = (
+            f"{speed['speedup']:.2f} times the speed (by turns on the fast path, --fast; predicted "
+            f"{base / chosen.seconds:.2f})"
+        )
+    sentence = (
+        f"Asked for {asking}, chosen: {words}, {faster} at {known.mean:+.2f} mm{interval} on {known.clips} clips "
+        f"that the search did not see; {choice.why}."
+    )
+    first = [bench.search(Candidate().without((layer, ALL)), bench.chosen.effort.first) for layer in range(depth)]
+    zero = bench.search(Candidate(), bench.chosen.effort.first).errors.mean()
+    similarity = layer_similarity(bench.network, bench.crops, frames=32, batch_size=16)
+    return {
+        "schema": 1,
+        "command": "compress",
+        "model": bench.checkpoint.name,
+        "sentence": sentence,
+        "asked": dict(asked),
+        "preset": preset,
+        "chosen": chosen.candidate.key,
+        **({"speed": speed} if speed else {}),
+        "shown": choice.shown,
+        "why": choice.why,
+        "weights": {"name": bench.checkpoint.name, "sha256": bench.checkpoint.sha256},
+        "data": dict(bench.names),
+        "baseline_mm": float(errors.mean()),
+        "points": [_point(bench, each, table, each.candidate in front) for each in listed],
+        "damage_mm": {str(layer): float(each.errors.mean() - zero) for layer, each in enumerate(first)},
+        "cka": [[round(float(value), 4) for value in row] for row in similarity],
+        **breakdown(bench.confirm, chosen.candidate),
+        "costs": table.to_json(),
+        "evaluations": len(bench.ledger),
+        "journal": bench.ledger.path.name,
+        "seed": bench.seed,
+        "notes": notes,
+        "command_line": " ".join(["hmrcompress", *sys.argv[1:]]) if "hmrcompress" in sys.argv[0] else "hc.compress",
+        **environment(next(bench.network.parameters()).device),
+    }
+
+
+def _point(bench: Bench, point: Point, table: CostTable, on_front: bool) -> dict[str, Any]:
+    candidate = point.candidate
+    plan = bench.plan(candidate)
+    sizes = build(merged_config(bench.network.config, plan), "meta")
+    return {
+        "name": candidate.key,
+        "words": candidate.words(bench.depth),
+        "candidate": candidate.to_json(),
+        "layers": candidate.layers(bench.depth),
+        "seconds": point.seconds,
+        "fps": table.batch / point.seconds,
+        "parameters": sum(each.numel() for each in sizes.parameters()),
+        "search": None if point.search is None else point.search.to_json(),
+        "confirmed": None if point.confirmed is None else point.confirmed.to_json(),
+        "on_front": on_front,
+        "plan": plan.to_dict(),
+    }
+
+
+def write(bench: Bench, out: Path, choice: Choice, frontier: dict[str, Any], outputs: OutputRule) -> None:
+    """The model with its report."""
+    candidate, plan = choice.point.candidate, bench.plan(choice.point.candidate)
+    if candidate.healed:
+        model = bench.models[candidate.healed]
+        write_model_folder(
+            out, model.state(), model.config, plan=plan, provenance=model.source, body=model.body, overwrite=outputs
+        )
+        _add_report(out, frontier, outputs)
+        return
+    patches = bench.search.fitter(candidate) if candidate.strength and bench.search.fitter else None
+    merge_checkpoint(
+        bench.checkpoint,
+        plan,
+        out,
+        cut_patches=patches,
+        fitted_on={"data": bench.fitted_on.model_dump(mode="json")} if patches else None,
+        overwrite=outputs,
+    )
+    _add_report(out, frontier, outputs)
+
+
+def _add_report(out: Path, frontier: dict[str, Any], outputs: OutputRule) -> None:
+    with outputs.additions(out, MODEL) as more:
+        (more / FRONTIER).write_text(json_text(sealed_json(frontier, KIND)), encoding="utf-8")
+        (more / PAGE).write_text(frontier_page(frontier), encoding="utf-8")
