@@ -20,10 +20,7 @@ from typing import Any
 
 import torch
 
-import hmrcompress.evaluation.evaluate
 import hmrcompress.exporting.onnx as exporting
-import hmrcompress.searching.search
-from hmrcompress.api.opening import load
 from hmrcompress_cli.main import main
 
 WRITES = ("fsync", "replace")
@@ -75,6 +72,26 @@ def in_the_fork(order: dict[str, Any], said: int, places: int) -> None:
         os._exit(code)
 
 
+def warm_up(arguments: list[str], folder: str) -> None:
+    """The command once in this process, unheard, so that its forks have imported what it takes."""
+    before, heard = os.getcwd(), (os.dup(1), os.dup(2))
+    try:
+        with open(os.devnull, "w") as nowhere:
+            for stream in (1, 2):
+                os.dup2(nowhere.fileno(), stream)
+            os.chdir(folder)
+            sys.argv = ["hmrcompress", *arguments]
+            main()
+    except SystemExit:
+        pass
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.chdir(before)
+        for stream, original in zip((1, 2), heard, strict=True):
+            os.dup2(original, stream)
+
+
 def run(order: dict[str, Any]) -> dict[str, Any]:
     """One command in a fork, in a copy of the folder `like` where there is one."""
     if order["like"]:
@@ -110,7 +127,10 @@ def graphs_once(folder: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    _ = load, hmrcompress.searching.search, hmrcompress.evaluation.evaluate  # imported before the forks
-    with tempfile.TemporaryDirectory() as room:
+    orders = json.load(sys.stdin)
+    with tempfile.TemporaryDirectory() as room, tempfile.TemporaryDirectory() as elsewhere:
         graphs_once(room)
-        json.dump([run(order) for order in json.load(sys.stdin)], sys.stdout)
+        for order in orders:
+            if order["like"] is None:
+                warm_up(order["args"], elsewhere)
+        json.dump([run(order) for order in orders], sys.stdout)
