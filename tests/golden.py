@@ -24,6 +24,7 @@ from hmrcompress_cli.main import app
 VOLATILE = (
     "versions", "commit", "cpu", "device", "seconds", "minutes", "bench", "fps", "speedup", "pipeline", "memory",
     "peak_memory_bytes", "environment", "gates", "recipe", "onnx_bytes", "files", "inputs_sha256", "code", "version",
+    "seal",
 )  # fmt: skip
 """Keys at any depth that say when, where and how fast, or by which code."""
 

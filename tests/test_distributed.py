@@ -79,6 +79,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
     return [record["losses"] for record in records if "losses" in record]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tiny_body_file: Path, tmp_path: Path) -> None:
     """The same global batch of 8: one process with 8 rows, two with 4 each over gloo."""
     fit(tiny_body_file, tmp_path / "one")

@@ -18,8 +18,10 @@ from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.models.families.camerahmr import CameraHMRConfig
 from hmrcompress.models.families.registry import read_config
 from hmrcompress.models.families.tokenhmr import TOKENIZER
+from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.models.network import NetworkConfig, build
+from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.timing.bench import BenchSettings
 
 pytest.importorskip("onnxruntime")
@@ -71,7 +73,7 @@ def told(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.family)
 def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: Path) -> None:
     data = write_data(config, tmp_path / "crops.npz")
-    searched, scores, written = (tmp_path / f"{name}.json" for name in ("search", "eval", "export"))
+    searched, scores = (tmp_path / f"{name}.json" for name in ("search", "eval"))
     heads = ("--num-heads", 2, "--head-heads", 2)
     raw = write_checkpoint(config, tmp_path)
     assert run("convert", raw, "-o", tmp_path / "model", *heads).exit_code == 0
@@ -109,14 +111,6 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
     timed = hc.bench(tmp_path / "out", settings=settings, body="starter" if hand else tiny_body_file)
     assert timed.layers == {"before": 2, "after": 1} and timed.speedup(2, "network") > 0
 
-    made = run(
-        "export", tmp_path / "out", "-o", tmp_path / "m.onnx", "--data", data, *body, "--json", written, "--quiet"
-    )
-    assert made.exit_code == 0, made.output
-    assert told(written)["onnx_max_abs_diff"] < 1e-4 and told(written)["onnx_joints_mm"] < 0.05
-    inputs = told(tmp_path / "m.onnx.json")["inputs"]
-    assert set(inputs) == {"images", "person_mask"} | ({"condition"} if config.family == "camerahmr" else set())
-
     back = run("merge", model, "--plan", plan, "--format", "original", "-o", tmp_path / "theirs.ckpt")
     assert back.exit_code == 0, back.output
     state = torch.load(tmp_path / "theirs.ckpt", weights_only=True)["state_dict"]
@@ -129,6 +123,27 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
         torch.testing.assert_close(
             again(*batch.inputs()).features, ours(*batch.inputs()).features, rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CAMERA, *(pytest.param(config, marks=pytest.mark.slow) for config in CONFIGS[1:])],  # as HMR2 but for their heads
+    ids=lambda config: config.family,
+)
+def test_export(config: NetworkConfig, tmp_path: Path, tiny_body_file: Path) -> None:
+    data, written = write_data(config, tmp_path / "crops.npz"), tmp_path / "export.json"
+    body = () if config.num_joints == 16 else ("--body", tiny_body_file)
+    network, tokens = build(config, seed=1), TokenSettings(keep=160, per_layer=40)
+    checkpoint = write_model_folder(tmp_path / "whole", network.state_dict(), config, body="tiny")
+    plan = Plan(checkpoint=load_checkpoint(checkpoint.path).reference, groups=((0, 1),), tokens=tokens)
+    hc.merge(checkpoint.path, plan, tmp_path / "out")
+    made = run(
+        "export", tmp_path / "out", "-o", tmp_path / "m.onnx", "--data", data, *body, "--json", written, "--quiet"
+    )
+    assert made.exit_code == 0, made.output
+    assert told(written)["onnx_max_abs_diff"] < 1e-4 and told(written)["onnx_joints_mm"] < 0.05
+    inputs = told(tmp_path / "m.onnx.json")["inputs"]
+    assert set(inputs) == {"images", "person_mask"} | ({"condition"} if config.family == "camerahmr" else set())
 
 
 def test_data_without_boxes_are_refused(tmp_path: Path, tiny_body_file: Path) -> None:

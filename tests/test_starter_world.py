@@ -36,9 +36,21 @@ def body():
     return starter_body()
 
 
+class Clips(dict):
+    """All clips of splits by name, made when they are asked for."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def __missing__(self, name):
+        self[name] = [make_clip(SPLITS[name], i, self.body) for i in range(SPLITS[name].clips)]
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def clips(body):
-    return {name: [make_clip(SPLITS[name], i, body) for i in range(SPLITS[name].clips)] for name in EVALUATED}
+    return Clips(body)
 
 
 def first_clips(name, body):
@@ -54,7 +66,7 @@ def joints_of(body, clip, frames):
     return joints - joints[:, :1] + clip.placement.transl[frames][:, None]
 
 
-@pytest.mark.parametrize("name", [*EVALUATED, *HELD_BACK])
+@pytest.mark.parametrize("name", ["calib", "dev", pytest.param("val", marks=pytest.mark.slow), *HELD_BACK])
 def test_the_splits_are_what_they_were(body, clips, name):
     """Quantised parameters by hash, joints by value. A change of either calls for a new `world.VERSION`.
 
@@ -62,7 +74,7 @@ def test_the_splits_are_what_they_were(body, clips, name):
     """
     golden = json.loads(GOLDEN.read_text())
     assert golden["version"] == VERSION
-    made = clips[name] if name in clips else first_clips(name, body)
+    made = clips[name] if name in EVALUATED else first_clips(name, body)
     assert definition_sha256(made, body) == golden[name]["sha256"]
     for index, frames in golden[name]["joints"].items():
         for frame, expected in frames.items():
@@ -83,6 +95,7 @@ def test_splits_share_no_seed_and_no_body():
         assert len(set(drawn)) == len(drawn)
 
 
+@pytest.mark.slow
 def test_headings_are_uniform(body):
     """The body's facing direction in the camera frame, over training clips: flat to a chi-squared test."""
     headings = []
@@ -94,6 +107,7 @@ def test_headings_are_uniform(body):
     assert ((counts - 6.0) ** 2 / 6.0).sum() < 24.3  # 0.1 % point of chi-squared with 7 degrees of freedom
 
 
+@pytest.mark.slow
 def test_the_mean_pose_is_far_off(body, clips, monkeypatch):
     monkeypatch.setattr(validate, "MEAN_CLIPS", 16)  # a mean of fewer clips is as good a guess, and not kept
     sixd = validate.mean_state.__wrapped__()["smpl_head.init_body_pose"].view(1, 24, 2, 3)
@@ -105,6 +119,7 @@ def test_the_mean_pose_is_far_off(body, clips, monkeypatch):
     assert mpjpe(guess, truth).mean() > 220 and pa_mpjpe(guess, truth).mean() > 110
 
 
+@pytest.mark.slow
 def test_a_good_part_is_occluded_or_truncated(body, clips):
     surface = surface_of(body)
     hidden = []
@@ -131,7 +146,7 @@ def test_hidden_share_counts_the_edge_and_the_occluder(body, clips):
 
 def test_the_joints_project_into_the_crop_of_untruncated_clips(body, clips):
     inside = []
-    for clip in clips["val"]:
+    for clip in clips["calib"]:
         joints = joints_of(body, clip, slice(0, None, 27))
         place = clip.placement
         pixels = place.focal[::27, None, None] * joints[..., :2] / joints[..., 2:] + place.centre[::27, None]
