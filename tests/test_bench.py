@@ -168,6 +168,7 @@ def test_the_made_up_person() -> None:
     assert batch.person_mask.sum((1, 2)).tolist() == [70] * 3
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_child_alone() -> None:
     """64 MiB more weights show in the child; 400 MiB that the parent holds beside its libraries do not."""
     ballast = torch.ones(100 * MIB)

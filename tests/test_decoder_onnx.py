@@ -134,6 +134,7 @@ def test_other_decoders(objective: str, steps: int, frames: int, tmp_path: Path)
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_with_a_read_out(tmp_path: Path) -> None:
     """The read-out is an input of its own; where a frame has none it is never read."""
     decoder = TemporalDecoder(replace(TINY, vae_layers=1, layers=1, objective="regress", readout=True), seed=1).eval()

@@ -46,7 +46,9 @@ def plain() -> HMR2:
 
 @pytest.fixture(
     scope="module",
-    params=[None, OPTIONS, pytest.param(DROPPED, marks=pytest.mark.slow)],  # quick in `test_half_precision`
+    # Without tokens to merge it is quick in `test_large_weights_go_to_a_file_of_their_own`, dropping in
+    # `test_half_precision`.
+    params=[pytest.param(None, marks=pytest.mark.slow), OPTIONS, pytest.param(DROPPED, marks=pytest.mark.slow)],
     ids=["all tokens", "merged tokens", "dropped background"],
 )
 def network(request: pytest.FixtureRequest, plain: HMR2) -> HMR2:

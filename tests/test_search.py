@@ -185,6 +185,7 @@ result.plan.write({plan!r})
 """
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_of_an_evaluation(
     network: HMR2,
     tiny_crops_file: Path,

@@ -21,6 +21,7 @@ from hmrcompress.records import BodyParams
 from hmrcompress.starter.data.batches import Pool, mirror, to_tensors
 from hmrcompress.starter.data.rendering import _remove_others, schedule, shard_home, shard_range
 from hmrcompress.starter.data.shards import ShardSettings, make_shard, shard_path, write_shard
+from hmrcompress.starter.network import validate
 from hmrcompress.starter.network.log import LOG_FILE, crossed
 from hmrcompress.starter.network.losses import DenseReadout, body_losses, dense_losses, joint_spots
 from hmrcompress.starter.network.recipe import Recipe, Stage
@@ -52,6 +53,16 @@ TINY_RECIPE = Recipe(
     window=2,
     config=TINY,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_clips_for_the_mean_pose():
+    """Any start will do here, and that of 128 clips takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validate, "MEAN_CLIPS", 2)
+        validate.mean_state.cache_clear()
+        yield
+    validate.mean_state.cache_clear()
 
 
 @pytest.fixture(scope="module")
