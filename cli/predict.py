@@ -26,10 +26,15 @@ from hmrcompress_cli.common import (
     outputs_here,
     write_record,
 )
+from hmrcompress_cli.predict_many import run_many
 from hmrcompress_cli.settings import takes_settings
 
 ModelArgument = Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")]
 InputArgument = Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or a video.")]
+InputsArgument = Annotated[
+    list[str],
+    typer.Argument(help="A picture, a folder of pictures, or a video; or many, also as 'patterns/**/*.mp4'."),
+]
 BoxesOption = Annotated[
     str, typer.Option("--boxes", help="full, onnx:FILE (a YOLO detector), or a .json or .npz file of boxes.")
 ]
@@ -55,7 +60,7 @@ NoGlbOption = Annotated[bool, typer.Option("--no-glb", help="Do not write track.
 @takes_settings("predict", flags={"fast": "fast"})
 def predict(
     model: ModelArgument,
-    source: InputArgument,
+    sources: InputsArgument,
     out: OutOption,
     boxes: BoxesOption = "full",
     masks: PersonMasksOption = "auto",
@@ -77,8 +82,9 @@ def predict(
     debug: DebugOption = False,
     settings: Any = None,
 ) -> None:
-    """Bodies in pictures or a video: SMPL parameters (npz), an overlay (mp4, png), an animated mesh (glb)."""
+    """Bodies in pictures and videos: SMPL parameters (npz), an overlay (mp4, png), an animated mesh (glb)."""
     from hmrcompress.api import predict as predicting
+    from hmrcompress.pipeline.inputs import find_inputs
     from hmrcompress.pipeline.predict import PredictSettings
     from hmrcompress.recipe.chosen import asked_path, buckets_of
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
@@ -96,10 +102,30 @@ def predict(
         overlapped=settings.overlapped,
         seed=seed,
     )
+    path = asked_path(settings, fast=fast, int8=int8)
+    inputs = find_inputs(sources)
+    if not inputs.single:
+        from hmrcompress.api.predict_many import PredictJob
+
+        job = PredictJob(
+            model,
+            boxes=boxes,
+            box_scale=settings.box_scale,
+            masks=masks,
+            buckets=buckets_of(settings),
+            fps=fps,
+            settings=how,
+            body=body,
+            device=device,
+            dtype=wanted,
+            path=path,
+        )
+        run_many(job, inputs, out, json=json, quiet=quiet)
+        return
     with progress_bar(quiet=quiet) as progress:
         summary = predicting.predict(
             model,
-            source,
+            inputs.paths[0],
             out,
             boxes=boxes,
             box_scale=settings.box_scale,
@@ -110,7 +136,7 @@ def predict(
             body=body,
             device=device,
             dtype=wanted,
-            path=asked_path(settings, fast=fast, int8=int8),
+            path=path,
             overwrite=outputs_here(),
             progress=progress,
         )

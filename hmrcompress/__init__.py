@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hmrcompress.api.opening import load
     from hmrcompress.api.pick import pick
     from hmrcompress.api.predict import predict, profile
+    from hmrcompress.api.predict_many import predict_many
     from hmrcompress.api.search import search
     from hmrcompress.live.patching import person_mask, unapply
     from hmrcompress.models.families.fov import focal_lengths, load_fov
@@ -48,6 +49,7 @@ HOMES = {
     "person_mask": "live.patching",
     "pick": "api.pick",
     "predict": "api.predict",
+    "predict_many": "api.predict_many",
     "profile": "api.predict",
     "search": "api.search",
     "unapply": "live.patching",
@@ -73,6 +75,7 @@ __all__ = [
     "person_mask",
     "pick",
     "predict",
+    "predict_many",
     "profile",
     "search",
     "unapply",

@@ -95,3 +95,9 @@ class GateFailed(HMRCompressError):
     """A recipe ran to its end and a figure broke its bound."""
 
     exit_code = 3
+
+
+class InputsFailed(HMRCompressError):
+    """A run over many inputs came to its end, and some of them failed."""
+
+    exit_code = 3

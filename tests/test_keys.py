@@ -126,6 +126,8 @@ MADE_BY = {
                         "models/vit.py"),
     "costs": ("frontier/costs.py", "timing/rounds.py", "models/vit.py", "merging/tokens.py"),
     "compress": ("frontier/joint.py", "frontier/ledger.py", "merging/layers.py", "models/vit.py"),
+    "predict": ("pipeline/predict.py", "pipeline/tracking.py", "pipeline/boxes.py", "pipeline/glb.py", "models/vit.py",
+                "merging/tokens.py", "decoder/model.py", "body/model.py", "data/warp.py", "api/predict.py"),
     "starter-fast": ("starter/network/fast.py", "merging/layers.py", "models/files/folder.py"),
 }  # fmt: skip
 """Every kind of result that is kept, and some of the files that make it."""

@@ -81,7 +81,7 @@ def predict(
     settings.check(found)
     people = open_boxes(boxes, scale=box_scale, cuda=where.type == "cuda") if isinstance(boxes, str) else boxes
     checkpoint = load(model, seed=settings.seed)
-    reader, settings = _reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
+    reader, settings = open_reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
     return predict_pipeline(found, people, reader, Path(out), settings, overwrite=outputs, progress=progress)
 
 
@@ -113,11 +113,11 @@ def profile(
 
     opened = [people()]  # so that a wrong file is told before the model is opened
     checkpoint = load(model, seed=settings.seed)
-    reader, settings = _reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
+    reader, settings = open_reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
     return profile_pipeline(found, lambda: opened.pop() if opened else people(), reader, settings, progress=progress)
 
 
-def _reader(
+def open_reader(
     checkpoint: Checkpoint,
     source: Source,
     settings: PredictSettings,
@@ -128,7 +128,8 @@ def _reader(
     buckets: Sequence[int] | None,
     path: RunPath | None,
 ) -> tuple[Reader, PredictSettings]:
-    """The model as it is run, and the settings with its stride."""
+    """The model as it is run on such a source, and the settings with its stride. Arguments as of `predict`. Raises
+    UserError."""
     known = None if masks == "auto" else open_masks(masks)
     run = running(
         checkpoint,

@@ -28,7 +28,7 @@ def list_pictures(folder: Path) -> PictureFolder:
     """The pictures of a folder, by their names' ends (`pictures.SUFFIXES`); its folders are not looked into. UserError
     where there are none."""
     files, side, odd, others, folders = list[Path](), list[str](), list[str](), Counter[str](), 0
-    for each in sorted(folder.iterdir(), key=lambda path: (_natural(path.name), path.name)):
+    for each in sorted(folder.iterdir(), key=lambda path: (natural(path.name), path.name)):
         named = each.suffix.lower() in SUFFIXES
         if each.name.startswith(APPLE_DOUBLE):
             side.append(each.name)
@@ -55,6 +55,6 @@ def list_pictures(folder: Path) -> PictureFolder:
     return PictureFolder(tuple(files), left_out)
 
 
-def _natural(name: str) -> list[Any]:
+def natural(name: str) -> list[Any]:
     """So that 10 comes after 9: text and digits by turns."""
     return [int(part) if place % 2 else part for place, part in enumerate(NUMBERS.split(name))]

@@ -84,7 +84,8 @@ class OutputRule:
 
     def reads(self, *inputs: Any) -> None:
         """More inputs, which nothing may be written over."""
-        self.inputs += [path for path in paths_in(inputs) if path not in self.inputs]
+        known = set(self.inputs)
+        self.inputs += [path for path in dict.fromkeys(paths_in(inputs)) if path not in known]
 
     def check_file(self, path: Path | str, kind: str, form: str = "") -> None:
         """UserError where a file of this kind must not, or cannot, be written to `path`. Removes what a killed command

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,8 @@ from hmrcompress.pipeline.work import Work, work_batches
 from hmrcompress.runtime import Progress, no_progress
 
 PARAMS, OVERLAY, PICTURES, GLB, SUMMARY = "params.npz", "overlay.mp4", "overlay", "track.glb", "summary.json"
+INPUTS = "inputs"
+"""What a result depends on, in its summary, where it is one of many."""
 KIND = FolderKind("predict", SUMMARY, (PARAMS, OVERLAY, f"{PICTURES}/*.png", GLB))
 FRAMES_AHEAD, BATCHES_AHEAD = 4, 2
 LONGEST_FOCAL = 1e7
@@ -113,12 +115,14 @@ def predict(
     settings: PredictSettings | None = None,
     *,
     clock: StageClock | None = None,
+    inputs: Mapping[str, Any] | None = None,
     overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> Summary:
     """Writes the folder `out`, whole or not at all: params.npz, overlay.mp4 (PNG files for pictures), track.glb (for
     sequences and single pictures) and summary.json. What a user has to know of the source is told, and stands in the
-    summary. Raises UserError, also where nobody is on any frame, and as `io.outputs`."""
+    summary, as does `inputs`, what the result depends on. Raises UserError, also where nobody is on any frame, and as
+    `io.outputs`."""
     rule = OutputRule.of(overwrite, source)
     settings, clock = settings or PredictSettings(), clock or StageClock()
     settings.check(source)
@@ -163,7 +167,8 @@ def predict(
         )
         del store
         shutil.rmtree(rows)
-        (folder / SUMMARY).write_text(json_text(summary.to_json() | about), encoding="utf-8")
+        made_of = {} if inputs is None else {INPUTS: dict(inputs)}
+        (folder / SUMMARY).write_text(json_text(summary.to_json() | about | made_of), encoding="utf-8")
     return summary
 
 
