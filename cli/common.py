@@ -34,8 +34,8 @@ DEBUG_KEY = "hmrcompress.debug"
 OUTPUT_OPTIONS = ("out", "json", "json_file", "journal", "costs", "snapshot", "freeze", "sheets")
 INPUT_OPTIONS = (
     "against", "body", "boxes", "checkpoint", "data", "decoder", "earlier", "fast", "file", "frontier", "masks",
-    "model", "motions", "overrides", "plan", "recipe", "regressor", "results", "source", "sources", "start", "suite", "teacher",
-    "tokenizer", "vae", "validation",
+    "model", "motions", "overrides", "plan", "recipe", "regressor", "results", "source", "sources", "start", "suite",
+    "teacher", "tokenizer", "vae", "validation",
 )  # fmt: skip
 """Parameters of commands that name what is written, and what is read. A test knows that there are no others."""
 WORDS = ("auto", "data", "full", "none", "self", "starter")
