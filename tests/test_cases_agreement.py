@@ -22,7 +22,10 @@ from torch import Tensor, nn
 import hmrcompress as hc
 from hmrcompress.api import opening
 from hmrcompress.api.opening import STARTER_FAST
+from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import UserError
+from hmrcompress.exporting.onnx import export_onnx
+from hmrcompress.exporting.parity import OnnxNetwork
 from hmrcompress.merging.merge import merge_network
 from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.network import HMR2, NetworkConfig
@@ -51,6 +54,9 @@ SETTINGS = {
     "dropped, self": TokenSettings(drop_background=DROP, attention_bias="self"),
     "dropped, cross": TokenSettings(drop_background=DROP, attention_bias="cross"),
     "dropped, few": TokenSettings(keep=20, drop_background=DropBackground(ring=0, coarse=0)),
+    "restored": TokenSettings(read="restored"),
+    "restored, size-weighted, self": TokenSettings(read="restored", size_weighted=True, attention_bias="self"),
+    "restored, dropped": TokenSettings(read="restored", drop_background=DROP),
 }
 
 
@@ -112,6 +118,29 @@ def test_every_path_is_one_function(name: str, ours: HMR2) -> None:
     assert largest(make_fast(single)(images.float(), mask), wanted) < amplified
     if name != "nothing merged":
         assert float((plain - wanted.features).abs().max()) > 1e-3 * scale, "the setting matters"
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [*((name, False) for name in SETTINGS), *((name, True) for name in ("default", "dropped", "restored"))],
+)
+def test_exported_graphs_are_the_same_function(
+    name: str, half: bool, ours: HMR2, tiny_body: BodyModel, tmp_path: Path
+) -> None:
+    """What `export` writes, on crops and at a batch size that it did not see. Half layers have no keys to merge by."""
+    settings = SETTINGS[name] if not half else SETTINGS[name].changed(metric="features")
+    removed = [{"layer": 1, "part": "attention"}, {"layer": 3, "part": "mlp"}] if half else []
+    groups = [[layer] for layer in range(4)] if half else [list(group) for group in GROUPS]
+    made = Plan.from_dict(plan(settings).to_dict() | {"groups": groups, "removed": removed, "merge_rule": "mean"})
+    single = merge_network(copy.deepcopy(ours).float(), made)
+    export_onnx(single, tmp_path / "a.onnx", made_up_batch(tiny.CONFIG, 5), tiny_body)
+    images, mask = (part[:3] for part in crops())
+    wanted = single(images.float(), mask)
+    found = OnnxNetwork(tmp_path / "a.onnx")(images.float(), mask)
+    for part in ("global_orient", "body_pose", "betas", "cam", "features"):
+        assert float((found[part] - getattr(wanted, part)).abs().max()) < 1e-4 * float(wanted.features.abs().max())
 
 
 @torch.no_grad()

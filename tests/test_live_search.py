@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from test_search import DEPTH, SETTINGS, TOKENS, deep_network, entries, run
 from torch import Tensor, nn
 
 import hmrcompress as hc
+from hmrcompress.body.files import starter_body
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import mask_source
@@ -23,7 +25,8 @@ from hmrcompress.metrics.pose import STARTER24, Measure
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import DropBackground, TokenSettings
-from hmrcompress.searching.search import SearchSettings
+from hmrcompress.searching.search import SearchSettings, search
+from hmrcompress.starter.data.dataset import open_split
 
 
 class Wrapped(nn.Module):
@@ -82,6 +85,25 @@ def test_it_is_the_native_search(
     assert [each["groups"] for each in entries(tmp_path / "live")] == [
         each["groups"] for each in entries(tmp_path / "native")
     ]
+
+
+@pytest.mark.slow
+def test_the_starter_network_as_a_stranger(tmp_path: Path) -> None:
+    """The shipped network wrapped: plan, groups and count of block applications of `hmrcompress search`."""
+    model, body = hc.load("starter"), starter_body()
+    crops = open_split("calib", body)
+    settings = SearchSettings(frames_per_clip=2, tau_mm=2.0)
+    native = search(model.network, model.reference, crops, body=body, journal=tmp_path / "native", settings=settings)
+    live = hc.live.search(
+        hc.live.network(Wrapped(model.network), "encoder.blocks"),
+        list(crops.batches(crops.sample(2), settings.batch_size, None)),
+        truth(body),
+        journal=tmp_path / "live",
+        settings=settings,
+    )
+    assert json.dumps(live.plan.groups) == json.dumps(native.plan.groups) and 1 < len(native.plan.groups) < 12
+    assert list(live.candidates) == list(native.candidates)
+    assert replace(live.counts, seconds=0) == replace(native.counts, seconds=0)
 
 
 def live_search(name: str, journal: Path | None = None, **changes: Any) -> Any:
