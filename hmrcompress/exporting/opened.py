@@ -14,7 +14,7 @@ from hmrcompress.exporting.parity import GraphNetwork
 from hmrcompress.exporting.runtimes.registry import runtime
 from hmrcompress.exporting.runtimes.runtime import Running
 from hmrcompress.models.files.load import Checkpoint
-from hmrcompress.models.network import HMR2, build
+from hmrcompress.models.network import build
 from hmrcompress.records import BodyParams, HMROutput
 
 
@@ -76,7 +76,7 @@ def open_exported(path: Path | str, *, verify: bool = True) -> Checkpoint:
     if folder.network.family != found.network.get("family"):
         raise HMRCompressError(f"{path}: network: no family is named")
     return Checkpoint(
-        network=cast(HMR2, build(folder.network, "meta").eval()),
+        network=build(folder.network, "meta").eval(),
         family=folder.network.family,
         name=str(path),
         path=Path(path),

@@ -186,7 +186,8 @@ class _Helper:
         self, given: Mapping[str, np.ndarray], wanted: Sequence[str], most: int, seconds: float
     ) -> list[np.ndarray]:
         """One call. Raises _Fault."""
-        inputs, size = [], 0
+        inputs: list[dict[str, Any]] = []
+        size = 0
         for name, array in given.items():
             inputs.append({"name": name, "type": array.dtype.str, "shape": list(array.shape), "at": size})
             size += -(-array.nbytes // ALIGNED) * ALIGNED
