@@ -51,6 +51,9 @@ def compress(
         Path | None,
         typer.Option("--costs", help="A cost table of this device, or where to write it.", show_default=False),
     ] = None,
+    strides: Annotated[
+        str, typer.Option("--strides", help="Of videos: run on every so manieth frame, such as 1,2,4.")
+    ] = "1",
     heal: Annotated[
         float | None,
         typer.Option("--heal", help="Minutes to train what just misses the budget.", show_default=False),
@@ -70,6 +73,7 @@ def compress(
     """
     from hmrcompress.api.compress import compress as run
     from hmrcompress.runtime import pick_device, progress_bar
+    from hmrcompress.timing.bench import parse_sizes
 
     with progress_bar(quiet=quiet) as progress:
         done = run(
@@ -84,6 +88,7 @@ def compress(
             masks=masks,
             costs=costs,
             heal=heal,
+            strides=parse_sizes(strides, "--strides"),
             body=body,
             device=device,
             batch_size=batch_size,

@@ -58,9 +58,9 @@ def test_a_healed_candidate_has_a_name_of_its_own() -> None:
 def line(tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """A command on a device whose times are written down."""
 
-    def costs(network: Any, ways: Any, *, batch: int, progress: Any) -> CostTable:
+    def costs(network: Any, ways: Any, *, batch: int, dtype: torch.dtype, progress: Any) -> CostTable:
         times: list[dict[int, float]] = [{192: 2.0 * each, 72: each} for each in (1.0, 2.0, 0.3)]
-        key = cost_key(network, batch, torch.float32, ways).sha256
+        key = cost_key(network, batch, dtype, ways).sha256
         return CostTable("cpu", "float32", batch, 192, 1.0, *times, {}, key)
 
     figures = {"fps": 1.0, "fps_quartiles": [1.0, 1.0], "speedup": 1.5, "speedup_quartiles": [1.5, 1.5]}

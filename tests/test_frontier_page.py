@@ -41,6 +41,7 @@ FOUND: dict[str, Any] = {
     "costs": {"batch": 8, "device": "a CPU", "dtype": "float32", "attention": {"192": 0.002, "96": 0.001},
               "mlp": {"192": 0.003, "96": 0.0015}, "head": {"192": 0.001, "96": 0.0008}},
     "weights": {"name": "starter", "sha256": "0" * 64}, "data": {"search": "calib", "confirm": "confirm"},
+    "not_faster": [{"words": "144 tokens <merge>", "macs": 0.8, "speed": 0.97, "by": "table"}],
     "versions": {"torch": "2"}, "command_line": "hmrcompress compress starter", "notes": ["told & heard"],
 }  # fmt: skip
 PLOTS = 6
@@ -52,6 +53,10 @@ def test_the_page_is_one_file_and_says_what_was_chosen() -> None:
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
     assert "Asked for 1 mm at most." in page and "told &amp; heard" in page and "&lt;b&gt;" in page
     assert page.count('class="plot"') == PLOTS
+    assert (
+        "<h2>Fewer MACs, and not faster here</h2>" in page and "<td>144 tokens &lt;merge&gt;</td><td>80%</td>" in page
+    )
+    assert "Fewer MACs" not in frontier_page(FOUND | {"not_faster": []})
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@ them. Shared by all that `hc.compress` does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +30,10 @@ from hmrcompress.data import provenance
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource, NoMasks, masks_sha256
 from hmrcompress.errors import UserError
-from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.candidates import Candidate, Dtype
 from hmrcompress.frontier.costs import CostTable, cost_key, measure_costs, read_costs
 from hmrcompress.frontier.depth import Effort, Sized, greedy, increase
-from hmrcompress.frontier.errors import Errors, PatchFitter, check_tokens
+from hmrcompress.frontier.errors import Errors, PatchFitter, check_strides, check_tokens
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.io.keys import Key
 from hmrcompress.io.outputs import OutputRule
@@ -44,7 +45,7 @@ from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2, network_sha256, share
 from hmrcompress.plan import FittedOn, Plan, RunSettings
-from hmrcompress.runtime import Progress, pick_device
+from hmrcompress.runtime import Progress, fast_dtype, pick_device, pick_dtype
 from hmrcompress.searching.cache import LayerCache, layer_bytes
 from hmrcompress.timing.made_up import made_up_batch
 from hmrcompress.timing.rounds import time_interleaved
@@ -202,16 +203,20 @@ class Bench:
 
     def costs(self, given: Path | str | None, outputs: OutputRule, progress: Progress) -> CostTable:
         """The cost table of the device: read where it is there, else from the journal, else measured and kept."""
-        ways = self.ways()
-        key = cost_key(self.network, self.batch_size, torch.float32, ways)
+        ways, dtypes = self.ways(), self.dtypes()
+        keys = [cost_key(self.network, self.batch_size, pick_dtype(each), ways) for each in dtypes]
+        key = keys[0]
         path = None if given is None else Path(given)
         if path is not None and path.exists():
-            return read_costs(path, key)
+            return read_costs(path, keys)
         name = f"costs {key.sha256}"
         known = self.ledger.get(name)
         if known is None:
-            table = measure_costs(self.network, ways, batch=self.batch_size, progress=progress)
-            known = self.ledger.put(name, table.to_json())
+            first, *more = (
+                measure_costs(self.network, ways, batch=self.batch_size, dtype=pick_dtype(each), progress=progress)
+                for each in dtypes
+            )
+            known = self.ledger.put(name, replace(first, also=tuple(more)).to_json())
         if path is not None:
             outputs.write_json(path, {"schema": 1, "command": "compress", **known}, COSTS)
         return CostTable.from_json(known, "costs")
@@ -225,25 +230,50 @@ class Bench:
         """What each way of having fewer tokens costs by itself, in mm."""
         return {each: increase(self.search, each) for each in self.ways()}
 
+    def dtypes(self) -> list[Dtype]:
+        """What is timed and searched: float32, and bfloat16 where the device has units for it."""
+        best = fast_dtype(next(self.network.parameters()).device)
+        return ["float32", "bfloat16"] if best == torch.bfloat16 else ["float32"]
+
+    def dtype_increases(self, table: CostTable) -> dict[Candidate, float]:
+        """What each dtype costs by itself, in mm, of those in which the untouched network is faster here."""
+        plain = table.seconds(Candidate(), self.depth)
+        found = (Candidate(dtype=each) for each in table.dtypes[1:])
+        return {each: increase(self.search, each) for each in found if table.seconds(each, self.depth) < plain}
+
+    def stride_increases(self, strides: Sequence[int]) -> dict[Candidate, float]:
+        """What running on every so manieth frame costs by itself, in mm. UserError where the data cannot tell."""
+        for errors in (self.search, self.confirm):
+            check_strides(errors.crops, np.unique(errors.clip).tolist(), strides)
+        return {each: increase(self.search, each) for each in (Candidate(stride=k) for k in strides if k > 1)}
+
     def timed(self, candidate: Candidate, table: CostTable, progress: Progress) -> dict[str, Any] | None:
         """{fps, fps_quartiles, speedup, speedup_quartiles} of a candidate and the untouched network by turns, both on
-        the fast path; kept in the journal, as a clock gives no bytes twice. None for the untouched network itself."""
+        the fast path, the latter in float32, a stride counted by the frames that it stands for; kept in the journal, as
+        a clock gives no bytes twice. None for the untouched network itself."""
         if candidate == Candidate():
             return None
         name = f"speed {candidate.key} {table.key}"
         if (known := self.ledger.get(name)) is None:
             device = next(self.network.parameters()).device
             batch = made_up_batch(self.network.config, self.batch_size).to(device)
-            networks = {"untouched": share(self.network), "chosen": self.search.made(candidate)}
-            runs = {each_name: network_predict(make_fast(each, torch.float32)) for each_name, each in networks.items()}
+            networks = {
+                "untouched": make_fast(share(self.network), torch.float32),
+                "chosen": make_fast(share(self.search.made(candidate)), pick_dtype(candidate.dtype)),
+            }
+            runs = {each_name: network_predict(each) for each_name, each in networks.items()}
             timing = time_interleaved(runs, batch, progress=progress, what="timing the choice")
             known = self.ledger.put(name, timing.figures("chosen", over="untouched"))
-        return dict(known)
+        many = candidate.stride
+        return {
+            name: [many * each for each in value] if isinstance(value, list) else many * value
+            for name, value in known.items()
+        }
 
     def plan(self, candidate: Candidate) -> Plan:
         """The plan of a candidate, as it is written."""
         made = candidate.plan(self.checkpoint.reference, self.depth, self.fitted_on if candidate.strength else None)
-        return made.model_copy(update={"run": RunSettings(runtime="fast")})
+        return made.model_copy(update={"run": RunSettings(dtype=candidate.dtype, stride=candidate.stride)})
 
 
 def _frames(crops: CropSet, clips: np.ndarray, per_clip: int) -> np.ndarray:

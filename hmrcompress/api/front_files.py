@@ -17,6 +17,7 @@ from hmrcompress.frontier.summary import FRONTIER, PAGE, breakdown
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import sealed_json
+from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.merge import merge_checkpoint, merged_config
 from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.files.folder import write_model_folder
@@ -98,6 +99,26 @@ def described(
         "command_line": " ".join(["hmrcompress", *sys.argv[1:]]) if "hmrcompress" in sys.argv[0] else "hc.compress",
         **environment(next(bench.network.parameters()).device),
     }
+
+
+def not_faster(
+    bench: Bench, found: Sequence[tuple[Candidate, float, float]], slower: Sequence[Point], table: CostTable
+) -> list[dict[str, Any]]:
+    """[{words, macs, speed, by}] of plans that have fewer MACs than the untouched network and are not faster here: by
+    the clock (`turns`), though the cost table had them faster, or by that (`table`). Shares of its MACs, and of its
+    speed as the table has it."""
+    base, plain = table.seconds(Candidate(), bench.depth), network_cost(bench.network.config).macs_with_attention
+    clocked = {each.candidate for each in slower}
+    listed = [(each.candidate, each.seconds, "turns") for each in slower]
+    listed += [(each, seconds, "table") for each, seconds, _ in found if seconds >= base and each not in clocked]
+    rows: list[dict[str, Any]] = []
+    for candidate, seconds, by in listed:
+        plan = bench.plan(candidate)
+        cost = network_cost(merged_config(bench.network.config, plan), plan.tokens)
+        macs = cost.macs_with_attention / plain / candidate.stride
+        if macs < 1:
+            rows.append({"words": candidate.words(bench.depth), "macs": macs, "speed": base / seconds, "by": by})
+    return rows
 
 
 def _point(bench: Bench, point: Point, table: CostTable, on_front: bool) -> dict[str, Any]:

@@ -138,16 +138,20 @@ def betas_in_time(timeline: Timeline, *, lookahead: int | None = None, median: b
 def interpolated(timeline: Timeline, *, lookahead: int | None = None, median_shape: bool = False) -> BodyParams:
     """Every joint turned at a constant rate from one prediction to the next (slerp; Shoemake 1985), shape as
     `betas_in_time` -> T bodies. What is given for known frames is what was predicted."""
-    import roma
-
     before, after, weight = neighbours(timeline, lookahead)
     rotations = timeline.params.rotations
-    start, end = rotations[before], rotations[after]
-    turn = roma.rotmat_to_rotvec(start.transpose(-1, -2) @ end)
-    between = start @ roma.rotvec_to_rotmat(weight[:, None, None] * turn)
-    between = torch.where((weight == 0)[:, None, None, None], start, between)
+    between = turned(rotations[before], rotations[after], weight)
     betas = betas_in_time(timeline, lookahead=lookahead, median=median_shape)
     return BodyParams(between[:, :1], between[:, 1:], betas)
+
+
+def turned(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Rotations (T,J,3,3) that are `weight` (T,) of the way from `start` to `end` along the shortest arc."""
+    import roma
+
+    turn = roma.rotmat_to_rotvec(start.transpose(-1, -2) @ end)
+    between = start @ roma.rotvec_to_rotmat(weight[:, None, None] * turn)
+    return torch.where((weight == 0)[:, None, None, None], start, between)
 
 
 def sequence_predict(timelines: Sequence[Timeline], bodies: Sequence[BodyParams]) -> Predict:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from hmrcompress.plan import ALL, CheckpointRef, FittedOn, PatchSettings, Plan, Removed, TokenSettings, trivial_groups
 
 Way = Literal["drop", "merge"]
+Dtype = Literal["float32", "bfloat16"]
 Cutting = tuple[int, str]
 """A layer and what is removed of it: all, attention or mlp."""
 
@@ -18,26 +19,40 @@ Cutting = tuple[int, str]
 @dataclass(frozen=True, order=True)
 class Candidate:
     """A compressed network. `removed` rises by layer; `strength` is that of the patch, 0 for none; `keep` tokens (None:
-    all) are left by dropping background or by merging. `healed` names the weights that were trained further, by their
-    hash."""
+    all) are left by dropping background or by merging. `dtype` is what it computes in; `stride`: it runs on every so
+    manieth frame, and bodies in between are interpolated. `healed` names the weights that were trained further, by
+    their hash."""
 
     removed: tuple[Cutting, ...] = ()
     strength: float = 0.0
     keep: int | None = None
     way: Way | None = None
+    dtype: Dtype = "float32"
+    stride: int = 1
     healed: str = ""
 
     @property
     def key(self) -> str:
         """A text that stands for it, in journals."""
-        more = [self.healed] if self.healed else []
+        more = [self._more()] if self._more() else []
         return json.dumps([[list(each) for each in self.removed], self.strength, self.keep, self.way, *more])
 
     @classmethod
     def parsed(cls, key: str) -> Self:
         """The inverse of `key`."""
         removed, strength, keep, way, *more = json.loads(key)
-        return cls(tuple((int(layer), str(part)) for layer, part in removed), float(strength), keep, way, *more)
+        named = more[0] if more else {}
+        return cls(tuple((int(layer), str(part)) for layer, part in removed), float(strength), keep, way, **named)
+
+    def _more(self) -> dict[str, Any]:
+        """What is not as it is by itself."""
+        plain = {"dtype": "float32", "stride": 1, "healed": ""}
+        return {name: getattr(self, name) for name, usual in plain.items() if getattr(self, name) != usual}
+
+    def joined(self, other: Candidate) -> Self:
+        """The same with the tokens, dtype and stride that another one has changed."""
+        found = self if other.keep is None else replace(self, keep=other.keep, way=other.way)
+        return replace(found, **{name: value for name, value in other._more().items() if name != "healed"})
 
     def layers(self, depth: int) -> float:
         """Layers that are left of `depth`; half a layer counts half."""
@@ -81,7 +96,7 @@ class Candidate:
             "patch_strength": self.strength,
             "tokens": self.keep,
             "tokens_by": self.way,
-            **({"healed": self.healed} if self.healed else {}),
+            **self._more(),
         }
 
     def words(self, depth: int) -> str:
@@ -89,6 +104,8 @@ class Candidate:
         found = [f"{self.layers(depth):g} of {depth} layers"] if self.removed else [f"all {depth} layers"]
         found += ["patched"] if self.strength else []
         found += [f"{self.keep} tokens ({self.way})"] if self.keep is not None else []
+        found += [self.dtype] if self.dtype != "float32" else []
+        found += [f"a stride of {self.stride}"] if self.stride > 1 else []
         found += ["healed"] if self.healed else []
         return ", ".join(found)
 

@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from hmrcompress.data.conditions import CONDITION
 from hmrcompress.errors import UserError
-from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.candidates import Candidate, Dtype
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.keys import Key
 from hmrcompress.merging.apply import token_counts, with_token_merging
@@ -49,9 +49,13 @@ class CostTable:
     head: dict[int, float]
     reducing: dict[str, float]
     key: str
+    also: tuple[CostTable, ...] = ()
+    """The same in other dtypes that the device computes in faster."""
 
     def seconds(self, candidate: Candidate, depth: int) -> float:
-        """Of a forward pass of a batch with the candidate's network."""
+        """Of a forward pass of a batch with the candidate's network, by every frame that it stands for."""
+        if candidate.dtype != self.dtype:
+            return self.of(candidate.dtype).seconds(candidate, depth)
         counts = list(token_counts(candidate.tokens, self.grid))
         if candidate.way == "drop" and len(counts) > 1:
             counts = counts[1:]
@@ -65,11 +69,25 @@ class CostTable:
             total += 0.0 if part == ATTENTION else _at(self.attention, entering)
             total += 0.0 if part == MLP else _at(self.mlp, leaving)
             layer += 1
-        return total + _at(self.head, counts[min(layer, len(counts) - 1)])
+        return (total + _at(self.head, counts[min(layer, len(counts) - 1)])) / candidate.stride
+
+    def of(self, dtype: str) -> CostTable:
+        """The table of another dtype. UserError where there is none."""
+        found = next((each for each in (self, *self.also) if each.dtype == dtype), None)
+        if found is None:
+            raise UserError(f"has no times in {dtype}", self.device, "Measure the device again")
+        return found
+
+    @property
+    def dtypes(self) -> list[Dtype]:
+        """What there are times in, its own first."""
+        return cast(list[Dtype], [each.dtype for each in (self, *self.also)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), **{name: _named(getattr(self, name)) for name in ("attention", "mlp", "head")}}
+        plain = {name: value for name, value in asdict(self).items() if name != "also"}
+        plain |= {name: _named(getattr(self, name)) for name in ("attention", "mlp", "head")}
+        return plain | ({"also": [each.to_json() for each in self.also]} if self.also else {})
 
     @classmethod
     def from_json(cls, values: Any, where: object) -> CostTable:
@@ -80,7 +98,8 @@ class CostTable:
                 for name in ("attention", "mlp", "head")
             }
             plain = {name: values[name] for name in ("device", "dtype", "batch", "grid", "embed", "reducing", "key")}
-            return cls(**plain, **numbers)
+            also = tuple(cls.from_json(each, where) for each in values.get("also", []))
+            return cls(**plain, **numbers, also=also)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"holds no cost table ({error})", where, "Leave --costs out to measure the device"
@@ -116,10 +135,11 @@ def cost_key(network: HMR2, batch: int, dtype: torch.dtype, candidates: Sequence
     )
 
 
-def read_costs(path: Path, key: Key) -> CostTable:
-    """A table that was written before. UserError where it is another device's, or of another network's sizes."""
+def read_costs(path: Path, keys: Sequence[Key]) -> CostTable:
+    """A table that was written before, and those beside it. keys: of those that may be in it, its own first. UserError
+    where it is another device's, or of another network's sizes."""
     table = CostTable.from_json(read_json(path), path)
-    if table.key != key.sha256:
+    if table.key != keys[0].sha256 or {each.key for each in table.also} - {key.sha256 for key in keys}:
         raise UserError(
             "was measured for another device, network, version or number of threads", path, "Leave --costs out"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from hmrcompress.data.conditions import missing_condition
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.errors import UserError
+from hmrcompress.evaluation.timelines import turned
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.merging.apply import with_token_merging
@@ -22,9 +24,12 @@ from hmrcompress.merging.merge import merge_network
 from hmrcompress.merging.patch import CutPatches, fit_cuts
 from hmrcompress.metrics.measure import Measure
 from hmrcompress.metrics.points import joint_errors, pve
-from hmrcompress.models.network import HMR2
+from hmrcompress.metrics.pose import network_predict
+from hmrcompress.models.fast.network import make_fast
+from hmrcompress.models.network import HMR2, share
 from hmrcompress.plan import FittedOn
 from hmrcompress.records import BodyParams, FrameBatch
+from hmrcompress.runtime import pick_dtype
 from hmrcompress.searching.cache import Inputs, LayerCache, PrefixTokens, layer_bytes
 
 Target = Literal["truth", "teacher"]
@@ -99,6 +104,7 @@ class Errors:
             raise UserError("there are no frames to measure on", crops.name)
         self.name, self.network, self.crops, self.measure, self.ledger = name, network, crops, measure, ledger
         self.masks, self.fitter, self.target = masks, fitter, target
+        self.batch_size = batch_size
         self.device = next(network.parameters()).device
         order = _by_turns(crops.clip[indices])
         self.indices = indices[order]
@@ -112,6 +118,7 @@ class Errors:
         self._kept: dict[int, FrameBatch] = {}
         self._teacher: dict[int, BodyParams] = {}
         self._last: tuple[Candidate, HMR2] | None = None
+        self._fast: tuple[Candidate, HMR2] | None = None
         self.healed: dict[str, HMR2] = {}
         """Networks of candidates that were trained further, by the hash of their weights."""
         self.evaluated = 0
@@ -160,6 +167,7 @@ class Errors:
         """The candidate's network, with its patch."""
         if candidate.healed:
             return self.healed[candidate.healed]
+        candidate = replace(candidate, dtype="float32", stride=1)
         if self._last is None or self._last[0] != candidate:
             depth = self.network.config.depth
             patches = None
@@ -172,6 +180,10 @@ class Errors:
         return self._last[1]
 
     def _predict(self, candidate: Candidate, number: int) -> BodyParams:
+        if candidate.stride > 1:
+            return self._between(candidate, self.indices[self.parts[number]])
+        if candidate.dtype != "float32":
+            return self._whole(candidate, self.indices[self.parts[number]])
         network = self.made(candidate)
         backbone, condition = network.backbone, None
         if network.conditioned and (known := self._batch(number).condition) is not None:
@@ -186,6 +198,33 @@ class Errors:
             tokens, state = backbone.run_blocks(tokens, first, state=state)
             params = network.read(*backbone.finish(tokens, state), condition).params
         return params.to(device=self.device, dtype=torch.float32)
+
+    def _whole(self, candidate: Candidate, indices: np.ndarray) -> BodyParams:
+        """Of any frames, from their images, as it runs: on the fast path in the candidate's dtype."""
+        if self._fast is None or self._fast[0] != candidate:
+            self._fast = candidate, make_fast(share(self.made(candidate)), pick_dtype(candidate.dtype))
+        network = self._fast[1]
+        found: list[BodyParams] = []
+        for start in range(0, len(indices), self.batch_size):
+            rows = indices[start : start + self.batch_size]
+            masks = None if candidate.keep is None else self.masks
+            (batch,) = self.crops.batches(rows, len(rows), masks, truth=False)
+            found.append(network_predict(network)(batch.to(self.device)))
+        rotations, betas = (torch.cat([getattr(each, name) for each in found]) for name in ("rotations", "betas"))
+        return BodyParams(rotations[:, :1], rotations[:, 1:], betas).to(device=self.device, dtype=torch.float32)
+
+    def _between(self, candidate: Candidate, indices: np.ndarray) -> BodyParams:
+        """Of frames that the network runs on, or that lie between two such: rotations turned at a constant rate, shapes
+        drawn on a line; after the last one that it runs on, as there."""
+        before, after, weight = key_frames(self.crops, indices, candidate.stride)
+        rows, places = np.unique(np.concatenate([before, after]), return_inverse=True)
+        found = self._whole(replace(candidate, stride=1), rows)
+        share = torch.from_numpy(weight).to(found.betas)
+        start, end = (found.rotations[part] for part in np.split(places, 2))
+        rotations = turned(start, end, share)
+        first, last = (found.betas[part] for part in np.split(places, 2))
+        betas = torch.lerp(first, last, share[:, None])
+        return BodyParams(rotations[:, :1], rotations[:, 1:], betas)
 
     def _begin(self, number: int, network: HMR2 | None) -> Inputs:
         """What enters the first layer; with a network, as its token reducer has it."""
@@ -202,6 +241,36 @@ class Errors:
             (batch,) = self.crops.batches(indices, len(indices), None, truth=self.needs_poses)
             self._kept[number] = batch.without_images()
         return self._kept[number]
+
+
+def key_frames(crops: CropSet, indices: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of frames (indices): those before and after that a network with a stride runs on, counted from the beginning of
+    the clip, and how far between them each is (float32). After the last one, that one."""
+    before, after, weight = indices.copy(), indices.copy(), np.zeros(len(indices), np.float32)
+    for clip in np.unique(crops.clip[indices]):
+        order = crops.frames_of(int(clip))
+        rows = np.flatnonzero(crops.clip[indices] == clip)
+        at = np.searchsorted(crops.frame[order], crops.frame[indices[rows]])
+        start = at - at % stride
+        inside = start + stride < len(order)
+        before[rows], after[rows] = order[start], order[np.where(inside, start + stride, start)]
+        weight[rows] = np.where(inside, (at - start) / stride, 0)
+    return before, after, weight
+
+
+def check_strides(crops: CropSet, clips: Sequence[int], strides: Sequence[int]) -> None:
+    """UserError where frames of these clips do not follow each other, or are too few to leave any out."""
+    most = max(strides)
+    if most == 1:
+        return
+    for clip in clips:
+        frames = crops.frame[crops.frames_of(int(clip))]
+        if len(frames) <= most or (np.diff(frames) != 1).any():
+            raise UserError(
+                f"clip {clip} has no {most + 1} frames in a row, so that nothing says what leaving some out costs",
+                crops.name,
+                "Leave --strides out, or give clips of video",
+            )
 
 
 def check_tokens(network: HMR2, candidate: Candidate) -> bool:

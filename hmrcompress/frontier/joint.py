@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,17 +98,24 @@ def increase_of(errors: Errors, candidate: Candidate, batches: int | None = None
 
 
 def combinations(
-    sizes: Mapping[float, Sized], tokens: Mapping[Candidate, float], costs: CostTable, depth: int
+    sizes: Mapping[float, Sized],
+    tokens: Mapping[Candidate, float],
+    costs: CostTable,
+    depth: int,
+    *others: Mapping[Candidate, float],
 ) -> list[tuple[Candidate, float, float]]:
-    """Every set of layers with every way of having fewer tokens: candidate, seconds, and the sum of what both cost
-    alone, in mm; fastest first. What has too few layers left to merge its tokens in is none."""
+    """Every set of layers with every way of having fewer tokens, and every dtype and stride of `others`: candidate,
+    seconds, and the sum of what each costs alone, in mm; fastest first. What has too few layers left to merge its
+    tokens in is none."""
     found = []
     for sized in sizes.values():
-        for way, alone in {Candidate(): 0.0, **tokens}.items():
-            both = replace(sized.candidate, keep=way.keep, way=way.way)
-            if not _merges(both, costs.grid, depth):
-                continue
-            found.append((both, costs.seconds(both, depth), sized.increase_mm + alone))
+        for parts in product(*({Candidate(): 0.0, **axis}.items() for axis in (tokens, *others))):
+            whole = sized.candidate
+            for part, _ in parts:
+                whole = whole.joined(part)
+            if _merges(whole, costs.grid, depth):
+                alone = sum(cost for _, cost in parts)
+                found.append((whole, costs.seconds(whole, depth), sized.increase_mm + alone))
     return sorted(found, key=lambda each: (each[1], each[2], each[0]))
 
 

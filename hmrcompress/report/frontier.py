@@ -16,6 +16,7 @@ td,th{border-bottom:1px solid #d9e2ec;padding:.25rem .6rem;text-align:left}.scro
 code{font-size:.85rem;overflow-wrap:anywhere}footer{margin-top:2rem;color:#52606d;font-size:.85rem}
 """
 
+CLOCKS = {"table": "the cost table", "turns": "the clock, by turns"}
 FITTED = (
     "addEventListener('load',()=>document.querySelectorAll('.js-plotly-plot').forEach(each=>Plotly.Plots.resize(each)))"
 )
@@ -105,7 +106,8 @@ def _front(found: Mapping[str, Any]) -> str:
 def _kind(found: Mapping[str, Any], point: Mapping[str, Any]) -> str:
     if point["name"] == found["chosen"]:
         return "chosen"
-    if not point["candidate"]["removed"] and point["candidate"]["tokens"] is None:
+    candidate = point["candidate"]
+    if not candidate["removed"] and candidate["tokens"] is None and not {"dtype", "stride", "healed"} & set(candidate):
         return "base"
     return "front" if point["on_front"] else "other"
 
@@ -202,7 +204,15 @@ def _table(found: Mapping[str, Any]) -> str:
 
 def _told(found: Mapping[str, Any]) -> str:
     notes = found.get("notes") or []
-    return "".join(f"<p>{escape(str(each))}</p>" for each in notes)
+    slower = [
+        f"<tr><td>{escape(str(each['words']))}</td><td>{each['macs']:.0%}</td><td>{each['speed']:.2f}</td>"
+        f"<td>{CLOCKS[each['by']]}</td></tr>"
+        for each in found.get("not_faster") or []
+    ]
+    heads = "<tr><th>plan</th><th>MACs</th><th>speed, predicted</th><th>by</th></tr>"
+    text = "<h2>Fewer MACs, and not faster here</h2>"
+    table = f'{text}<div class="scroll"><table>{heads}{"".join(slower)}</table></div>' if slower else ""
+    return table + "".join(f"<p>{escape(str(each))}</p>" for each in notes)
 
 
 def _footer(found: Mapping[str, Any]) -> str:
