@@ -28,8 +28,6 @@ ALL, ATTENTION, MLP = "all", "attention", "mlp"
 FITTED_RULE = "lstsq"
 SCHEMA = 2
 SINCE_SCHEMA_2 = ("removed", "patch", "run")
-RUNTIME_FLAGS = {"torch": "", "fast": "--fast", "compiled": "--fast --set predict.compile=true"}
-"""What commands that run a network in torch are given; other runtimes read what `export` writes."""
 
 
 class _Frozen(BaseModel):
@@ -188,16 +186,10 @@ class RunSettings(_Frozen):
     )
 
     @property
-    def flags(self) -> dict[str, str]:
-        """What `eval`, `bench` and `predict` have to be given to run so, by field; empty where they do anyway."""
-        asked = {
-            "dtype": "" if self.dtype == "float32" or self.int8 else f"--dtype {self.dtype}",
-            "int8": "--dtype int8 (for all layers)" if self.int8 else "",
-            "stride": "" if self.stride == 1 else f"--stride {self.stride}",
-            "runtime": RUNTIME_FLAGS.get(self.runtime, f"`export` for {self.runtime}"),
-            "buckets": f"--set predict.buckets=[{','.join(map(str, self.buckets))}]" if self.buckets else "",
-        }
-        return {field: flag for field, flag in asked.items() if flag}
+    def changed(self) -> list[str]:
+        """The fields that ask for something else than what runs by itself, on the plain path in float32."""
+        plain = RunSettings(runtime="torch")
+        return [name for name in type(self).model_fields if getattr(self, name) != getattr(plain, name)]
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -367,13 +359,11 @@ class Plan(_Frozen):
                 "--force uses it all the same",
             )
 
-    def tell_run(self, where: object = "plan", *, live: bool = False) -> None:
-        """Says which fields of `run` nothing follows by itself, and what to give instead. live: to a live network."""
-        flags = {} if self.run is None else self.run.flags
-        if flags and live:
-            tell(f"run: {', '.join(flags)} is left to the code that calls a live network", where)
-        elif flags:
-            tell(f"run: no command reads it; give eval, bench and predict {' '.join(flags.values())}", where)
+    def tell_run(self, left_to: str) -> None:
+        """Says which fields of `run` are left to whoever runs what was made; models of ours follow all of them
+        (`api.running`)."""
+        if self.run is not None and self.run.changed:
+            tell(f"run: {', '.join(self.run.changed)} is left to {left_to}", "plan")
 
 
 def read_fields(path: Path | str) -> dict[str, Any]:

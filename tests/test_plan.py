@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 from typing import get_args
@@ -145,22 +144,15 @@ def test_a_plan_without_a_checkpoint_is_told_not_refused() -> None:
         plan.check("hmr2", SHA, 3)
 
 
-def test_what_nothing_runs_as_by_itself_is_told() -> None:
+def test_what_others_do_not_follow_is_told() -> None:
     run = {"dtype": "bfloat16", "stride": 4, "runtime": "compiled", "buckets": [90, 192]}
     plan = Plan.from_dict({"groups": [[0], [1]], "run": run})
-    flags = "--dtype bfloat16 --stride 4 --fast --set predict.compile=true --set predict.buckets=[90,192]"
-    with pytest.warns(
-        Notice, match=re.escape(f"my.yaml: run: no command reads it; give eval, bench and predict {flags}")
-    ):
-        plan.tell_run("my.yaml")
     with pytest.warns(Notice, match="plan: run: dtype, stride, runtime, buckets is left to the code that calls"):
-        plan.tell_run(live=True)
-    int8 = Plan.from_dict({"groups": [[0], [1]], "run": {"int8": [1], "dtype": "float16", "runtime": "openvino"}})
-    assert int8.run and list(int8.run.flags.values()) == ["--dtype int8 (for all layers)", "`export` for openvino"]
+        plan.tell_run("the code that calls")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Plan.from_dict({"groups": [[0]], "run": {"runtime": "torch"}}).tell_run()
-        Plan.from_dict({"groups": [[0]]}).tell_run()
+        Plan.from_dict({"groups": [[0]], "run": {"runtime": "torch"}}).tell_run("it")
+        Plan.from_dict({"groups": [[0]]}).tell_run("it")
 
 
 def test_files_that_are_no_plan(tmp_path: Path) -> None:

@@ -119,9 +119,12 @@ def test_predict_runs_as_planned(made: Path, tiny_body_file: Path, tmp_path: Pat
 
 def test_bench_runs_as_planned(made: Path, tmp_path: Path) -> None:
     line = ("bench", made, "--batch-sizes", 1, "--rounds", 1, "--no-memory", "--json", tmp_path / "b.json")
-    assert "with 90, 150 tokens to choose from" in said(hmr(*line))
+    adaptive = [each for each in line if each != "--no-memory"]
+    assert "with 90, 150 tokens to choose from" in said(hmr(*adaptive))
     assert set(json.loads((tmp_path / "b.json").read_text())["adaptive"]["batch_sizes"]) == {"1"}
-    text = said(hmr(*line, "--set", "bench.buckets=null"))
+    text = said(hmr(*line))
+    assert "tokens to choose from" not in text, "memory is not measured of adaptive tokens"
+    said(hmr(*adaptive, "--set", "bench.buckets=null"))
     assert "on the fast path, 1 layers in int8" in text
     assert json.loads((tmp_path / "b.json").read_text())["bench"]["fast"] is True
     said(hmr(*line, "--set", "bench.buckets=null", "--dtype", "float32", "--set", "bench.fast=false"))

@@ -60,7 +60,6 @@ def merge(
     outputs.check_folder(out, MODEL)
     name, checkpoint, wanted = "plan" if isinstance(plan, Plan) else plan, load(model, seed=seed), open_plan(plan)
     wanted.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, name)
-    wanted.tell_run(name)
     donor = None if decoder is None else load(decoder, seed=seed)
     if wanted.merge_rule != FITTED and wanted.patch is None:
         return merge_checkpoint(

@@ -15,7 +15,7 @@ from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.plan import Plan, RunSettings
 from hmrcompress.runtime import dtype_name, fast_dtype, pick_dtype
 
-OF_TORCH = {"torch": "plain", "fast": "on the fast path", "compiled": "by torch.compile"}
+OF_TORCH = {"torch": "plain", "fast": "on the fast path", "compiled": "on the fast path by torch.compile"}
 """What this package runs itself; the other runtimes run a file that `hmrcompress export` writes."""
 
 
@@ -67,7 +67,7 @@ def running(
     taken: list[str] = []
     if path is None:
         int8 = _int8(checkpoint.plan, run, device) if dtype is None else ()
-        path = RunPath(fast=run.runtime not in ("torch", "compiled"), compiled=run.runtime == "compiled", int8=int8)
+        path = RunPath(fast=run.runtime != "torch", compiled=run.runtime == "compiled", int8=int8)
         taken.append(OF_TORCH.get(run.runtime, f"on the fast path, as {run.runtime} runs what `export` writes"))
         taken += [f"{len(int8)} layers in int8"] if int8 else []
     if dtype is None:

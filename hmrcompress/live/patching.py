@@ -97,7 +97,7 @@ def apply(
             if not heads:
                 raise unknown_head(model)
         merger = TokenMerger(tokens, probe)
-    plan.tell_run(live=True)
+    plan.tell_run("the code that calls a live network")
     blocks, originals = found.blocks, tuple(found.blocks)
     made = made_blocks(originals, found.bodies, plan.kept_groups, plan.merge_rule, patches)
     bodies = tuple(found.bodies[group[0]] if found.bodies else None for group in plan.kept_groups)

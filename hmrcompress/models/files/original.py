@@ -72,6 +72,8 @@ def write_original(
     require_finite(own, checkpoint.name)
     whole = checkpoint.config.whole(wanted)
     state = padded(own, build(whole, "meta").state_dict())
+    if checkpoint.plan is not None:
+        checkpoint.plan.tell_run("the original's own code")
     if out.suffix == ".ckpt":
         with outputs.file(out, KIND) as temporary:
             save_torch({"state_dict": state, **LIGHTNING}, temporary)
