@@ -1,6 +1,9 @@
-"""How alike the layers of a network are on data: CKA between the inputs of all blocks and the output of the last."""
+"""How alike the layers of a network are on data: CKA between the inputs of all blocks and the output of the last, and
+how much each block adds to what enters it."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -44,3 +47,19 @@ def layer_similarity(
         done += len(batch.images)
         progress("layer similarity", done, len(chosen))
     return similarity.matrix().numpy()
+
+
+@torch.no_grad()
+def residual_shares(network: HMR2, crops: CropSet, *, frames: int = 64, batch_size: int = 32) -> np.ndarray:
+    """How much each block changes its tokens: the mean over the tokens of at most `frames` crops, evenly spread over
+    the data, of |block(x) - x| / |x| (L,) float64. Where one is far below the others, its layer has little to lose."""
+    chosen, device = evenly(crops.stretches(), frames), next(network.parameters()).device
+    total = np.zeros(network.config.depth)
+    tokens = 0
+    for batch in crops.batches(chosen, batch_size, None, truth=False):
+        inputs = list(network.backbone.layer_inputs(batch.images.to(device)))
+        for layer, (before, after) in enumerate(pairwise(inputs)):
+            shares = (after - before).double().norm(dim=-1) / before.double().norm(dim=-1)
+            total[layer] += float(shares.sum())
+        tokens += inputs[0].shape[0] * inputs[0].shape[1]
+    return total / tokens
