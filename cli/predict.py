@@ -36,10 +36,10 @@ InputsArgument = Annotated[
     typer.Argument(help="A picture, a folder of pictures, or a video; or many, also as 'patterns/**/*.mp4'."),
 ]
 BoxesOption = Annotated[
-    str, typer.Option("--boxes", help="full, onnx:FILE (a YOLO detector), or a .json or .npz file of boxes.")
+    str, typer.Option("--boxes", help="full, auto (the packaged detector), onnx:FILE (YOLO), or a .json or .npz file.")
 ]
 PersonMasksOption = Annotated[
-    str, typer.Option("--masks", help="auto, self, files:DIR or none: where tokens are merged.")
+    str, typer.Option("--masks", help="auto, self, files:DIR, onnx:FILE or none: where tokens are merged.")
 ]
 StrideOption = Annotated[
     int | None,
@@ -94,6 +94,7 @@ def predict(
         batch_size=batch_size,
         stride=stride,
         steps=settings.steps,
+        stride_detect=settings.stride_detect,
         limit=limit,
         focal=focal,
         overlay=not no_overlay,

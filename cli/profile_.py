@@ -73,6 +73,7 @@ def profile(
         batch_size=batch_size,
         stride=stride,
         steps=settings.steps,
+        stride_detect=settings.stride_detect,
         limit=limit,
         focal=focal,
         overlay=not no_overlay,

@@ -63,7 +63,7 @@ def test_names_of_protocols_and_masks() -> None:
     with pytest.raises(UserError, match="expected one of starter24"):
         opening.open_protocol("3dpw")
     assert opening.open_masks("none").name == "none"
-    with pytest.raises(UserError, match="expected data, self, none, files:DIR or onnx:FILE"):
+    with pytest.raises(UserError, match="expected data, self, none, auto, files:DIR or onnx:FILE"):
         opening.open_masks("somewhere")
 
 

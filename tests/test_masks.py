@@ -125,7 +125,7 @@ def test_a_torn_file_is_refused(tmp_path: Path, tiny_crops: CropSet) -> None:
 
 @pytest.mark.parametrize("text", ["", "file:x", "files:", "onnx:", "Data", "none:"])
 def test_unknown_sources_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="expected data, self, none, files:DIR or onnx:FILE"):
+    with pytest.raises(UserError, match="expected data, self, none, auto, files:DIR or onnx:FILE"):
         mask_source(text)
 
 
@@ -335,5 +335,7 @@ def test_a_plug_in_of_another_package(tmp_path: Path, monkeypatch: pytest.Monkey
     assert mask_source("none").name == "none", "the names of the sources that come with the package are taken"
     with pytest.raises(UserError, match="cannot be imported"):
         mask_source("broken")
-    with pytest.raises(UserError, match="expected data, self, none, files:DIR or onnx:FILE, broken, none, odd, upper"):
+    with pytest.raises(
+        UserError, match="expected data, self, none, auto, files:DIR or onnx:FILE, broken, none, odd, upper"
+    ):
         mask_source("lower")

@@ -15,9 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from hmrcompress.errors import UserError
+from hmrcompress.pipeline.box_sources import open_boxes
 from hmrcompress.pipeline.boxes import FullFrame, read_boxes
 from hmrcompress.pipeline.camera import cam_crop_to_full, default_focal
-from hmrcompress.pipeline.detect import Detector, decode_yolo, open_boxes
+from hmrcompress.pipeline.detect import Detector, decode_yolo
 from hmrcompress.pipeline.drawing import video_writer
 from hmrcompress.pipeline.frames import Frame, open_source
 from hmrcompress.pipeline.overlap import StageClock, background

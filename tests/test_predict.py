@@ -218,7 +218,7 @@ def test_the_commands(tmp_path: Path, video: Path, tiny_model: Path, tiny_body_f
     assert done.exit_code == 0 and "decode again" in done.output, done.output
     assert json.loads((tmp_path / "profile.json").read_text())["profile"]["frames"] == 2
     for flags, fault in (
-        (["--set", "predict.buckets=auto"], "need masks before the network runs"),
+        (["--set", "predict.buckets=auto", "--masks", "none"], "need masks before the network runs"),
         (["--set", "predict.buckets=some"], "expected auto, list of int > 0 or null"),
         (["--masks", "data"], "come without masks"),
         (["--boxes", str(tmp_path / "no.json")], "no such file of boxes"),

@@ -180,7 +180,7 @@ def test_wrong_options(model: Path, tiny_crops_file: Path, tiny_body_file: Path,
         ("--set", "search.layers=99"): f"expected 1 … {DEPTH}",
         ("--dtype", "int8"): "expected one of float32",
         ("--tau", "nan"): "finite tau",
-        ("--masks", "magic"): "expected data, self, none, files:DIR or onnx:FILE",
+        ("--masks", "magic"): "expected data, self, none, auto, files:DIR or onnx:FILE",
         ("--set", "search.protocol=magic"): "expected one of starter24",
     }.items():
         assert sentence in refused(hmr(*base, *options))

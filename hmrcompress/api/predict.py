@@ -24,7 +24,7 @@ from hmrcompress.api.opening import (
 from hmrcompress.api.opening_decoder import steps_a_second, temporal_decoder
 from hmrcompress.api.running import batched, running
 from hmrcompress.body.model import BodyModel
-from hmrcompress.data.masks import NoMasks
+from hmrcompress.data.masks import SHIPPED, NoMasks
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError, tell
 from hmrcompress.io.outputs import OutputRule
@@ -32,8 +32,8 @@ from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.metrics.pose import network_outputs
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.pipeline.box_sources import open_boxes
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
-from hmrcompress.pipeline.detect import open_boxes
 from hmrcompress.pipeline.frames import Source, open_source
 from hmrcompress.pipeline.predict import KIND, PredictSettings, Reader
 from hmrcompress.pipeline.predict import predict as predict_pipeline
@@ -67,10 +67,10 @@ def predict(
     """Bodies of the people in a picture, a folder of pictures or a video, written to the folder `out`: params.npz,
     overlay, track.glb. See `pipeline.predict`.
 
-    boxes: `full`, `onnx:FILE`, or a file (see `pipeline.boxes`). masks: `auto` is the model's own saliency probe where
-    it holds one, else none, and then no tokens are merged. fps: of a folder that is a sequence. path: how the network
-    is run; its batch size is that of `settings`. What is not given of dtype, path, buckets and stride is as the model's
-    plan says (`api.running`). Raises UserError, also where something else is in `out`, unless
+    boxes: `full`, `auto`, `onnx:FILE`, or a file (see `pipeline.box_sources`). masks: `auto` is the model's own
+    saliency probe where it holds one, else the segmenter that the package carries. fps: of a folder that is a sequence.
+    path: how the network is run; its batch size is that of `settings`. What is not given of dtype, path, buckets and
+    stride is as the model's plan says (`api.running`). Raises UserError, also where something else is in `out`, unless
     `overwrite` (see `io.outputs`).
     """
     outputs = OutputRule.of(overwrite, model, source)
@@ -79,7 +79,11 @@ def predict(
     require_people(model)
     found, where = open_source(source, fps), pick_device(device)
     settings.check(found)
-    people = open_boxes(boxes, scale=box_scale, cuda=where.type == "cuda") if isinstance(boxes, str) else boxes
+    people = (
+        open_boxes(boxes, scale=box_scale, every=settings.stride_detect, cuda=where.type == "cuda")
+        if isinstance(boxes, str)
+        else boxes
+    )
     checkpoint = load(model, seed=settings.seed)
     reader, settings = open_reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
     return predict_pipeline(found, people, reader, Path(out), settings, overwrite=outputs, progress=progress)
@@ -105,11 +109,11 @@ def profile(
     of `predict`; nothing stays on disk. Raises UserError."""
     settings = settings or PredictSettings()
     require_people(model)
-    found, where = open_source(source, fps), pick_device(device)
+    found, where, every = open_source(source, fps), pick_device(device), settings.stride_detect
     settings.check(found)
 
     def people() -> BoxSource:
-        return open_boxes(boxes, scale=box_scale, cuda=where.type == "cuda")
+        return open_boxes(boxes, scale=box_scale, every=every, cuda=where.type == "cuda")
 
     opened = [people()]  # so that a wrong file is told before the model is opened
     checkpoint = load(model, seed=settings.seed)
@@ -130,7 +134,7 @@ def open_reader(
 ) -> tuple[Reader, PredictSettings]:
     """The model as it is run on such a source, and the settings with its stride. Arguments as of `predict`. Raises
     UserError."""
-    known = None if masks == "auto" else open_masks(masks)
+    known = None if masks == SHIPPED and checkpoint.probe is not None else open_masks(masks)
     run = running(
         checkpoint,
         device,
@@ -163,14 +167,13 @@ def pipeline_reader(
     buckets: Sequence[int] | None = None,
     path: RunPath | None = None,
 ) -> Reader:
-    """A model as the pipeline runs it. masks: `auto` is the model's saliency probe where it holds one, else none, and
-    then no tokens are merged; `none` merges them without. buckets: adaptive tokens. path: how the network is run.
-    Raises UserError."""
+    """A model as the pipeline runs it. masks: `auto` is the model's saliency probe where it holds one and may be used,
+    else the segmenter that the package carries, and none where the model has no use for them; `none` merges tokens
+    without. buckets: adaptive tokens. path: how the network is run. Raises UserError."""
     require_people(checkpoint)
     where, tokens = pick_device(device), checkpoint.tokens
-    if masks == "auto":
-        masks = "none" if checkpoint.probe is None or tokens is None or buckets is not None else "self"
-        tokens = tokens if masks == "self" else None
+    if masks == SHIPPED and buckets is None:
+        masks = "none" if tokens is None else SHIPPED if checkpoint.probe is None else "self"
     source = open_masks(masks)
     if source.name != "none" and tokens is None and buckets is None:
         tell(f"{checkpoint.name} merges no tokens, so that masks are not used", f"--masks {source.name}")

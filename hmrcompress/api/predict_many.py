@@ -15,6 +15,7 @@ import torch
 
 from hmrcompress.api.opening import ModelFile, body_for, load, open_masks, require_people
 from hmrcompress.api.predict import open_reader
+from hmrcompress.data.people import DETECTOR_FILE
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.keys import Key
@@ -23,8 +24,8 @@ from hmrcompress.io.onnx_file import sha256_onnx
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import paths_in
 from hmrcompress.models.fast.running import RunPath
+from hmrcompress.pipeline.box_sources import open_boxes
 from hmrcompress.pipeline.boxes import BOX_SCALE
-from hmrcompress.pipeline.detect import open_boxes
 from hmrcompress.pipeline.frames import Source, open_source
 from hmrcompress.pipeline.inputs import find_inputs
 from hmrcompress.pipeline.many import Here, ManySummary, Order, Stopped, Workers, predict_units
@@ -123,7 +124,12 @@ class OpenJob:
         job = self.job
         source = open_source(order.path, job.fps)
         job.settings.check(source)
-        people = open_boxes(_filled(job.boxes, order.path), scale=job.box_scale, cuda=self.device.type == "cuda")
+        people = open_boxes(
+            _filled(job.boxes, order.path),
+            scale=job.box_scale,
+            every=job.settings.stride_detect,
+            cuda=self.device.type == "cuda",
+        )
         reader, settings = self._reader_for(source, _filled(job.masks, order.path))
         return predict_pipeline(
             source, people, reader, order.folder, settings, inputs=inputs, overwrite=rule, progress=progress
@@ -209,11 +215,12 @@ def _place(text: str) -> str:
 def _boxes_sha256(boxes: str) -> str:
     """Hash of what tells boxes, where it is the same for all inputs; else how they are told. UserError."""
     kind, _, rest = boxes.partition(":")
-    return sha256_onnx(Path(rest)) if kind == "onnx" and rest else boxes
+    file = DETECTOR_FILE if boxes == "auto" else Path(rest) if kind == "onnx" and rest else None
+    return boxes if file is None else sha256_onnx(file)
 
 
 def _masks_sha256(masks: str) -> str:
-    if masks == "auto" or STEM in masks or FOLDER in masks:
+    if STEM in masks or FOLDER in masks:
         return masks
     source = open_masks(masks)
     return str(getattr(source, "sha256", source.name))

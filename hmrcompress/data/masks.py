@@ -23,6 +23,7 @@ from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 PATCH, PATCH_PADDING = 16, 2
 PERSON_THRESHOLD = 0.1
 MASKS_AT_A_TIME = 64
+SHIPPED = "auto"
 PLUG_IN_GROUP = "hmrcompress.masks"
 
 
@@ -98,7 +99,7 @@ class DataMasks:
         """UserError naming `--masks none` where the data set has no masks."""
         if crops.pixel_masks(np.asarray(indices[:1], dtype=np.int64)) is None:
             raise UserError(
-                "these data come without person masks", crops.name, "Try --masks none, files:DIR or onnx:FILE"
+                "these data come without person masks", crops.name, "Try --masks none, auto, files:DIR or onnx:FILE"
             )
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
@@ -191,8 +192,8 @@ def plug_ins() -> dict[str, EntryPoint]:
 
 
 def mask_source(text: str) -> MaskSource:
-    """`data`, `data:box|eroded|dilated`, `self`, `none`, `files:PATH`, `onnx:FILE`, `NAME[:REST]` of a plug-in -> the
-    source.
+    """`data`, `data:box|eroded|dilated`, `self`, `none`, `auto`, `files:PATH`, `onnx:FILE`, `NAME[:REST]` of a plug-in
+    -> the source. `auto` is the segmenter that the package carries.
 
     A plug-in is a callable that takes REST (a text, empty where there is none) and gives a `MaskSource`. Raises
     UserError for anything else, and where a plug-in does not give one.
@@ -203,14 +204,16 @@ def mask_source(text: str) -> MaskSource:
         return simple[text]()
     if kind == "data":
         return DegradedMasks(rest)
+    if text == SHIPPED:
+        return import_module("hmrcompress.data.onnx_masks").shipped_masks()
     if kind in built_in() and rest:
         module, _, name = built_in()[kind].partition(":")
         return getattr(import_module(module), name)(Path(rest))
     found = plug_ins()
-    if kind in found and kind not in (*simple, *built_in()) and (rest or not colon):
+    if kind in found and kind not in (*simple, *built_in(), SHIPPED) and (rest or not colon):
         return _of_plug_in(found[kind], rest)
     more = "".join(f", {name}" for name in sorted(found))
-    raise UserError(f"got {text!r}, expected data, self, none, files:DIR or onnx:FILE{more}", "--masks")
+    raise UserError(f"got {text!r}, expected data, self, none, auto, files:DIR or onnx:FILE{more}", "--masks")
 
 
 def _of_plug_in(point: EntryPoint, rest: str) -> MaskSource:

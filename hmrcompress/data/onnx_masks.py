@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmrcompress.data.masks import MaskedFrames, coverage_grid, person_tokens
 from hmrcompress.data.onnx_segment import Segmenter
-from hmrcompress.data.people import choose
+from hmrcompress.data.people import SEGMENTER_FILE, choose
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.onnx_file import check_onnx, sha256_onnx
@@ -46,11 +46,12 @@ class OnnxMasks:
     treats all tokens alike.
     """
 
-    def __init__(self, path: Path) -> None:
-        """UserError where there is no such file, or it is no ONNX file; it is opened when masks are needed."""
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        """name: of the source, if not that of the file. UserError where there is no such file, or it is no ONNX file;
+        it is opened when masks are needed."""
         check_onnx(path)
         self.path = path
-        self.name = f"onnx:{path}"
+        self.name = f"onnx:{path}" if name is None else name
         self._clips: WeakKeyDictionary[MaskedFrames, dict[int, _Clip]] = WeakKeyDictionary()
 
     @cached_property
@@ -104,6 +105,11 @@ class OnnxMasks:
                 nobody = np.zeros((GRID_HEIGHT, GRID_WIDTH), bool)
                 clip.tokens[index] = nobody if clip.last is None else clip.last
             clip.done += len(part)
+
+
+def shipped_masks() -> OnnxMasks:
+    """The segmenter that the package carries, as `auto`."""
+    return OnnxMasks(SEGMENTER_FILE, "auto")
 
 
 def _by_clip(crops: MaskedFrames, indices: np.ndarray) -> dict[int, list[int]]:

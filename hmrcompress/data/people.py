@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,12 @@ BOX_SCALE = 1.2
 """How much larger than the person's box a crop's box is made, as 4D-Humans and those after it do."""
 PERSON_ASPECT = 0.5
 """Width to height of the box that a crop is expected to hold; only its comparison among people matters."""
+ASSETS = Path(__file__).parents[1] / "assets" / "people"
+DETECTOR_FILE, SEGMENTER_FILE = ASSETS / "detector.onnx", ASSETS / "segmenter.onnx"
+"""Networks that the package carries, of `--boxes auto` and `--masks auto`: assets/people/README.md."""
+INSIDE, PART = 0.85, 0.3
+"""A box of which at least the first share lies inside of another, and that is at least the second share of its size, is
+part of that person: an upper body, legs. A smaller one may be a child."""
 SAME_PERSON = 0.5
 """Intersection over union from which on a box is the person of the frame before."""
 
@@ -65,3 +72,12 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, most: float) -> np.ndarray:
         kept.append(order[0])
         order = order[1:][overlap(boxes[order[1:]], boxes[order[0]]) <= most]
     return np.array(kept, dtype=np.int64)
+
+
+def parts_of_others(boxes: np.ndarray) -> np.ndarray:
+    """(K,) bool: which boxes (K,4), best first, are part of the person in a better one (`INSIDE`, `PART`)."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    low, high = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(2)
+    part = (shared >= INSIDE * areas[:, None]) & (areas[:, None] >= PART * areas)
+    return np.tril(part, -1).any(1)

@@ -37,7 +37,9 @@ class Box(NamedTuple):
 class BoxSource(Protocol):
     """Says who is where in a frame; asked for every frame once, in order."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As `--boxes` has it."""
 
     def boxes(self, frame: Frame) -> list[Box]:
         """The people of a frame, each track at most once."""

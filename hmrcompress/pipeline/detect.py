@@ -12,20 +12,19 @@ from hmrcompress.data.onnx_network import PictureNetwork
 from hmrcompress.data.people import suppress
 from hmrcompress.data.yolo import Letterbox
 from hmrcompress.errors import UserError
-from hmrcompress.pipeline.boxes import BOX_SCALE, Box, squares
-from hmrcompress.pipeline.frames import Frame
-from hmrcompress.pipeline.tracking import Tracker
+from hmrcompress.pipeline.boxes import BOX_SCALE
+from hmrcompress.pipeline.followed import LOW_SCORE, Followed
 
 PERSON = 0
 """Class of people in COCO's order, which detectors for it share."""
-LEAST_SCORE, MOST_OVERLAP = 0.5, 0.6
+MOST_OVERLAP = 0.6
 MOST_CANDIDATES, MOST_FOUND = 1000, 300
 """The best boxes of a frame, before and after those that overlap are left out: detectors themselves give no more. How
 many people are read, and that there were more, is `checked_boxes`' to say."""
 Array = NDArray[np.float64]
 
 
-def decode_yolo(output: NDArray[np.float32], least_score: float = LEAST_SCORE) -> tuple[Array, Array]:
+def decode_yolo(output: NDArray[np.float32], least_score: float = LOW_SCORE) -> tuple[Array, Array]:
     """People in a detector's raw output for one picture: corners (n,4) in its pixels and scores (n,), best first.
 
     Layouts: (1, 4+C, N) with (cx, cy, w, h, scores by class) in columns, as YOLOv8 and later export it; (1, N, 5+C)
@@ -55,50 +54,25 @@ def decode_yolo(output: NDArray[np.float32], least_score: float = LEAST_SCORE) -
     return corners[order], scores[order]
 
 
-class Detector:
-    """Boxes from an ONNX detector, tracked over frames by overlap."""
+class Detector(Followed):
+    """Boxes from an ONNX detector, tracked over frames."""
 
-    def __init__(
-        self, path: Path, *, scale: float = BOX_SCALE, least_score: float = LEAST_SCORE, cuda: bool = False
-    ) -> None:
+    def __init__(self, path: Path, *, scale: float = BOX_SCALE, every: int = 1, cuda: bool = False) -> None:
         """Raises UserError as `PictureNetwork`, MissingExtra without onnxruntime."""
         self.network = PictureNetwork(path, cuda=cuda)
         if not self.network.outputs:
             raise UserError("it has no output", path)
-        self.name, self.path, self.size = f"onnx:{path}", path, self.network.size
-        self.scale, self.least_score, self.tracker, self.segment = scale, least_score, Tracker(), 0
+        super().__init__(f"onnx:{path}", scale=scale, every=every)
+        self.path, self.size = path, self.network.size
 
-    def boxes(self, frame: Frame) -> list[Box]:
-        """People in the frame, under the numbers of their tracks. Raises UserError for an output of another layout."""
-        fitted = Letterbox.fit(frame.image.shape[:2], self.size)
-        whole = torch.from_numpy(frame.image).permute(2, 0, 1)[None].float() / 255
+    def people(self, image: NDArray[np.uint8]) -> tuple[Array, Array]:
+        """As `Followed.people`. Raises UserError for an output of another layout."""
+        fitted = Letterbox.fit(image.shape[:2], self.size)
+        whole = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
         output = self.network.run(fitted.apply(whole, self.size).numpy(), [self.network.outputs[0].name])[0]
         try:
-            corners, scores = decode_yolo(output, self.least_score)
+            corners, scores = decode_yolo(output)
         except UserError as error:
             raise UserError(error.what, self.path, "Is it a YOLO detector?") from error
-        corners = fitted.boxes_back(corners[suppress(corners, scores, MOST_OVERLAP)[:MOST_FOUND]])
-        corners = corners[(corners[:, 2:] - corners[:, :2] > 1).all(1)]
-        centres, sides = squares(corners, self.scale)
-        if frame.segment != self.segment:
-            self.segment = frame.segment
-            self.tracker.forget()
-        numbers = self.tracker.update(frame.number, corners)
-        return [
-            Box(number, (float(centre[0]), float(centre[1])), float(side))
-            for number, centre, side in zip(numbers, centres, sides, strict=True)
-        ]
-
-
-def open_boxes(text: str, *, scale: float = BOX_SCALE, cuda: bool = False):  # noqa: ANN201 - a BoxSource
-    """`full`, `onnx:FILE`, or a file of boxes -> a `BoxSource`. Raises UserError."""
-    from hmrcompress.pipeline.boxes import FullFrame, read_boxes
-
-    if not 0.5 <= scale <= 4:
-        raise UserError(f"got {scale:g}, expected 0.5 to 4", "predict.box_scale")
-    kind, _, rest = text.partition(":")
-    if text == "full":
-        return FullFrame()
-    if kind == "onnx" and rest:
-        return Detector(Path(rest), scale=scale, cuda=cuda)
-    return read_boxes(Path(text), scale)
+        kept = suppress(corners, scores, MOST_OVERLAP)[:MOST_FOUND]
+        return fitted.boxes_back(corners[kept]), scores[kept]

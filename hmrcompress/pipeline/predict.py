@@ -77,12 +77,13 @@ class Reader:
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """stride: the network runs on every k-th frame of a sequence; None: as the model's plan says, or on each. steps: of
-    denoising. limit: frames. focal: of the pictures in pixels, None for HMR2.0's guess. overlapped: stages run at the
-    same time."""
+    """stride: the network runs on every k-th frame of a sequence; None: as the model's plan says, or on each.
+    stride_detect: a detector does. steps: of denoising. limit: frames. focal: of the pictures in pixels, None for
+    HMR2.0's guess. overlapped: stages run at the same time."""
 
     batch_size: int = 32
     stride: int | None = None
+    stride_detect: int = 1
     steps: int = 1
     limit: int | None = None
     focal: float | None = None
@@ -96,6 +97,7 @@ class PredictSettings:
         """UserError for what makes no sense."""
         for value, flag in (
             (1 if self.stride is None else self.stride, "--stride"),
+            (self.stride_detect, "predict.stride_detect"),
             (self.steps, "predict.steps"),
             (self.batch_size, "--batch-size"),
         ):
@@ -103,8 +105,9 @@ class PredictSettings:
                 raise UserError(f"got {value}, expected at least 1", flag)
         if self.focal is not None and not 1 <= self.focal <= LONGEST_FOCAL:
             raise UserError(f"got {self.focal:g}, expected pixels, 1 to {LONGEST_FOCAL:,.0f}", "--focal")
-        if (self.stride or 1) > 1 and source.fps is None:
-            raise UserError("unrelated pictures have nothing in between", "--stride", "--fps makes them a sequence")
+        for stride, flag in ((self.stride or 1, "--stride"), (self.stride_detect, "predict.stride_detect")):
+            if stride > 1 and source.fps is None:
+                raise UserError("unrelated pictures have nothing in between", flag, "--fps makes them a sequence")
 
 
 def predict(

@@ -235,6 +235,9 @@ class Predict(Run):
     """Bodies in pictures and videos; no recipe's stage, settings of the commands predict and profile."""
 
     box_scale: float = Field(default=1.2, gt=0, description="Crops are so much larger than tight boxes")
+    stride_detect: int = Field(
+        default=1, gt=0, le=30, description="Detectors look at every k-th frame; people are expected in between"
+    )
     steps: int = Field(default=1, gt=0, le=MOST, description="Denoising steps of the decoder")
     antialias: bool = Field(default=True, description="Blur large boxes before they are cut; evaluations do not")
     overlapped: bool = Field(default=True, description="Stages run at the same time")
