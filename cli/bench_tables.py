@@ -9,6 +9,8 @@ from hmrcompress_cli.common import Printer
 COLUMNS = ("", "batch", "before fps", "after fps", "speed-up", "middle half", "MAC ratio", "of it reached")
 CLIP_COLUMNS = ("", "frames run", "frames/s", "speed-up", "middle half", "network s", "decoder s", "rotations s")
 RUNTIME_COLUMNS = ("", "batch", "frames/s", "speed-up", "middle half", "over torch", "middle half")
+RIVALS = ("onnxruntime", "onnx", "openvino")
+"""What a network may be run by beside torch, as records name it."""
 FUSED = (
     "com.microsoft:MultiHeadAttention",
     "com.microsoft:SkipLayerNormalization",
@@ -29,8 +31,9 @@ def show(printer: Printer, figures: dict[str, Any], device: str) -> None:
         place += f", {words}" if measured[key] else ""
     if measured["batch_sizes"]:
         _show_networks(printer, figures, place)
-    if "onnxruntime" in measured:
-        _show_runtime(printer, measured)
+    for name in RIVALS:
+        if name in measured:
+            _show_runtime(printer, measured, name)
     if "pipeline" in figures:
         _show_pipeline(printer, figures["pipeline"], place)
 
@@ -91,32 +94,39 @@ def _show_networks(printer: Printer, figures: dict[str, Any], place: str) -> Non
     )
 
 
-def _show_runtime(printer: Printer, measured: dict[str, Any]) -> None:
-    """The compressed network in onnxruntime, against the original and against itself in torch."""
-    how = measured["onnxruntime"]
+def _show_runtime(printer: Printer, measured: dict[str, Any], name: str) -> None:
+    """The compressed network in another runtime, against the original and against itself in torch."""
+    how = measured[name]
     rows = [
         (
             "network",
             size,
-            found["onnxruntime"]["fps"],
-            f"{found['onnxruntime']['speedup']:.2f}x",
-            _range(found["onnxruntime"]["speedup_quartiles"]),
-            f"{found['onnxruntime']['over_torch']:.2f}x",
-            _range(found["onnxruntime"]["over_torch_quartiles"]),
+            found[name]["fps"],
+            f"{found[name]['speedup']:.2f}x",
+            _range(found[name]["speedup_quartiles"]),
+            f"{found[name]['over_torch']:.2f}x",
+            _range(found[name]["over_torch_quartiles"]),
         )
         for size, found in measured["batch_sizes"].items()
     ]
-    provider = how["providers"][0].removesuffix("ExecutionProvider")
-    title = f"{measured['names']['after']} in onnxruntime {how['version']}, {provider}: {how['dtype']}"
+    provider = how["providers"][0].removesuffix("ExecutionProvider") if "providers" in how else how["computes_in"]
+    title = f"{measured['names']['after']} in {name} {how['version']}, {provider}: {how['dtype']}"
     printer.table(title, RUNTIME_COLUMNS, rows)
+    if "graph" in how:
+        _show_graph(printer, how)
+    if how["parity"] is not None:
+        printer.say(
+            f"differs from torch in float32 by {how['parity']['max_abs_diff']:.1e} at most, "
+            f"joints by {how['parity']['joints_mm']:.1e} mm"
+        )
+
+
+def _show_graph(printer: Printer, how: dict[str, Any]) -> None:
+    """What onnxruntime made of the graph."""
     fused = ", ".join(f"{how['nodes'][name]} {name.rpartition(':')[2]}" for name in FUSED if name in how["nodes"])
     printer.say(f"{how['graph']} graph: {fused or 'nothing fused'}; products in {_counts(how['products'])}")
     if "refused" in how:
         printer.say(f"the fused graph was not used: {how['refused']}")
-    printer.say(
-        f"differs from torch in float32 by {how['parity']['max_abs_diff']:.1e} at most, "
-        f"joints by {how['parity']['joints_mm']:.1e} mm"
-    )
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -102,7 +102,7 @@ def evaluate(
     from hmrcompress.timing.bench import parse_sizes
 
     wanted, int8 = (None, False) if dtype is None else pick_fast_dtype(dtype, pick_device(device))
-    checkpoint = hc.load(model, seed=seed)
+    checkpoint = hc.load(model, seed=seed, exported=True)
     if settings.steps > 1:
         opening_decoder.decoder_for(checkpoint)
     sequences = sequence_settings(settings, () if stride is None else parse_sizes(stride, "--stride"), seed=seed)

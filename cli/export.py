@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from hmrcompress.errors import UserError
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BodyOption,
@@ -32,7 +33,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A compressed folder, starter, random:FAMILY or a checkpoint.")],
     out: OutOption,
     format: Annotated[
-        Literal["onnx", "openvino"],
+        Literal["onnx", "openvino", "tensorrt", "coreml"],
         typer.Option("--format", help="What to write: a folder for that runtime, or with onnx a file NAME.onnx."),
     ] = "onnx",
     data: DataOption = "starter:val",
@@ -46,9 +47,12 @@ def export(
         Literal["auto", "cpu"], typer.Option("--device", help="Networks are exported on the CPU.")
     ] = "auto",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
+        Literal["float32", "bfloat16", "float16", "int8"],
         typer.Option("--dtype", help="Of weights and arithmetic; in and out are float32. Not every runtime has each."),
     ] = "float32",
+    budget_mm: Annotated[
+        float, typer.Option("--budget-mm", help="What int8 may move joints by; layers that would move them more stay.")
+    ] = 0.3,
     json: JsonOption = None,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -68,6 +72,7 @@ def export(
             Printer(quiet),
             runtime=format,
             precision=dtype,
+            budget_mm=budget_mm,
             data=data,
             masks=masks,
             body=body,
@@ -77,6 +82,12 @@ def export(
             overwrite=outputs_here(),
         )
         return
+    if dtype not in ("float32", "float16"):
+        raise UserError(
+            f"got {dtype}, a file NAME.onnx is written in float32 or float16",
+            "--dtype",
+            "-o FOLDER, without .onnx, writes a folder for a runtime",
+        )
     import hmrcompress as hc
     from hmrcompress.api import export
     from hmrcompress.exporting.onnx import check_files
@@ -153,17 +164,20 @@ def _folder(model: str, out: Path, json: Path | None, printer: Printer, **how: A
     if parity is not None and config.runtime == "onnx":
         figures |= {"onnx_max_abs_diff": parity["max_abs_diff"], "onnx_joints_mm": parity["joints_mm"]}
     write_record(json, "export", figures, seed=how["seed"])
-    if parity is None:
+    if config.prepared is not None:
         printer.say(f"prepared, not run: {config.prepared}")
-    else:
+    if parity is not None:
         sizes, median = " and ".join(map(str, parity["batch_sizes"])), parity["median"]
         printer.say(
             f"differs from torch by {parity['max_abs_diff']:.1e} at most, joints by {parity['joints_mm']:.1e} mm "
-            f"(median over crops {median['joints_mm']:.1e} mm), at batch {sizes}"
+            f"(median over crops {median['joints_mm']:.1e} mm), at batch {sizes}, through {parity['through']}"
         )
         computed = config.about.get("computes_in")
         if computed is not None and computed != OPENVINO_NAMES.get(config.precision, computed):
             printer.say(f"this processor has no units for {config.precision}: OpenVINO computed in {computed}")
     printer.say(f"{out}: {config.main}, {made.size_bytes / 1e6:.1f} MB; README.md says how to use it")
+    if (chosen := config.about.get("int8")) is not None:
+        total, bits = len(chosen["layers"]) + len(chosen["kept"]), chosen["weight_bits"]
+        printer.say(f"{len(chosen['layers'])} of {total} linear layers in 8 bits, weights in {bits}")
     for line in config.lines:
         printer.say(f"  {line}")

@@ -14,7 +14,11 @@ import pytest
 import tiny
 import torch
 from bounds import network_bound
+from typer.testing import CliRunner
 
+import hmrcompress as hc
+from hmrcompress.api.opening import load
+from hmrcompress.api.predict import pipeline_reader
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
@@ -22,14 +26,19 @@ from hmrcompress.errors import HMRCompressError, UserError
 from hmrcompress.exporting import folder as exporting
 from hmrcompress.exporting.folder import MAIN, ExportedFolder, export_folder, read_export_folder
 from hmrcompress.exporting.opened import open_exported
+from hmrcompress.exporting.runtimes.coreml import in_known_operators
 from hmrcompress.exporting.runtimes.registry import RUNTIMES, require_precision
 from hmrcompress.exporting.runtimes.runtime import Compiled, Source
+from hmrcompress.exporting.runtimes.tensorrt import layer_norms
 from hmrcompress.io.seals import sealed_json
 from hmrcompress.merging.apply import with_token_merging
+from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings, trivial_groups
 from hmrcompress.records import FrameBatch
+from hmrcompress.timing.bench import BenchSettings
+from hmrcompress_cli.main import app
 
 pytest.importorskip("onnxruntime")
 
@@ -132,6 +141,61 @@ def test_golden_tensors_are_what_torch_gives(network: HMR2, exported: ExportedFo
             assert gap < network_bound(network, torch.from_numpy(golden["features"])), name
 
 
+def test_eval_scores_an_exported_network_as_its_own(
+    exported: ExportedFolder, checkpoint: Checkpoint, tiny_crops: CropSet, tiny_body: BodyModel
+) -> None:
+    """The stage `exported` is `merged_tokens` of the model in torch, but for rounding: micrometres."""
+    options: dict[str, Any] = {"body": tiny_body, "limit": 8, "device": "cpu"}
+    found = hc.evaluate(exported.path, tiny_crops, **options).stages
+    expected = hc.evaluate(checkpoint, tiny_crops, **options).stages
+    assert list(found) == ["mean_pose", "exported"]
+    for name, other in (("mean_pose", "mean_pose"), ("exported", "merged_tokens")):
+        assert abs(found[name].mpjpe_mm - expected[other].mpjpe_mm) < 1e-3, name
+    for more, fault in (
+        ({"dtype": torch.bfloat16}, "is an exported network, which runs in float32"),
+        ({"path": RunPath(fast=True)}, "Leave --fast"),
+        ({"buckets": (90,)}, "Leave buckets out"),
+        ({"masks": "self"}, "merges tokens by a mask from outside"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            hc.evaluate(exported.path, tiny_crops, **options, **more)
+
+
+def test_pictures_are_read_by_an_exported_network(
+    exported: ExportedFolder, network: HMR2, batch: FrameBatch, tiny_body: BodyModel
+) -> None:
+    model = load(exported.path, exported=True)
+    reader = pipeline_reader(model, "none", tiny_body, "cpu")
+    found = reader.outputs(replace(batch, person_mask=None))
+    with torch.no_grad():
+        expected = network(batch.images, None)
+    assert (found.body_pose - expected.body_pose).abs().max() < network_bound(network, expected)
+    with pytest.raises(UserError, match="Give --masks auto, files:DIR"):
+        pipeline_reader(model, "self", tiny_body, "cpu")
+
+
+def test_bench_lets_an_exported_network_take_its_turns(exported: ExportedFolder, tiny_body: BodyModel) -> None:
+    settings = BenchSettings(batch_sizes=(2,), rounds=1, warmup=0, memory=False)
+    figures = hc.bench(exported.path, body=tiny_body, settings=settings, device="cpu").to_json()
+    name = exported.config.runtime
+    assert figures["bench"]["batch_sizes"]["2"][name]["fps"] > 0
+    assert figures["bench"][name]["parity"]["joints_mm"] < 0.1
+    assert figures["bench"]["names"] == {"before": "random weights", "after": str(exported.path)}
+    assert figures["tokens"]["after"] == 90 and figures["tokens"]["before"] == 192
+    with pytest.raises(UserError, match="not exported yet"):
+        hc.bench(exported.path, body=tiny_body, runtime="openvino", settings=settings)
+
+
+def test_what_needs_weights_refuses_an_exported_network(exported: ExportedFolder, tmp_path: Path) -> None:
+    for command in (
+        ["inspect", str(exported.path)],
+        ["export", str(exported.path), "-o", str(tmp_path / "again")],
+        ["search", str(exported.path), "-o", str(tmp_path / "plan.yaml")],
+    ):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2 and "no weights to work on. predict, profile, eval and bench" in result.stderr
+
+
 class Elsewhere:
     """A runtime that does not run on this machine."""
 
@@ -161,6 +225,85 @@ def test_what_cannot_run_here_is_prepared_and_says_so(
     assert made.config.parity is None and made.config.prepared == "there is none here"
     card = (made.path / "README.md").read_text()
     assert "prepared, not run" in card and "type this" in card and "mm" not in card.split("```")[0].split("golden")[0]
+
+
+@pytest.mark.usefixtures("quick")
+def test_tensorrt_gets_fixed_shapes_and_its_exact_line(
+    network: HMR2, batch: FrameBatch, tiny_body: BodyModel, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    import onnx
+
+    made = write(network, tmp_path / "made", batch, tiny_body, checkpoint, runtime="tensorrt", batch_sizes=(1, 4))
+    for size in (1, 4):
+        graph = onnx.load(made.path / f"network.b{size}.onnx").graph
+        shapes = [[side.dim_value for side in each.type.tensor_type.shape.dim] for each in graph.input]
+        assert shapes == [[size, 3, 256, 192], [size, 16, 12]]
+        outputs = {each.name: each.type.tensor_type.shape.dim[0].dim_value for each in graph.output}
+        assert outputs == dict.fromkeys(("global_orient", "body_pose", "betas", "cam", "features"), size)
+    assert made.config.lines[1] == "trtexec --onnx=network.b4.onnx --saveEngine=network.b4.plan --stronglyTyped"
+    norms = 2 * tiny.SHALLOW.depth + 1 + 3 * tiny.SHALLOW.head_depth
+    assert made.config.about["layer_norms_in_float32"] == norms
+    parity = made.config.parity  # 6 crops at batch 4: the second file is filled up
+    assert parity is not None and parity["joints_mm"] < 0.1 and "not tensorrt" in parity["through"]
+    assert made.config.prepared and "prepared, not run" in (made.path / "README.md").read_text()
+    opened = open_exported(made.path).exported
+    assert opened is not None
+    with pytest.raises(UserError, match="is prepared for TensorRT, whose engines hmrcompress does not run"):
+        opened(batch.images[:1], None)
+
+
+def test_layer_norms_in_16_bits_are_refused(graph: Path) -> None:
+    import onnx
+
+    model = onnx.load(graph)
+    assert layer_norms(model) > 0
+    norm = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
+    kept = [each for each in norm.attribute if each.name != "stash_type"]
+    del norm.attribute[:]
+    norm.attribute.extend([*kept, onnx.helper.make_attribute("stash_type", onnx.TensorProto.FLOAT16)])
+    with pytest.raises(HMRCompressError, match="does not compute in float32"):
+        layer_norms(model)
+
+
+class Odd(torch.nn.Module):
+    """What coremltools has no operator for."""
+
+    def forward(self, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        low, high = x < 0.2, x > 0.8
+        told = (low | high).gather(1, places) & (places > 1)
+        return torch.where(told, x.gather(1, places), -1.0) + told.sum(1, keepdim=True)
+
+
+def test_operators_that_core_ml_has_compute_the_same() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, places = torch.rand(1, 9, generator=random), torch.randint(0, 9, (1, 5), generator=random)
+    program = torch.export.export(Odd(), (x, places)).run_decompositions({})
+    names = {str(node.target) for node in program.graph.nodes}
+    assert {"aten.__and__.Tensor", "aten.__or__.Tensor", "aten.where.ScalarOther"} <= names
+    changed = in_known_operators(program)
+    names = {str(node.target) for node in changed.graph.nodes}
+    assert not {"aten.__and__.Tensor", "aten.__or__.Tensor", "aten.where.ScalarOther"} & names
+    for node in changed.graph.nodes:
+        assert (
+            node.op != "call_function"
+            or "gather" not in str(node.target)
+            or (node.args[0].meta["val"].dtype != torch.bool)
+        )
+    for _ in range(3):
+        assert torch.equal(changed.module()(x, places), Odd()(x, places))
+        x = torch.rand(1, 9, generator=random)
+
+
+@pytest.mark.slow
+def test_core_ml_packages_have_the_structure_of_the_network(
+    network: HMR2, batch: FrameBatch, tiny_body: BodyModel, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    pytest.importorskip("coremltools")
+    made = write(network, tmp_path / "made", batch, tiny_body, checkpoint, runtime="coreml")
+    told = made.config.about["structure"]
+    assert told["inputs"] == {"images": [1, 3, 256, 192], "person_mask": [1, 16, 12]}
+    assert told["outputs"]["body_pose"] == [1, 23, 3, 3] and told["operators"] > 100
+    assert made.config.parity is None and made.config.main == "network.mlpackage"
 
 
 @pytest.mark.usefixtures("quick")

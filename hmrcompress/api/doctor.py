@@ -25,6 +25,8 @@ EXTRAS = {
     "plots": "cka, learning curves in a report",
     "smplx": "--body smplx:FOLDER",
     "openvino": "export --format openvino, and what it writes as a model",
+    "coreml": "export --format coreml",
+    "tensorrt": "building the engines that export --format tensorrt prepares",
     "starter-build": "starter build --body",
 }
 """Extras that commands use, and what for; the others are for working on hmrcompress."""

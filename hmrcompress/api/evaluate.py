@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,13 +26,14 @@ from hmrcompress.api.opening import (
     require_truth,
 )
 from hmrcompress.api.opening_decoder import temporal_decoder
-from hmrcompress.api.running import batched, running
+from hmrcompress.api.running import batched, device_for, masks_of_exported, running
 from hmrcompress.data.provenance import records_in
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings
-from hmrcompress.evaluation.evaluate import Evaluation, stages_of
+from hmrcompress.evaluation.evaluate import Evaluation, stages_of, stages_of_exported
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
+from hmrcompress.exporting.opened import ExportedNetwork
 from hmrcompress.metrics.points import Protocol
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
@@ -66,17 +68,20 @@ def evaluate(
     adds the stage `adaptive_tokens`: as many of the numbers of tokens as each crop's person needs. `protocol`, by
     default that of the data, may need a `regressor`, and a folder of bodies; see `open_measure`. `path` says how
     the model (not `against`) is run. `dtype`, `path`, `buckets` and strides that are not given are those that the
-    model's plan says (`api.running`). Raises UserError, also where the model was not made from `against`.
+    model's plan says (`api.running`). An exported network is the stage `exported`, beside `against`. Raises
+    UserError, also where the model was not made from `against`.
     """
-    checkpoint = load(model, seed=seed)
+    checkpoint = load(model, seed=seed, exported=True)
     require_truth(checkpoint)
-    surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
-    probe = probe_for(checkpoint, source) if checkpoint.tokens else None
+    surface, where, source = body_for(checkpoint, body), device_for(checkpoint, device), open_masks(masks)
+    exported = checkpoint.exported
+    if exported is not None:
+        source = masks_of_exported(checkpoint, source)
+    probe = probe_for(checkpoint, source) if checkpoint.tokens and exported is None else None
     reference = None if against is None else on_device(_original(checkpoint, load(against, seed=seed)).network, where)
     decoder = temporal_decoder(checkpoint)
     crops = open_data(data, body=surface, progress=progress)
     measure = open_measure(protocol, crops, body, surface, regressor=regressor, device=where)
-    network = on_device(checkpoint.network, where)
     strides = sequences.strides if sequences is not None else ()
     run = running(
         checkpoint, where, dtype=dtype, path=path, buckets=buckets, stride=strides[0] if strides else None, masks=source
@@ -84,7 +89,12 @@ def evaluate(
     if not strides and (sequences is not None or run.stride > 1):
         sequences = replace(sequences or SequenceSettings(), strides=(run.stride,))
     dtype, path, buckets = run.dtype, batched(run.path, batch_size), run.buckets
-    stages = stages_of(network, checkpoint.plan, against=reference, dtype=dtype, probe=probe, path=path)
+    if exported is not None:
+        ready = cast(ExportedNetwork, exported.to(where))
+        stages = stages_of_exported(ready, ready.mean, checkpoint.plan, against=reference)
+    else:
+        network = on_device(checkpoint.network, where)
+        stages = stages_of(network, checkpoint.plan, against=reference, dtype=dtype, probe=probe, path=path)
     if buckets is not None:
         adaptive = adaptive_network(checkpoint, network, source, buckets, path=path, dtype=dtype)
         stages = stages.with_adaptive(adaptive, dtype=path.left_to_autocast(dtype))

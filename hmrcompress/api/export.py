@@ -25,8 +25,9 @@ from hmrcompress.api.opening import (
 from hmrcompress.api.opening_decoder import decoder_for
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
+from hmrcompress.errors import UserError
 from hmrcompress.exporting.decoder_onnx import export_decoder as export_temporal_decoder
-from hmrcompress.exporting.folder import KIND, ExportedFolder, export_folder
+from hmrcompress.exporting.folder import BUDGET_MM, KIND, ExportedFolder, export_folder
 from hmrcompress.exporting.onnx import OnnxExport, check_files
 from hmrcompress.exporting.onnx import export_onnx as export_network
 from hmrcompress.exporting.runtimes.registry import require_precision
@@ -37,6 +38,8 @@ from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import Progress, no_progress
 
 PARITY_CROPS = 5
+CALIBRATION_CROPS = 16
+"""On which ranges and damage of 8 bits are found: others than those that are compared."""
 
 
 def export_onnx(
@@ -86,6 +89,7 @@ def export(
     *,
     runtime: str = "onnx",
     precision: str = "float32",
+    budget_mm: float = BUDGET_MM,
     data: Data = "starter:val",
     masks: Masks = "data",
     body: Body = "starter",
@@ -96,11 +100,15 @@ def export(
     progress: Progress = no_progress,
 ) -> ExportedFolder:
     """Writes the folder of a network for a runtime (`onnx`, `openvino`, …), with its temporal decoder, which predict,
-    eval, bench and profile take as a model. See `exporting.folder`; the rest as of `export_onnx`."""
+    eval, bench and profile take as a model. In int8 joints move by `budget_mm` at most (`exporting.int8`), on crops
+    that were not calibrated on. See `exporting.folder`; the rest as of `export_onnx`."""
     outputs = OutputRule.of(overwrite, model, data)
     require_precision(runtime, precision).check(precision)
     outputs.check_folder(out, KIND)
-    given = _given(model, data, masks, body, limit or batch_size, seed, progress)
+    if not budget_mm > 0:
+        raise UserError(f"got {budget_mm:g}, expected millimetres above 0", "--budget-mm")
+    calibrated = CALIBRATION_CROPS if precision == "int8" else 0
+    given = _given(model, data, masks, body, limit or batch_size, seed, progress, calibrated)
     return export_folder(
         given.network,
         out,
@@ -110,8 +118,11 @@ def export(
         runtime=runtime,
         precision=precision,
         batch_sizes=sorted({1, batch_size}),
+        budget_mm=budget_mm,
+        calibration=given.calibration,
         parity_data=given.parity_data,
         overwrite=outputs,
+        progress=progress,
     )
 
 
@@ -124,6 +135,7 @@ class _Given:
     body: BodyModel
     crops: CropSet
     batch: FrameBatch
+    calibration: FrameBatch | None = None
 
     @property
     def parity_data(self) -> dict[str, Any]:
@@ -131,7 +143,9 @@ class _Given:
         return {"name": self.crops.name, "split": self.crops.split, "sha256": self.crops.sha256}
 
 
-def _given(model: Model, data: Data, masks: Masks, body: Body, count: int, seed: int, progress: Progress) -> _Given:
+def _given(
+    model: Model, data: Data, masks: Masks, body: Body, count: int, seed: int, progress: Progress, calibrated: int = 0
+) -> _Given:
     checkpoint = load(model, seed=seed)
     surface = body_for(checkpoint, body)
     crops = open_data(data, body=surface, clips=1 if of_starter(data) else None, progress=progress)
@@ -140,7 +154,13 @@ def _given(model: Model, data: Data, masks: Masks, body: Body, count: int, seed:
     network = compressed_network(checkpoint, needed)
     chosen = parity_frames(crops, count)
     batch = next(crops.batches(chosen, len(chosen), needed, truth=False))
-    return _Given(checkpoint, network, surface, crops, batch)
+    calibration = None
+    if calibrated:
+        others = np.setdiff1d(evenly(crops.stretches(), count + calibrated), chosen)
+        if len(others) < 2:
+            raise UserError(f"holds {len(crops.stretches())} crops, 8 bits need others to calibrate on", str(data))
+        calibration = next(crops.batches(others, len(others), needed, truth=False))
+    return _Given(checkpoint, network, surface, crops, batch, calibration)
 
 
 def parity_frames(crops: CropSet, count: int = PARITY_CROPS) -> np.ndarray:

@@ -22,7 +22,7 @@ from hmrcompress.api.opening import (
     require_people,
 )
 from hmrcompress.api.opening_decoder import steps_a_second, temporal_decoder
-from hmrcompress.api.running import batched, running
+from hmrcompress.api.running import batched, device_for, masks_of_exported, running
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.masks import SHIPPED, NoMasks
 from hmrcompress.decoder.pose import PoseCodec
@@ -84,7 +84,8 @@ def predict(
         if isinstance(boxes, str)
         else boxes
     )
-    checkpoint = load(model, seed=settings.seed)
+    checkpoint = load(model, seed=settings.seed, exported=True)
+    where = device_for(checkpoint, device)
     reader, settings = open_reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
     return predict_pipeline(found, people, reader, Path(out), settings, overwrite=outputs, progress=progress)
 
@@ -116,7 +117,8 @@ def profile(
         return open_boxes(boxes, scale=box_scale, every=every, cuda=where.type == "cuda")
 
     opened = [people()]  # so that a wrong file is told before the model is opened
-    checkpoint = load(model, seed=settings.seed)
+    checkpoint = load(model, seed=settings.seed, exported=True)
+    where = device_for(checkpoint, device)
     reader, settings = open_reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
     return profile_pipeline(found, lambda: opened.pop() if opened else people(), reader, settings, progress=progress)
 
@@ -171,20 +173,26 @@ def pipeline_reader(
     else the segmenter that the package carries, and none where the model has no use for them; `none` merges tokens
     without. buckets: adaptive tokens. path: how the network is run. Raises UserError."""
     require_people(checkpoint)
-    where, tokens = pick_device(device), checkpoint.tokens
-    if masks == SHIPPED and buckets is None:
+    where, tokens = device_for(checkpoint, device), checkpoint.tokens
+    exported = checkpoint.exported
+    if exported is not None:
+        masks = masks_of_exported(checkpoint, open_masks(masks))
+        tokens = tokens if masks.name != "none" else None
+    elif masks == SHIPPED and buckets is None:
         masks = "none" if tokens is None else SHIPPED if checkpoint.probe is None else "self"
     source = open_masks(masks)
-    if source.name != "none" and tokens is None and buckets is None:
+    if source.name != "none" and tokens is None and buckets is None and exported is None:
         tell(f"{checkpoint.name} merges no tokens, so that masks are not used", f"--masks {source.name}")
     if source.name.partition(":")[0] == "data":
         raise UserError(
             "pictures and videos come without masks", f"--masks {source.name}", "Try auto, self or files:DIR"
         )
-    network = on_device(checkpoint.network, where)
     ready: nn.Module
     path = path or RunPath()
-    if buckets is not None:
+    network = checkpoint.network if exported is not None else on_device(checkpoint.network, where)
+    if exported is not None:
+        ready = exported.to(where)
+    elif buckets is not None:
         ready = adaptive_network(checkpoint, network, source, buckets, path=path, dtype=dtype)
     else:
         merging = with_token_merging(network, tokens, probe_for(checkpoint, source) if tokens else None).eval()

@@ -15,6 +15,7 @@ import torch
 
 from hmrcompress.api.opening import ModelFile, body_for, load, open_masks, require_people
 from hmrcompress.api.predict import open_reader
+from hmrcompress.api.running import device_for
 from hmrcompress.data.people import DETECTOR_FILE
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_file
@@ -33,7 +34,7 @@ from hmrcompress.pipeline.predict import PredictSettings, Reader
 from hmrcompress.pipeline.predict import predict as predict_pipeline
 from hmrcompress.pipeline.summary import Summary
 from hmrcompress.pipeline.units import Manifest
-from hmrcompress.runtime import Progress, no_progress, pick_device
+from hmrcompress.runtime import Progress, no_progress
 
 WORDS = ("auto", "full")
 """Boxes that are no files."""
@@ -84,8 +85,9 @@ class OpenJob:
     def __init__(self, job: PredictJob) -> None:
         """Raises UserError."""
         require_people(job.model)
-        self.job, self.device = job, pick_device(job.device)
-        self.checkpoint = load(job.model, seed=job.settings.seed)
+        self.job = job
+        self.checkpoint = load(job.model, seed=job.settings.seed, exported=True)
+        self.device = device_for(self.checkpoint, job.device)
         require_people(self.checkpoint)
         self.body = body_for(self.checkpoint, job.body)
         self._ready: tuple[bool, str, Reader, PredictSettings] | None = None

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hmrcompress.data.masks import MaskSource
-from hmrcompress.errors import tell
+from hmrcompress.data.masks import SHIPPED, MaskSource, NoMasks
+from hmrcompress.errors import UserError, tell
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.plan import Plan, RunSettings
-from hmrcompress.runtime import dtype_name, fast_dtype, pick_dtype
+from hmrcompress.runtime import dtype_name, fast_dtype, pick_device, pick_dtype
 
 OF_TORCH = {"torch": "plain", "fast": "on the fast path", "compiled": "on the fast path by torch.compile"}
 """What this package runs itself; the other runtimes run a file that `hmrcompress export` writes."""
@@ -62,6 +62,9 @@ def running(
     between that a stride may leave out. What the device has no units for is not taken from a plan: it is told.
     """
     run = planned(checkpoint)
+    if checkpoint.exported is not None:
+        _only_as_exported(checkpoint, dtype, path, buckets)
+        return Running(torch.float32, RunPath(), None, stride or (run.stride if run is not None and clips else 1))
     if run is None:
         return Running(dtype or torch.float32, path or RunPath(), _tuple(buckets), stride or 1)
     taken: list[str] = []
@@ -82,6 +85,45 @@ def running(
     if taken:
         tell(f"runs as its plan says: {', '.join(taken)}", checkpoint.name)
     return Running(dtype, path, _tuple(buckets), stride or 1)
+
+
+def device_for(checkpoint: Checkpoint, device: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda[:n]` means: for an exported network `auto` is the CPU."""
+    return pick_device("cpu" if checkpoint.exported is not None and device == "auto" else device)
+
+
+def _only_as_exported(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, path: RunPath | None, buckets: Sequence[int] | None
+) -> None:
+    """UserError where an exported network is to run in another way than it was exported for."""
+    asked = [
+        flag
+        for flag, given in (
+            ("--dtype", dtype not in (None, torch.float32)),
+            ("--fast, compile and graphs", path is not None and (path.lays_out or path.compiled or bool(path.graphs))),
+            ("buckets", buckets is not None),
+        )
+        if given
+    ]
+    if asked:
+        fault = f"is an exported network, which runs in {checkpoint.stored_dtype} and as it was exported"
+        raise UserError(fault, checkpoint.name, f"Leave {asked[0]} out, or give the model that it was exported from")
+
+
+def masks_of_exported(checkpoint: Checkpoint, masks: MaskSource) -> MaskSource:
+    """The masks that an exported network is given. UserError where it needs some, and is to find the person itself."""
+    wanted = bool(getattr(checkpoint.exported, "takes_mask", False))
+    if not wanted:
+        if masks.name not in ("none", "self", "data", SHIPPED):
+            tell(f"{checkpoint.name} takes no masks, so that they are not used", f"--masks {masks.name}")
+        return NoMasks()
+    if masks.name == "self":
+        raise UserError(
+            "merges tokens by a mask from outside, and holds no probe that finds the person",
+            checkpoint.name,
+            "Give --masks auto, files:DIR or onnx:FILE; none merges without regard to people",
+        )
+    return masks
 
 
 def batched(path: RunPath, batch_size: int) -> RunPath:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
@@ -23,7 +24,7 @@ from hmrcompress.evaluation.forced import ForcedMerges
 from hmrcompress.evaluation.tally import ADAPTIVE, AdaptiveTally, adaptive_outputs
 from hmrcompress.evaluation.timelines import Outputs, interpolated, observe, sequence_predict, spans
 from hmrcompress.merging.adaptive import AdaptiveTokens
-from hmrcompress.merging.apply import counts_of, forced_merges, with_token_merging
+from hmrcompress.merging.apply import counts_of, forced_merges, token_counts, with_token_merging
 from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import (
     STARTER24,
@@ -40,12 +41,14 @@ from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
-from hmrcompress.records import FrameBatch, HMROutput
+from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH, BodyParams, FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 
 MEAN_POSE, BASELINE, MERGED, MERGED_TOKENS = "mean_pose", "baseline", "merged", "merged_tokens"
 TOKENS_ALONE = "tokens_alone"
 """Merged tokens at all of the layers: what tokens cost by themselves."""
+EXPORTED = "exported"
+"""The network as another runtime runs it (`exporting.opened`)."""
 LEAK_WARNING = "{seen} of the {all} frames were searched or trained on, so the figures are optimistic"
 
 
@@ -189,6 +192,21 @@ def stages_of(
     return _with_tokens(predictors, network, plan.tokens, dtype, probe, path)
 
 
+def stages_of_exported(
+    network: nn.Module, mean: BodyParams, plan: Plan | None, *, against: HMR2 | None = None
+) -> Stages:
+    """The stages of an exported network, called as an `HMR2` is: the mean pose, `against` as it was before, and it.
+    mean: the mean parameters that its read-outs are added to."""
+    outputs = network_outputs(network)
+    predictors = {MEAN_POSE: constant_predict(mean)}
+    if against is not None:
+        predictors[BASELINE] = network_predict(with_token_merging(against, None).eval())
+    counts: tuple[int, ...] = ()
+    if plan is not None and plan.tokens is not None:
+        counts = tuple(token_counts(plan.tokens, GRID_HEIGHT * GRID_WIDTH))
+    return Stages(predictors | {EXPORTED: _params_of(outputs)}, outputs, counts)
+
+
 def _tokens_stand_alone(plan: Plan, probe: SaliencyProbe | None) -> bool:
     """Whether merged tokens say something at all layers: layers are merged too, and the probe (if it finds the person)
     reads a layer below which none is, so that it reads there what it was fitted on."""
@@ -260,7 +278,7 @@ def evaluate(
     measure = measure or Measure(body, protocol)
     crops.check_measure(measure)
     indices = chosen_frames(crops, limit, frames_per_clip)
-    needed = masks if {TOKENS_ALONE, MERGED_TOKENS, ADAPTIVE} & set(stages.predictors) else None
+    needed = masks if {TOKENS_ALONE, MERGED_TOKENS, ADAPTIVE, EXPORTED} & set(stages.predictors) else None
     predictors, sequence = dict(stages.predictors), {}
     if decoder is not None or (sequences and sequences.wanted):
         settings = sequences or SequenceSettings()

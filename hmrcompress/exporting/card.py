@@ -23,8 +23,8 @@ def export_card(name: str, config: Mapping[str, Any]) -> str:
         f"| out | {outputs} |",
     ]
     if config["prepared"] is not None:
-        lines += [f"| compared with torch | no: prepared, not run ({config['prepared']}) |"]
-    elif (parity := config["parity"]) is not None:
+        lines += [f"| run | no: prepared, not run ({config['prepared']}) |"]
+    if (parity := config["parity"]) is not None:
         median = parity.get("median")
         more = "" if median is None else f"; median over crops {median['joints_mm']:.2g} mm"
         sizes = " and ".join(map(str, parity["batch_sizes"]))
@@ -32,13 +32,16 @@ def export_card(name: str, config: Mapping[str, Any]) -> str:
         lines += [
             f"| joints from torch's, at most | {parity['joints_mm']:.2g} mm{more} |",
             f"| any output from torch's, at most | {parity['max_abs_diff']:.2g} |",
-            f"| compared on | {parity['crops']} crops{where}, at batch {sizes} |",
+            f"| compared on | {parity['crops']} crops{where}, at batch {sizes}, through {parity['through']} |",
         ]
     if (computed := config["about"].get("computes_in")) is not None:
         lines += [f"| computed in, where it was compared | {computed} |"]
-    lines += ["", "`hmrcompress predict`, `eval`, `bench` and `profile` take this folder as MODEL. `golden.npz` holds"]
+    lines += [""]
+    if config["prepared"] is None:
+        lines += ["`hmrcompress predict`, `eval`, `bench` and `profile` take this folder as MODEL."]
     lines += [
-        "inputs, and what torch gives for them: compare on your own device. `export.json` says what they mean.",
+        "`golden.npz` holds inputs, and what torch gives for them: compare on your own device. `export.json` says what",
+        "they mean.",
         "",
     ]
     if config["lines"]:

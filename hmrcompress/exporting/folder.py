@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -19,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import UserError, shown
 from hmrcompress.exporting.card import export_card
+from hmrcompress.exporting.int8 import choose, planned
 from hmrcompress.exporting.onnx import contract_of, golden_of, require_float32
 from hmrcompress.exporting.parity import BATCH_SIZES, GraphNetwork, Parity, measure
 from hmrcompress.exporting.runtimes.registry import RUNTIMES, require_precision
-from hmrcompress.exporting.runtimes.runtime import Source
+from hmrcompress.exporting.runtimes.runtime import Compiled, Running, Runtime, Source
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.manifests import FolderKind
@@ -38,11 +40,13 @@ from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2, NetworkConfig
 from hmrcompress.plan import Plan
 from hmrcompress.records import BodyParams, FrameBatch
-from hmrcompress.runtime import environment
+from hmrcompress.runtime import Progress, environment, no_progress
 
 MAIN, GOLDEN, CARD, PLAN, DECODER = "export.json", "golden.npz", "README.md", "plan.yaml", "decoder.safetensors"
 OWN = (GOLDEN, CARD, PLAN, DECODER)
 KIND = FolderKind("exported network", MAIN, (*OWN, *(each for one in RUNTIMES.values() for each in one.writes)))
+BUDGET_MM = 0.3
+"""What 8 bits may move joints by: the median over crops of the largest distance of a joint."""
 ANEW = "Export it anew: `hmrcompress export`"
 
 
@@ -113,15 +117,20 @@ def export_folder(
     runtime: str,
     precision: str = "float32",
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    budget_mm: float = BUDGET_MM,
+    calibration: FrameBatch | None = None,
     parity_data: Mapping[str, Any] | None = None,
     overwrite: bool | OutputRule = False,
+    progress: Progress = no_progress,
 ) -> ExportedFolder:
     """Writes the folder of a network for a runtime (`runtimes.registry`), in one of its precisions.
 
-    network: that of `checkpoint` with the token merging that is wanted. batch: real crops, on which what the runtime
-    gives is compared with torch at every one of `batch_sizes` before anything gets its name; where it cannot run on
-    this machine nothing is compared, and `config.prepared` says why. Raises UserError, also as `io.outputs`,
-    MissingExtra, and HMRCompressError where the two differ or the runtime does not take the network.
+    network: that of `checkpoint` with the token merging that is wanted. batch: real crops, on which what the
+    runtime gives is compared with torch at every one of `batch_sizes` before anything gets its name; where it
+    cannot run on this machine nothing is compared, and `config.prepared` says why. In int8 the linear layers get 8
+    bits that stay within `budget_mm` (`int8.choose`, on the crops of `calibration`, by default those of `batch`).
+    Raises UserError, also as `io.outputs`, MissingExtra, and HMRCompressError where the two differ or the runtime
+    does not take the network.
     """
     path, outputs = Path(path), OutputRule.of(overwrite)
     chosen = require_precision(runtime, precision)
@@ -129,24 +138,35 @@ def export_folder(
     require_float32(network)
     outputs.check_folder(path, KIND)
     network.eval()
-    with outputs.folder(path, KIND) as staged:
-        made = chosen.compile(Source(network, batch, tuple(batch_sizes)), staged, precision)
-        parity: Parity | None = None
-        about = dict(made.details)
-        if made.prepared is None:
-            running = chosen.run(staged / made.main, precision, threads=torch.get_num_threads())
-            try:
-                parity = measure(network, GraphNetwork(running, running.inputs), batch, body, batch_sizes)
-            finally:
-                running.close()
-            about |= dict(running.about)
-            parity.require(path, precision)
+    if precision == "int8":
+        calibration = batch if calibration is None else calibration
+        choice = choose(network, calibration, body, budget_mm, weight_bits=chosen.weight_bits(), progress=progress)
+    else:
+        calibration, choice = None, None
+    with outputs.folder(path, KIND) as staged, TemporaryDirectory(prefix="hmrcompress-export-") as between:
+        source = Source(network, batch, tuple(batch_sizes), choice, calibration)
+        if choice is not None:
+            source = replace(source, graph=Path(between) / "float32.onnx")
+            assert source.graph is not None
+            source.write_onnx(source.graph)
+        made, parity, about, through = _made(chosen, source, staged, precision, body, batch_sizes)
+        while choice is not None and _over(parity, budget_mm) and len(choice.layers) > 1:
+            choice = choice.fewer()
+            source = replace(source, int8=choice)
+            progress("fewer layers in 8 bits", len(choice.kept), len(choice.kept) + len(choice.layers))
+            made, parity, about, through = _made(chosen, source, staged, precision, body, batch_sizes)
+        if parity is not None:
+            parity.require(path, precision, budget_mm=budget_mm if precision == "int8" else None)
+        plan = checkpoint.plan
+        if choice is not None:
+            plan = planned(plan, checkpoint.reference, choice, runtime)
+            about |= {"int8": choice.to_json()}
         np.savez(staged / GOLDEN, **golden_of(network, batch))  # type: ignore[arg-type]
-        if checkpoint.plan is not None:
-            checkpoint.plan.write(staged / PLAN)
+        if plan is not None:
+            plan.write(staged / PLAN)
         if checkpoint.decoder is not None:
             write_safetensors(staged / DECODER, checkpoint.decoder.tensors)
-        contract = contract_of(network, parity, body, through=f"{runtime}, CPU")
+        contract = contract_of(network, parity, body, through=through)
         mean = network.head.mean_params()
         config = ExportConfig(
             runtime=runtime,
@@ -172,6 +192,32 @@ def export_folder(
         (staged / MAIN).write_text(json_text(config.model_dump(mode="json", by_alias=True, exclude={"seal", "files"})))
         (staged / CARD).write_text(export_card(real(path).name, config.model_dump()), encoding="utf-8")
     return read_export_folder(path, verify=False)
+
+
+def _made(
+    chosen: Runtime, source: Source, folder: Path, precision: str, body: BodyModel, sizes: Sequence[int]
+) -> tuple[Compiled, Parity | None, dict[str, Any], str]:
+    """Makes a runtime's files; how far they are from torch (None where nothing here runs them), what is known of them,
+    and what ran them."""
+    made = chosen.compile(source, folder, precision)
+    through, threads, about = f"{chosen.name}, CPU", torch.get_num_threads(), dict(made.details)
+    running: Running | None = None
+    if made.prepared is None:
+        running = chosen.run(folder / made.main, precision, threads=threads)
+    elif made.stand_in is not None:
+        running, through = made.stand_in(threads), f"onnxruntime, CPU: the files, not {chosen.name}"
+    if running is None:
+        return made, None, about, through
+    try:
+        parity = measure(source.network, GraphNetwork(running, running.inputs), source.batch, body, sizes)
+    finally:
+        running.close()
+    return made, parity, about | dict(running.about), through
+
+
+def _over(parity: Parity | None, budget_mm: float) -> bool:
+    """Whether joints moved by more than the budget; what is not finite is left to `Parity.require`."""
+    return parity is not None and parity.median is not None and parity.median.joints_mm > budget_mm
 
 
 def is_export_folder(path: Path | str) -> bool:
@@ -214,10 +260,11 @@ def _read_config(path: Path) -> ExportConfig:
     require_precision(config.runtime, config.precision)
     patterns = (*OWN, *RUNTIMES[config.runtime].writes)
     allowed = FolderKind(KIND.name, None, patterns)
-    for name in (*config.files, config.main):
+    parts = tuple(name for name in config.files if name.startswith(f"{config.main}/"))  # where it is a folder itself
+    for name in (*config.files, *(() if parts else (config.main,))):
         if ".." in Path(name).parts or Path(name).is_absolute() or "\\" in name or not allowed.may_write(name):
             raise UserError(f"files: got {shown(name)}, which is none of an exported network", path)
-    if config.main not in config.files and not (path.parent / config.main).is_dir():
+    if config.main not in config.files and not parts:
         raise UserError(f"files: {config.main} is not listed", path)
     if (config.decoder is None) != (DECODER not in config.files):
         raise UserError(f"decoder: its settings and {DECODER} belong together, one is not listed", path)

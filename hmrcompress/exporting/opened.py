@@ -13,6 +13,7 @@ from hmrcompress.exporting.folder import ExportedFolder, read_export_folder
 from hmrcompress.exporting.parity import GraphNetwork
 from hmrcompress.exporting.runtimes.registry import runtime
 from hmrcompress.exporting.runtimes.runtime import Running
+from hmrcompress.io.hashes import sha256_json
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import build
 from hmrcompress.records import BodyParams, HMROutput
@@ -34,6 +35,12 @@ class ExportedNetwork(nn.Module):
     def config(self) -> object:
         """Sizes of the network."""
         return self.folder.network
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that it computes with: the files of its runtime, and what they are run in."""
+        found = self.folder.config
+        return sha256_json([found.runtime, found.precision, {name: each.sha256 for name, each in found.files.items()}])
 
     @property
     def takes_mask(self) -> bool:

@@ -187,15 +187,16 @@ class _Helper:
     ) -> list[np.ndarray]:
         """One call. Raises _Fault."""
         inputs: list[dict[str, Any]] = []
-        size = 0
+        starts, size = [], 0
         for name, array in given.items():
+            starts.append(size)
             inputs.append({"name": name, "type": array.dtype.str, "shape": list(array.shape), "at": size})
             size += -(-array.nbytes // ALIGNED) * ALIGNED
         if self.given not in self.maps or size > len(self.maps[self.given]):
             os.ftruncate(self.given, max(size, 1))
             self.maps[self.given] = mmap.mmap(self.given, 0)
-        for one, array in zip(inputs, given.values(), strict=True):
-            place = np.frombuffer(self.maps[self.given], array.dtype, array.size, one["at"])
+        for at, array in zip(starts, given.values(), strict=True):
+            place = np.frombuffer(self.maps[self.given], array.dtype, array.size, at)
             place.reshape(array.shape)[:] = array
         asked = {"inputs": inputs, "bytes": size, "wanted": list(wanted)}
         try:

@@ -226,7 +226,7 @@ class Benching(Bench, Run):
         default=None, description="Time a temporal decoder of random weights; the model's own if not given"
     )
     steps: int = Field(default=1, gt=0, le=MOST, description="Denoising steps of the decoder")
-    runtime: Literal["torch", "onnxruntime"] = Field(
+    runtime: Literal["torch", "onnxruntime", "openvino"] = Field(
         default="torch", description="Time the compressed network there, too, beside torch"
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from hmrcompress.exporting.onnx import require_exporter
 from hmrcompress.exporting.runtimes.helper import HelperNetwork
 from hmrcompress.exporting.runtimes.runtime import STEM, Compiled, Running, Source
+from hmrcompress.exporting.session import has_exact_int8
 
 
 class OnnxRuntime:
@@ -14,8 +15,12 @@ class OnnxRuntime:
 
     name = "onnx"
     extra = "export"
-    precisions = ("float32", "float16")
+    precisions = ("float32", "float16", "int8")
     writes = (f"{STEM}.onnx", f"{STEM}.onnx.data")
+
+    def weight_bits(self) -> int:
+        """See `Runtime`."""
+        return 8
 
     def check(self, precision: str) -> None:
         """See `Runtime`."""
@@ -23,7 +28,11 @@ class OnnxRuntime:
 
     def compile(self, source: Source, folder: Path, precision: str) -> Compiled:
         """See `Runtime`."""
-        source.write_onnx(folder / f"{STEM}.onnx", precision)
+        if precision == "int8":
+            # Unsigned by unsigned is exact on every processor, unsigned by signed only where there is VNNI or AMX.
+            source.write_int8(folder / f"{STEM}.onnx", unsigned=not has_exact_int8())
+        else:
+            source.write_onnx(folder / f"{STEM}.onnx", precision)
         return Compiled(f"{STEM}.onnx")
 
     def run(self, path: Path, precision: str, *, threads: int, cuda: bool = False) -> Running:

@@ -15,6 +15,7 @@ from hmrcompress.errors import HMRCompressError, MissingExtra, UserError, first_
 from hmrcompress.exporting.onnx import require_exporter
 from hmrcompress.exporting.runtimes.helper import HelperNetwork
 from hmrcompress.exporting.runtimes.runtime import STEM, Compiled, Running, Source
+from hmrcompress.exporting.session import has_exact_int8
 
 
 class OpenVino:
@@ -22,8 +23,12 @@ class OpenVino:
 
     name = "openvino"
     extra = "openvino"
-    precisions = ("float32", "bfloat16", "float16")
+    precisions = ("float32", "bfloat16", "float16", "int8")
     writes = (f"{STEM}.xml", f"{STEM}.bin")
+
+    def weight_bits(self) -> int:
+        """See `Runtime`. Without VNNI or AMX, OpenVINO's products of 8 by 8 bits overflow in 16."""
+        return 8 if has_exact_int8() else 7
 
     def check(self, precision: str) -> None:
         """See `Runtime`."""
@@ -37,7 +42,10 @@ class OpenVino:
 
         with TemporaryDirectory(prefix="hmrcompress-openvino-") as between:
             path = Path(between) / f"{STEM}.onnx"
-            source.write_onnx(path)
+            if precision == "int8":
+                source.write_int8(path)
+            else:
+                source.write_onnx(path)
             try:
                 # Read as it is, not through `convert_model`, which reports its use where its telemetry is installed.
                 model = openvino.Core().read_model(path)

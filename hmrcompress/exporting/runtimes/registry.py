@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hmrcompress.errors import UserError
-from hmrcompress.exporting.runtimes import onnxruntime, openvino
+from hmrcompress.exporting.runtimes import coreml, onnxruntime, openvino, tensorrt
 from hmrcompress.exporting.runtimes.runtime import Runtime
 
-RUNTIMES: dict[str, Runtime] = {each.RUNTIME.name: each.RUNTIME for each in (onnxruntime, openvino)}
+RUNTIMES: dict[str, Runtime] = {each.RUNTIME.name: each.RUNTIME for each in (onnxruntime, openvino, tensorrt, coreml)}
 
 
 def runtime(name: str) -> Runtime:

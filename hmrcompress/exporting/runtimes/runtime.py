@@ -5,13 +5,14 @@ A runtime is added by a file of its own beside this one, with a class of these m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from hmrcompress.exporting.int8 import Int8Choice, quantise_onnx
 from hmrcompress.exporting.onnx import in_half_precision, needs_two_files, traced_graph
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import FrameBatch
@@ -23,25 +24,37 @@ STEM = "network"
 @dataclass(frozen=True)
 class Source:
     """What the files of a runtime are made of. network: float32 on the CPU, in evaluation mode, with the token merging
-    that is wanted. batch: real crops, at least two. sizes: of batches, for runtimes whose shapes are fixed."""
+    that is wanted. batch: real crops, at least two. sizes: of batches, for runtimes whose shapes are fixed. int8: the
+    layers that have 8 bits, with the crops that their ranges are found on, and the graph in float32 that they are
+    put into."""
 
     network: HMR2
     batch: FrameBatch
     sizes: tuple[int, ...] = (1, 8)
+    int8: Int8Choice | None = None
+    calibration: FrameBatch | None = None
+    graph: Path | None = None
 
     def write_onnx(self, path: Path, precision: str = "float32") -> None:
         """The network as an ONNX file with a dynamic batch, in float32 or float16."""
         made = in_half_precision(self.network) if precision == "float16" else self.network
         traced_graph(made, self.batch).save(path, external_data=needs_two_files(made))
 
+    def write_int8(self, path: Path, *, unsigned: bool = False) -> None:
+        """The same with 8 bits where `int8` has them. See `int8.quantise_onnx`."""
+        assert self.int8 is not None and self.calibration is not None and self.graph is not None
+        quantise_onnx(self.graph, path, self.network, self.calibration, self.int8, unsigned=unsigned)
+
 
 @dataclass(frozen=True)
 class Compiled:
     """What a runtime made. main: the file that it opens. prepared: why it was not run here, None where it can be.
-    lines: what to type to use it. details: plain values for the record."""
+    stand_in: opens the files by another runtime that reads them, given threads. lines: what to type to use it.
+    details: plain values for the record."""
 
     main: str
     prepared: str | None = None
+    stand_in: Callable[[int], Running] | None = None
     lines: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -67,6 +80,9 @@ class Runtime(Protocol):
     extra: str
     precisions: tuple[str, ...]
     writes: tuple[str, ...]
+
+    def weight_bits(self) -> int:
+        """Of 8-bit weights, so many may be used that products on this processor do not overflow."""
 
     def check(self, precision: str) -> None:
         """MissingExtra where what writes its files is not installed."""

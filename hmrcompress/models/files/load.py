@@ -98,7 +98,7 @@ class Checkpoint:
         """Hashes of all that it holds, by what it is: what results of it depend on, whatever file it came from."""
         parts = {"probe": self.probe, "decoder": self.motion_vae or self.decoder}
         return {
-            "network": network_sha256(self.network),
+            "network": network_sha256(self.network) if self.exported is None else self.exported.sha256,
             "plan": None if self.plan is None else sha256_json(self.plan.to_dict()),
             "provenance": sha256_json(self.source),
             **{name: None if part is None else part.sha256 for name, part in parts.items()},

@@ -1,0 +1,94 @@
+"""An exported network beside its own in torch, for `timing.bench`: a folder, or one made for the purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+
+from hmrcompress.body.model import BodyModel
+from hmrcompress.errors import UserError
+from hmrcompress.exporting.opened import ExportedNetwork
+from hmrcompress.exporting.parity import GraphNetwork, measure
+from hmrcompress.exporting.runtimes.registry import require_precision
+from hmrcompress.exporting.runtimes.runtime import Running, Source
+from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.models.network import HMR2
+from hmrcompress.records import FrameBatch
+
+
+@dataclass(frozen=True)
+class ExportedRival:
+    """An open exported network. parity: how far it is from torch, plain values; None where that was not measured."""
+
+    name: str
+    network: GraphNetwork
+    dtype: str
+    threads: int
+    parity: dict[str, Any] | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def runner(self, batch: FrameBatch) -> Callable[[FrameBatch], object]:
+        """What runs it once on this batch, whatever it is called with; converting its inputs is done here, once."""
+        images, *more = batch.to("cpu").inputs()
+        assert images is not None, "a batch holds images"
+        given = {name: tensor.numpy() for name, tensor in self.network.inputs(images.float(), *more).items()}
+        return lambda _: self.network.run(given)
+
+    def to_json(self) -> dict[str, Any]:
+        """{threads, dtype, parity, version, …}."""
+        return {"threads": self.threads, "dtype": self.dtype, "parity": self.parity, **self.about}
+
+
+@contextmanager
+def rival_of(checkpoint: Checkpoint, threads: int) -> Iterator[ExportedRival]:
+    """The network of a folder (`checkpoint.exported`), open while the block runs. Raises UserError."""
+    exported = cast(ExportedNetwork, checkpoint.exported)
+    exported.threads = threads
+    running, found = exported.running, exported.folder.config
+    try:
+        yield ExportedRival(
+            found.runtime,
+            GraphNetwork(running, running.inputs),
+            found.precision,
+            threads,
+            found.parity,
+            dict(running.about),
+        )
+    finally:
+        running.close()
+
+
+@contextmanager
+def rival_in(
+    runtime: str,
+    network: HMR2,
+    batch: FrameBatch,
+    body: BodyModel,
+    *,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+    threads: int,
+) -> Iterator[ExportedRival]:
+    """A network exported for a runtime to a temporary folder, compared with torch on `batch`, and open while the block
+    runs. Raises UserError, MissingExtra, and HMRCompressError where the two differ."""
+    chosen = require_precision(runtime, precision)
+    chosen.check(precision)
+    with TemporaryDirectory(prefix=f"hmrcompress-{runtime}-") as folder:
+        made = chosen.compile(Source(network, batch), Path(folder), precision)
+        if made.prepared is not None:
+            raise UserError(f"does not run on this machine: {made.prepared}", f"bench.runtime={runtime}")
+        cuda = torch.device(device).type == "cuda"
+        running: Running = chosen.run(Path(folder) / made.main, precision, threads=threads, cuda=cuda)
+        try:
+            ready = GraphNetwork(running, running.inputs)
+            parity = measure(network, ready, batch, body, (1, len(batch.images)))
+            parity.require(runtime, precision)
+            yield ExportedRival(runtime, ready, precision, threads, parity.to_dict(), dict(running.about))
+        finally:
+            running.close()
