@@ -25,9 +25,7 @@ KIND = "report"
 def report(
     results: Annotated[
         Path,
-        typer.Argument(
-            help="A folder that `hmrcompress ablate` or `hmrcompress bench --suite` wrote, or a page in .md."
-        ),
+        typer.Argument(help="A folder that `run`, `compress`, `ablate` or `bench --suite` wrote, or a page in .md."),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.", show_default=False)] = None,
     json: JsonOption = None,
@@ -36,7 +34,8 @@ def report(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Write the tables of a folder of results as Markdown; every figure is the one in the JSON.
+    """Write the page of a run or a frontier (.html, one file that needs no network), or the tables of a folder of
+    results (.md); every figure is the one in the JSON.
 
     Given a page instead, brings the figures and tables that name their JSON file in a comment up to date in it.
     """
@@ -49,8 +48,15 @@ def report(
         refuse_unused("has no effect on a page, which is brought up to date itself", "Leave it out", ("out",))
         write_record(json, "report", {"changed": _refresh(results, quiet)}, seed=seed)
         return
-    if out is None or out.suffix != ".md":
-        raise UserError(f"got {str(out)!r}, expected a name ending in .md", "--out")
+    if out is None or out.suffix not in (".md", ".html"):
+        raise UserError(f"got {str(out)!r}, expected a name ending in .html or .md", "--out")
+    if out.suffix == ".html":
+        from hmrcompress.api.report import report_page
+
+        found = report_page(results, out, overwrite=outputs)
+        write_record(json, "report", {"page_of": found["command"]}, seed=seed)
+        Printer(quiet).say(f"{out}: the page of {results}, one file that needs no network")
+        return
     outputs.check_file(out, KIND)
     if runs := benchmarks.read_runs(results):
         outputs.write_text(out, benchmarks.markdown(runs), KIND)

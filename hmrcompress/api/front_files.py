@@ -19,10 +19,11 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import sealed_json
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.merge import merge_checkpoint, merged_config
+from hmrcompress.models.files.folder import CARD, write_model_folder
 from hmrcompress.models.files.folder import KIND as MODEL
-from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.network import build
 from hmrcompress.plan import ALL
+from hmrcompress.report.card import card_section
 from hmrcompress.report.frontier import frontier_page
 from hmrcompress.runtime import environment
 
@@ -166,3 +167,5 @@ def _add_report(out: Path, frontier: dict[str, Any], outputs: OutputRule) -> Non
     with outputs.additions(out, MODEL) as more:
         (more / FRONTIER).write_text(json_text(sealed_json(frontier, KIND)), encoding="utf-8")
         (more / PAGE).write_text(frontier_page(frontier), encoding="utf-8")
+        card = (out / CARD).read_text(encoding="utf-8")
+        (more / CARD).write_text(card + card_section(frontier), encoding="utf-8")

@@ -111,17 +111,20 @@ def run_recipe(
         stage_done(stage, taken[stage], reused)
     if earlier is not None:
         figures["change"] = changes(figures, earlier, seed=recipe.seed)
-    return _finish(recipe, folder, figures | {"seconds": taken}, line.device, rule)
+    return _finish(line, figures | {"seconds": taken})
 
 
-def _finish(recipe: Recipe, folder: Path, figures: dict[str, Any], device: torch.device, rule: OutputRule) -> RunResult:
+def _finish(line: Line, figures: dict[str, Any]) -> RunResult:
+    recipe, folder, rule = line.recipe, line.folder, line.rule
     gates = check_gates(recipe.gates, figures)
     outcomes = [gate.to_json() for gate in gates]
     ran = [stage for stage in OUTPUTS if getattr(recipe, stage) is not None]
     names = [name for stage in ran for name in OUTPUTS[stage]]
     files = manifest(folder, [RECIPE, *names, *(f"{stage}.json" for stage in ran)])
-    whole = {"recipe": recipe.model_dump(mode="json", exclude={"gates"}), **figures, "gates": outcomes, "files": files}
-    summary = record("run", whole, device=device, seed=recipe.seed)
+    weights = {"name": line.checkpoint.name, "sha256": line.checkpoint.sha256}
+    whole = {"recipe": recipe.model_dump(mode="json", exclude={"gates"}), "weights": weights, **figures}
+    whole |= {"gates": outcomes, "files": files}
+    summary = record("run", whole, device=line.device, seed=recipe.seed)
     told = {gate.name: str(gate) for gate in gates}
     rule.write_text(folder / PAGE, summary_markdown(summary), KIND)
     rule.write_text(folder / JUNIT, junit(summary, told), KIND)

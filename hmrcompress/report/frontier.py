@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-PALETTE = {"front": "#1f6f8b", "chosen": "#d1495b", "other": "#9aa5b1", "base": "#33415c"}
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1f2933;margin:0 auto;max-width:1180px;padding:1rem}
-h1{font-size:1.6rem;margin:.3rem 0}h2{font-size:1.15rem;margin:1.6rem 0 .2rem}
-.lead{font-size:1.1rem}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1rem}
-.plot{min-width:0;overflow:hidden}table{border-collapse:collapse;font-size:.9rem}
-td,th{border-bottom:1px solid #d9e2ec;padding:.25rem .6rem;text-align:left}.scroll{overflow-x:auto}
-code{font-size:.85rem;overflow-wrap:anywhere}footer{margin-top:2rem;color:#52606d;font-size:.85rem}
-"""
+from hmrcompress.report.page import PALETTE, about_program, about_weights, figure, page, table
 
 CLOCKS = {"table": "the cost table", "turns": "the clock, by turns"}
-FITTED = (
-    "addEventListener('load',()=>document.querySelectorAll('.js-plotly-plot').forEach(each=>Plotly.Plots.resize(each)))"
-)
-"""Plots are drawn while the page is laid out, so that the first ones have to be fitted to their columns at the end."""
 
 
 def frontier_page(found: Mapping[str, Any]) -> str:
     """The HTML text. found: what `frontier.json` holds (`api.compress`)."""
-    from plotly.offline import get_plotlyjs
-
     plots = [_front(found), _damage(found), _similarity(found), *_breakdowns(found), _times(found)]
-    shown = "\n".join(f'<div class="plot">{each}</div>' for each in plots if each)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(str(found['model']))}: compressed</title><style>{STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body>\n"
-        f'<h1>{escape(str(found["model"]))}</h1>\n<p class="lead">{escape(str(found["sentence"]))}</p>\n'
-        f'<div class="grid">{shown}</div>\n<h2>Points</h2><div class="scroll">{_table(found)}</div>\n'
-        f"{_told(found)}{_footer(found)}<script>{FITTED}</script></body></html>\n"
-    )
-
-
-def _figure(name: str, traces: Sequence[Any], title: str, x: str, y: str, **layout: Any) -> str:
-    """A plot as a part of the page, with an id of its own so that the same values give the same bytes."""
-    import plotly.graph_objects as go
-    from plotly.io import to_html
-
-    figure = go.Figure(traces)
-    figure.update_layout(
-        title=title, xaxis_title=x, yaxis_title=y, template="plotly_white", height=400,
-        margin={"l": 60, "r": 20, "t": 50, "b": 50}, legend={"orientation": "h", "y": -0.25}, **layout,
-    )  # fmt: skip
-    return to_html(
-        figure,
-        include_plotlyjs=False,
-        full_html=False,
-        div_id=name,
-        config={"responsive": True, "displayModeBar": False},
-    )
+    sections = ["<h2>Points</h2>", _table(found), _told(found)]
+    return page(f"{found['model']}: compressed", str(found["sentence"]), plots, sections, _about(found))
 
 
 def _front(found: Mapping[str, Any]) -> str:
@@ -93,7 +52,7 @@ def _front(found: Mapping[str, Any]) -> str:
         shapes = [
             {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": budget, "y1": budget, "line": {"dash": "dot"}}
         ]
-    return _figure(
+    return figure(
         "front",
         traces,
         "The front",
@@ -138,7 +97,7 @@ def _damage(found: Mapping[str, Any]) -> str:
     layers = [int(layer) for layer in damage]
     colours = [PALETTE["chosen"] if layer in gone else PALETTE["front"] for layer in layers]
     bars = go.Bar(x=layers, y=list(damage.values()), marker={"color": colours}, hovertemplate="layer %{x}: %{y:.2f} mm")
-    return _figure("damage", [bars], "What removing one layer costs (red: removed)", "layer", "increase, mm")
+    return figure("damage", [bars], "What removing one layer costs (red: removed)", "layer", "increase, mm")
 
 
 def _similarity(found: Mapping[str, Any]) -> str:
@@ -147,7 +106,7 @@ def _similarity(found: Mapping[str, Any]) -> str:
     if not found.get("cka"):
         return ""
     heat = go.Heatmap(z=found["cka"], zmin=0, zmax=1, colorscale="Viridis", hovertemplate="%{x}, %{y}: %{z:.2f}")
-    return _figure("cka", [heat], "Similarity of layers (CKA)", "layer", "layer")
+    return figure("cka", [heat], "Similarity of layers (CKA)", "layer", "layer")
 
 
 def _breakdowns(found: Mapping[str, Any]) -> list[str]:
@@ -167,7 +126,7 @@ def _breakdowns(found: Mapping[str, Any]) -> list[str]:
             go.Bar(x=names, y=[rows[each][when] for each in names], name=label, marker={"color": PALETTE[colour]})
             for when, label, colour in (("before", "uncompressed", "base"), ("after", "chosen", "chosen"))
         ]
-        plots.append(_figure(name, bars, title, "", "mm", barmode="group"))
+        plots.append(figure(name, bars, title, "", "mm", barmode="group"))
     return plots
 
 
@@ -180,7 +139,7 @@ def _times(found: Mapping[str, Any]) -> str:
         go.Scatter(x=counts, y=[1e3 * value for value in costs[part].values()], name=name, mode="lines+markers")
         for part, name in (("attention", "attention of a layer"), ("mlp", "MLP of a layer"), ("head", "head"))
     ]
-    return _figure("times", lines, f"Time of parts on {costs['device']}", "tokens", "ms a batch")
+    return figure("times", lines, f"Time of parts on {costs['device']}", "tokens", "ms a batch")
 
 
 def _table(found: Mapping[str, Any]) -> str:
@@ -195,34 +154,26 @@ def _table(found: Mapping[str, Any]) -> str:
             f"{point['fps']:.1f}",
             "clips not searched on" if point.get("confirmed") else "search",
         ]
-        rows.append("<tr>" + "".join(f"<td>{each}</td>" for each in cells) + "</tr>")
-    head = "".join(
-        f"<th>{each}</th>" for each in ("plan", "increase, mm", "distance, mm", "frames/s, predicted", "measured on")
-    )
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+        rows.append(cells)
+    return table(("plan", "increase, mm", "distance, mm", "frames/s, predicted", "measured on"), rows)
 
 
 def _told(found: Mapping[str, Any]) -> str:
-    notes = found.get("notes") or []
     slower = [
-        f"<tr><td>{escape(str(each['words']))}</td><td>{each['macs']:.0%}</td><td>{each['speed']:.2f}</td>"
-        f"<td>{CLOCKS[each['by']]}</td></tr>"
+        (escape(str(each["words"])), f"{each['macs']:.0%}", f"{each['speed']:.2f}", CLOCKS[each["by"]])
         for each in found.get("not_faster") or []
     ]
-    heads = "<tr><th>plan</th><th>MACs</th><th>speed, predicted</th><th>by</th></tr>"
-    text = "<h2>Fewer MACs, and not faster here</h2>"
-    table = f'{text}<div class="scroll"><table>{heads}{"".join(slower)}</table></div>' if slower else ""
-    return table + "".join(f"<p>{escape(str(each))}</p>" for each in notes)
+    heads = ("plan", "MACs", "speed, predicted", "by")
+    text = f"<h2>Fewer MACs, and not faster here</h2>{table(heads, slower)}" if slower else ""
+    return text + "".join(f"<p>{escape(str(each))}</p>" for each in found.get("notes") or [])
 
 
-def _footer(found: Mapping[str, Any]) -> str:
-    weights = found["weights"]
-    about = [
-        f"Weights: {escape(str(weights['name']))}, sha256 <code>{weights['sha256']}</code>; "
-        "their licence goes with them.",
+def _about(found: Mapping[str, Any]) -> list[str]:
+    costs = found["costs"]
+    return [
+        *about_weights(found["weights"]),
         f"Searched on {escape(str(found['data']['search']))}, confirmed on {escape(str(found['data']['confirm']))}.",
-        f"Device: {escape(str(found['costs']['device']))}, {escape(str(found['costs']['dtype']))}. "
-        f"{escape(', '.join(f'{name} {number}' for name, number in found['versions'].items()))}.",
+        f"Timed on {escape(str(costs['device']))}, {escape(str(costs['dtype']))}.",
+        *about_program(found),
         f"Command: <code>{escape(str(found['command_line']))}</code>",
     ]
-    return "<footer>" + "".join(f"<p>{each}</p>" for each in about) + "</footer>"

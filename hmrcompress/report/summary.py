@@ -31,9 +31,9 @@ OTHERS = {
 def summary_markdown(summary: Mapping[str, Any]) -> str:
     """The text: gates, the change since an earlier run where there is one, and the table of stages."""
     gates = summary.get("gates", [])
-    lines = [f"## {summary['recipe']['model']}: {_verdict(gates)}", ""]
+    lines = [f"## {summary['recipe']['model']}: {verdict(gates)}", ""]
     if gates:
-        lines += _table(["gate", "value", "95 %", "allowed", ""], [_gate(each) for each in gates])
+        lines += _table(["gate", "value", "95 %", "allowed", ""], gate_rows(gates))
     if "change" in summary:
         lines += _changes(summary["change"])
     table = stage_table(summary)
@@ -71,12 +71,18 @@ def junit(summary: Mapping[str, Any], told: Mapping[str, str]) -> str:
     )
 
 
-def _verdict(gates: Sequence[Mapping[str, Any]]) -> str:
+def verdict(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the gates held, in a few words."""
     if not gates:
         return "no gates"
     broken = sum(not gate["passed"] for gate in gates)
     held = f"all {len(gates)} gates held" if len(gates) > 1 else "the gate held"
     return f"{broken} of {len(gates)} gates broken" if broken else held
+
+
+def gate_rows(gates: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Name, value, interval, bounds and outcome of each gate, as Markdown."""
+    return [_gate(each) for each in gates]
 
 
 def _gate(gate: Mapping[str, Any]) -> list[str]:
@@ -90,6 +96,17 @@ def _gate(gate: Mapping[str, Any]) -> list[str]:
 def _changes(change: Mapping[str, Any]) -> list[str]:
     commit = change["of"].get("commit")
     lines = [f"### Since {f'commit {commit[:12]}' if commit else 'the earlier run'}", ""]
+    lines += _table(["stage", "", "before", "now", "change", "95 %, paired over clips", ""], change_rows(change))
+    others = [
+        [title, form.format(pair["before"]), form.format(pair["now"])]
+        for name, (title, form) in OTHERS.items()
+        if (pair := change["figures"].get(name)) is not None
+    ]
+    return lines + (_table(["", "before", "now"], others) if others else [])
+
+
+def change_rows(change: Mapping[str, Any]) -> list[list[str]]:
+    """Stage, figure, before, now, change, interval and what that shows, of every figure that both runs measured."""
     rows = []
     for stage, figures in change["stages"].items():
         for name, (title, digits) in FIGURES.items():
@@ -101,13 +118,7 @@ def _changes(change: Mapping[str, Any]) -> list[str]:
                 [NAMES.get(stage, stage.replace("_", " ")), title, f"{each['before']:{form}}", f"{each['now']:{form}}",
                  f"{each['change']:+{form}}", _range(each["ci95"], f"+{form}"), _shown(each["ci95"])]
             )  # fmt: skip
-    lines += _table(["stage", "", "before", "now", "change", "95 %, paired over clips", ""], rows)
-    others = [
-        [title, form.format(pair["before"]), form.format(pair["now"])]
-        for name, (title, form) in OTHERS.items()
-        if (pair := change["figures"].get(name)) is not None
-    ]
-    return lines + (_table(["", "before", "now"], others) if others else [])
+    return rows
 
 
 def _shown(interval: Sequence[float] | None) -> str:
