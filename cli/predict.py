@@ -99,6 +99,7 @@ def predict(
         focal=focal,
         overlay=not no_overlay,
         glb=not no_glb,
+        bvh=settings.bvh,
         antialias=settings.antialias,
         overlapped=settings.overlapped,
         seed=seed,

@@ -78,6 +78,7 @@ def profile(
         focal=focal,
         overlay=not no_overlay,
         glb=not no_glb,
+        bvh=settings.bvh,
         antialias=settings.antialias,
         seed=seed,
     )

@@ -202,7 +202,8 @@ GIVEN_A_ROOM = {
     "exporting/onnx.py _write_graph", "exporting/onnx_runtime.py _Maker._run",
     "exporting/onnx_runtime.py _Maker.opened", "exporting/runtimes/runtime.py Source.write_onnx",
     "exporting/runtimes/tensorrt.py TensorRt.compile", "exporting/runtimes/coreml.py CoreMl.compile",
-    "pipeline/drawing.py write_png", "pipeline/glb.py write_glb", "pipeline/store.py RowStore.append",
+    "pipeline/bvh.py write_bvh", "pipeline/drawing.py write_png", "pipeline/glb.py write_glb",
+    "pipeline/store.py RowStore.append",
     "pipeline/store.py RowStore.write_npz", "report/plots.py draw_similarity",
     "starter/network/golden.py write_golden",
 }  # fmt: skip

@@ -211,9 +211,11 @@ def test_the_commands(tmp_path: Path, video: Path, tiny_model: Path, tiny_body_f
     common = [str(tiny_model), str(video), "--boxes", boxes, "--body", str(tiny_body_file), "--device", "cpu"]
     common += ["--limit", "2", "--no-glb"]
     figures = ["--json", str(tmp_path / "figures.json")]
+    figures += ["--set", "predict.bvh=true"]
     done = CliRunner().invoke(app, ["predict", *common, "-o", str(tmp_path / "out"), "--no-overlay", *figures])
     assert done.exit_code == 0 and "2 frames, 2 people, 4 bodies" in done.output, done.output
     assert json.loads((tmp_path / "figures.json").read_text())["predict"]["bodies"] == 4
+    assert len(list((tmp_path / "out" / "bvh").glob("track_*.bvh"))) == 2
     done = CliRunner().invoke(app, ["profile", *common, "--json", str(tmp_path / "profile.json")])
     assert done.exit_code == 0 and "decode again" in done.output, done.output
     assert json.loads((tmp_path / "profile.json").read_text())["profile"]["frames"] == 2

@@ -29,6 +29,7 @@ from hmrcompress.io.manifests import FolderKind
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.pose import Outputs
 from hmrcompress.pipeline.boxes import Box, BoxSource
+from hmrcompress.pipeline.bvh import write_bvh
 from hmrcompress.pipeline.camera import default_focal
 from hmrcompress.pipeline.checked_boxes import CheckedBoxes
 from hmrcompress.pipeline.columns import columns_of, motions_of
@@ -43,9 +44,11 @@ from hmrcompress.pipeline.work import Work, work_batches
 from hmrcompress.runtime import Progress, no_progress
 
 PARAMS, OVERLAY, PICTURES, GLB, SUMMARY = "params.npz", "overlay.mp4", "overlay", "track.glb", "summary.json"
+BVH = "bvh"
+"""A folder with a file for each track."""
 INPUTS = "inputs"
 """What a result depends on, in its summary, where it is one of many."""
-KIND = FolderKind("predict", SUMMARY, (PARAMS, OVERLAY, f"{PICTURES}/*.png", GLB))
+KIND = FolderKind("predict", SUMMARY, (PARAMS, OVERLAY, f"{PICTURES}/*.png", GLB, f"{BVH}/*.bvh"))
 FRAMES_AHEAD, BATCHES_AHEAD = 4, 2
 LONGEST_FOCAL = 1e7
 """Pixels: a telescope's. With longer ones bodies would be further away than numbers tell."""
@@ -89,6 +92,7 @@ class PredictSettings:
     focal: float | None = None
     overlay: bool = True
     glb: bool = True
+    bvh: bool = False
     antialias: bool = True
     overlapped: bool = True
     seed: int = 0
@@ -122,10 +126,10 @@ def predict(
     overwrite: bool | OutputRule = False,
     progress: Progress = no_progress,
 ) -> Summary:
-    """Writes the folder `out`, whole or not at all: params.npz, overlay.mp4 (PNG files for pictures), track.glb (for
-    sequences and single pictures) and summary.json. What a user has to know of the source is told, and stands in the
-    summary, as does `inputs`, what the result depends on. Raises UserError, also where nobody is on any frame, and as
-    `io.outputs`."""
+    """Writes the folder `out`, whole or not at all: params.npz, overlay.mp4 (PNG files for pictures), track.glb and bvh
+    (for sequences and single pictures) and summary.json. What a user has to know of the source is told, and stands in
+    the summary, as does `inputs`, what the result depends on. Raises UserError, also where nobody is on any frame, and
+    as `io.outputs`."""
     rule = OutputRule.of(overwrite, source)
     settings, clock = settings or PredictSettings(), clock or StageClock()
     settings.check(source)
@@ -151,8 +155,14 @@ def predict(
             about = {"fps": source.average(), "source": source.path.name, "boxes": boxes.name, "body": reader.body.name}
             about |= {"segments": source.log.segments}
             store.write_npz(folder / PARAMS, {"meta": np.array(json_text(about | {"time": timing}))})
-            if settings.glb and (source.fps is not None or frames == 1):
-                write_glb(folder / GLB, motions_of(store, reader.body), reader.body)
+            if (settings.glb or settings.bvh) and (source.fps is not None or frames == 1):
+                motions = motions_of(store, reader.body)
+                if settings.glb:
+                    write_glb(folder / GLB, motions, reader.body)
+                if settings.bvh:
+                    (folder / BVH).mkdir()
+                    for motion in motions:
+                        write_bvh(folder / BVH / f"track_{motion.track:04d}.bvh", motion, reader.body)
         if settings.overlay:
             _draw_all(source, Shown(store, reader.body), folder, settings, read_all.end, clock, progress)
         tracks = np.unique(store.column("track"))

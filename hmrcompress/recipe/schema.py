@@ -239,6 +239,7 @@ class Predict(Run):
         default=1, gt=0, le=30, description="Detectors look at every k-th frame; people are expected in between"
     )
     steps: int = Field(default=1, gt=0, le=MOST, description="Denoising steps of the decoder")
+    bvh: bool = Field(default=False, description="Write the skeletons of tracks as BVH files, too")
     antialias: bool = Field(default=True, description="Blur large boxes before they are cut; evaluations do not")
     overlapped: bool = Field(default=True, description="Stages run at the same time")
 
