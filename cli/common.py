@@ -40,6 +40,8 @@ INPUT_OPTIONS = (
 """Parameters of commands that name what is written, and what is read. A test knows that there are no others."""
 WORDS = ("auto", "data", "full", "none", "self", "starter")
 """What --masks, --boxes, --body and --motions may be instead of the name of a file."""
+TOGETHER = ("search", "eval", "compress", "finetune", "starter train")
+"""Commands that several processes can run together."""
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """Disk full, file larger than is allowed, quota used up."""
@@ -125,9 +127,10 @@ class SafeGroup(TyperGroup):
             with _notices_as_lines():
                 return super().invoke(ctx)
         except HMRCompressError as error:
-            if ctx.meta.get(DEBUG_KEY):
+            if ctx.meta.get(DEBUG_KEY) and error.exit_code:
                 raise
-            complain(str(error))
+            if error.exit_code and not _told_by_the_first(error):
+                complain(str(error))
             raise typer.Exit(error.exit_code) from error
         except OSError as error:
             if ctx.meta.get(DEBUG_KEY) or error.errno == errno.EPIPE:
@@ -152,6 +155,13 @@ class SafeGroup(TyperGroup):
             sentence, code = unexpected(error, words)
             complain(sentence)
             raise typer.Exit(code) from error
+
+
+def _told_by_the_first(error: Exception) -> bool:
+    """Whether the first of several processes says what went wrong in this one."""
+    from hmrcompress.processes import leads
+
+    return bool(getattr(error, "told", False)) and not leads()
 
 
 def _is_misuse(error: Exception) -> bool:
@@ -194,6 +204,7 @@ class SafeCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         from hmrcompress.io.outputs import OutputRule
+        from hmrcompress.processes import process_of
 
         inputs = [
             value
@@ -201,6 +212,9 @@ class SafeCommand(TyperCommand):
             if name in INPUT_OPTIONS and not (name in ("masks", "boxes", "body", "motions") and value in WORDS)
         ]
         name, outputs = command_name(ctx), OutputRule(overwrite=bool(ctx.params.get("overwrite")), inputs=inputs)
+        if process_of()[1] > 1 and name not in TOGETHER:
+            what = f"runs in one process, and {process_of()[1]} were launched"
+            raise UserError(what, name, f"Of several processes make use: {', '.join(TOGETHER)}")
         record = ctx.params.get("json") or ctx.params.get("json_file")
         if record is not None:
             outputs.check_file(record, name, "json")
@@ -262,14 +276,16 @@ def refuse_unused(what: str, remedy: str, names: Iterable[str], settings: Any = 
 
 @contextmanager
 def _notices_as_lines() -> Iterator[None]:
-    """While the block runs, each `Notice` is a sentence on stderr, the same one only once."""
+    """While the block runs, each `Notice` is a sentence on stderr, the same one only once, and by one process."""
+    from hmrcompress.processes import leads
+
     with warnings.catch_warnings():
         show, told = warnings.showwarning, set[str]()
 
         def line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if not issubclass(category, Notice):
                 show(message, category, *where, **more)
-            elif str(message) not in told:
+            elif str(message) not in told and leads():
                 told.add(str(message))
                 complain(str(message))
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from hmrcompress.errors import UserError
+from hmrcompress.processes import leads
 
 SCHEMA = 1
 GIVE_BACK_EVERY = 8
@@ -101,9 +102,10 @@ def no_progress(what: str, done: int, total: int) -> None:
 def progress_bar(*, quiet: bool = False) -> Iterator[Progress]:
     """A bar with the time left, on stderr while the block runs; what it gives is a `Progress`.
 
-    Nothing is drawn when `quiet` or when stderr is not a terminal, and the bar goes away at the end.
+    Nothing is drawn when `quiet`, when stderr is not a terminal, and by processes that do not lead, and the bar goes
+    away at the end.
     """
-    if quiet or not sys.stderr.isatty():
+    if quiet or not leads() or not sys.stderr.isatty():
         yield no_progress
         return
     from rich.console import Console

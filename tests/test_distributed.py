@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from hmrcompress.errors import UserError
-from hmrcompress.training.distributed import Team, own_device, own_rows, process_of
+from hmrcompress.processes import own_device, process_of
+from hmrcompress.training.distributed import Team, own_rows
 
 STEPS = 6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.joint import Choice, Goal, Point, choose, combinations, increase_of, race
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.models.files.folder import KIND as MODEL
+from hmrcompress.processes import crew, process_of
 from hmrcompress.runtime import Progress, no_progress
 
 MOST_TIMED = 3
@@ -68,7 +70,8 @@ def compress(
     spent on training what just misses the budget, in `OUT.healed` (`api.front_healing`). `strides`: the network may run
     on every so manieth frame of a video, bodies in between interpolated. bfloat16 is tried where the device has units
     for it. Every measurement is kept in `OUT.journal.jsonl` beside the folder, so that a command that was killed goes
-    on where it was and ends with the same bytes. Raises UserError.
+    on where it was and ends with the same bytes. Processes that were launched together share the frames; all but the
+    first end in `processes.Helped`. Raises UserError.
     """
     if sum(each is not None for each in (budget_mm, fps, speedup)) != 1:
         raise UserError("give exactly one of a budget, a speed and a speed-up", "--budget-mm, --fps, --speedup")
@@ -77,6 +80,9 @@ def compress(
             raise UserError(f"got {value}, expected a number above 0", name)
     if not strides or any(each < 1 for each in strides):
         raise UserError(f"got {list(strides)}, expected numbers from 1", "--strides")
+    if heal is not None and process_of()[1] > 1:
+        fault = f"trains in one process, and there are {process_of()[1]}"
+        raise UserError(fault, "--heal", "Heal what is written: hmrcompress finetune OUT --stage heal")
     out, chosen = Path(out), PRESETS[preset]
     outputs = OutputRule.of(overwrite, model, data)
     outputs.check_folder(out, MODEL)
@@ -84,8 +90,9 @@ def compress(
         outputs.reads(costs)
     elif costs is not None:
         outputs.check_file(costs, COSTS, "json")
-    with hearing() as notes:
+    with hearing() as notes, ExitStack() as stack:
         bench = Bench.opened(model, data, chosen, target, masks, body, device, batch_size, seed, out, progress)
+        bench.search.crew = bench.confirm.crew = stack.enter_context(crew(bench.measured))
         table = bench.costs(costs, outputs, progress)
         base_seconds = table.seconds(Candidate(), bench.depth)
         goal = Goal(budget_mm=budget_mm)

@@ -12,11 +12,12 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.processes import process_of
 from hmrcompress.records import BodyParams
 from hmrcompress.runtime import Progress
 from hmrcompress.starter.data.clip_stream import StarterClips
 from hmrcompress.starter.scene.world import SPLITS, make_clip, split_named
-from hmrcompress.training.distributed import Team, process_of
+from hmrcompress.training.distributed import Team
 from hmrcompress.training.features import ClipFeatures, ClipSource, CropClips, FeatureSet
 from hmrcompress.training.features import extract_features as extract_from_clips
 

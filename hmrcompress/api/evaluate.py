@@ -37,6 +37,7 @@ from hmrcompress.exporting.opened import ExportedNetwork
 from hmrcompress.metrics.points import Protocol
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.processes import own_device
 from hmrcompress.runtime import Progress, no_progress, pick_device
 
 
@@ -73,7 +74,7 @@ def evaluate(
     """
     checkpoint = load(model, seed=seed, exported=True)
     require_truth(checkpoint)
-    surface, where, source = body_for(checkpoint, body), device_for(checkpoint, device), open_masks(masks)
+    surface, where, source = body_for(checkpoint, body), device_for(checkpoint, own_device(device)), open_masks(masks)
     exported = checkpoint.exported
     if exported is not None:
         source = masks_of_exported(checkpoint, source)

@@ -22,13 +22,13 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.processes import own_device, process_of
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.starter.data.captured import HELD_OUT
 from hmrcompress.starter.data.dataset import cache_home
 from hmrcompress.starter.motion import procedural
 from hmrcompress.starter.scene.world import CLIP_FRAMES
 from hmrcompress.training.decoder_fit import DecoderSettings
-from hmrcompress.training.distributed import own_device, process_of
 from hmrcompress.training.features import CropClips, FeatureSet
 from hmrcompress.training.finetune import check_out, work_folder
 from hmrcompress.training.finetune_decoder import (

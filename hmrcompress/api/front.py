@@ -33,7 +33,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.frontier.candidates import Candidate, Dtype
 from hmrcompress.frontier.costs import CostTable, cost_key, measure_costs, read_costs
 from hmrcompress.frontier.depth import Effort, Sized, greedy, increase
-from hmrcompress.frontier.errors import Errors, PatchFitter, check_strides, check_tokens
+from hmrcompress.frontier.errors import Errors, Measured, PatchFitter, check_strides, check_tokens
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.io.keys import Key
 from hmrcompress.io.outputs import OutputRule
@@ -45,6 +45,7 @@ from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2, network_sha256, share
 from hmrcompress.plan import FittedOn, Plan, RunSettings
+from hmrcompress.processes import leads, own_device
 from hmrcompress.runtime import Progress, fast_dtype, pick_device, pick_dtype
 from hmrcompress.searching.cache import LayerCache, layer_bytes
 from hmrcompress.timing.made_up import made_up_batch
@@ -129,7 +130,7 @@ class Bench:
             raise UserError("is compressed already", checkpoint.name, "Give the network that it was made from")
         if target == "truth":
             require_truth(checkpoint)
-        surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
+        surface, where, source = body_for(checkpoint, body), pick_device(own_device(device)), open_masks(masks)
         crops = open_data(data, body=surface, split="calib", progress=progress)
         protocol = protocol_for(checkpoint, crops.protocol if target == "truth" else STARTER24)
         measure = open_measure(protocol, crops, body, surface, device=where)
@@ -165,7 +166,7 @@ class Bench:
             target=target,
             device=where,
         )  # fmt: skip
-        ledger = Ledger(out.with_name(f"{out.name}.journal.jsonl"), key.inputs)
+        ledger = Ledger(out.with_name(f"{out.name}.journal.jsonl"), key.inputs, read=leads())
         weighing = None if isinstance(source, NoMasks) else source
         batches = fit_batches(crops, fit_indices, weighing)
         depth = network.config.depth
@@ -191,6 +192,11 @@ class Bench:
         }
         return cls(checkpoint, network, crops, search, confirm, ledger, fitted_on, source, measure, preset, batch_size,
                    seed, names, kept, of_starter(data))  # fmt: skip
+
+    def measured(self, order: tuple[str, Candidate, int]) -> Measured:
+        """A batch of the frames to search or to confirm on: which of them, a candidate, and the batch's number."""
+        name, candidate, number = order
+        return (self.search if name == self.search.name else self.confirm).measured(candidate, number)
 
     def ways(self) -> list[Candidate]:
         """The ways of having fewer tokens that this network and these masks allow."""

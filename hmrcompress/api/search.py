@@ -26,6 +26,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.points import STARTER24, Protocol
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
+from hmrcompress.processes import own_device
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.searching.journal import KIND as JOURNAL
 from hmrcompress.searching.search import SearchResult, SearchSettings
@@ -106,7 +107,7 @@ def _opened_for_search(
     checkpoint, labelled = load(model, seed=settings.seed), settings.target == "truth"
     if labelled:
         require_truth(checkpoint)
-    surface, where, source = body_for(checkpoint, body), pick_device(device), open_masks(masks)
+    surface, where, source = body_for(checkpoint, body), pick_device(own_device(device)), open_masks(masks)
     crops = open_data(data, body=surface, split="calib", progress=progress)
     # Without labels only the protocol's pelvis counts.
     chosen = protocol_for(checkpoint, protocol or (crops.protocol if labelled else STARTER24))

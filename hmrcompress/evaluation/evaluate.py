@@ -31,6 +31,7 @@ from hmrcompress.metrics.pose import (
     Measure,
     Predict,
     Protocol,
+    Raw,
     Scores,
     constant_predict,
     network_outputs,
@@ -41,6 +42,7 @@ from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.processes import in_turn, own_batches, process_of
 from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH, BodyParams, FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 
@@ -293,9 +295,13 @@ def evaluate(
         predictors |= sequence_stages(timelines, settings, fps=crops.fps, decoder=decoder, codec=codec)
         sequence = settings.to_json(crops.fps)
     truth = measure.protocol.truth == "body"
-    batches = _counted(crops.batches(indices, batch_size, needed, truth=truth), len(indices), progress)
+    own = indices[own_batches(len(indices), batch_size)]
+    batches = _counted(crops.batches(own, batch_size, needed, truth=truth) if len(own) else (), len(own), progress)
     device = body.v_template.device
-    scores = score_all(predictors, batches, body=measure, device=device, pve=pve, fps=crops.fps)
+    scores = score_all(predictors, batches, body=measure, device=device, pve=pve, fps=crops.fps, together=_together)
+    stages.forced.join()
+    if stages.adaptive is not None:
+        stages.adaptive.join()
     for name, scored in scores.items():
         if place := scored.first_not_finite():
             where = f"{crops.name}, clip {place[0]}, frame {place[1]}"
@@ -308,6 +314,12 @@ def evaluate(
     if stages.adaptive is not None:
         tokens["adaptive"] = stages.adaptive.to_json(counted)
     return Evaluation(scores, leaked_frames(plan, trained_on, crops, indices), tokens, sequence)
+
+
+def _together(own: Iterable[Raw]) -> list[Raw]:
+    """What all processes measured, in the order of the batches."""
+    alone = process_of()[1] == 1
+    return in_turn(lambda: [each if alone else each.on_cpu() for each in own])
 
 
 def chosen_frames(crops: CropSet, limit: int | None, frames_per_clip: int | None) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmrcompress.processes import shared
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import autocast
 
@@ -34,6 +35,11 @@ class ForcedMerges:
         with torch.no_grad(), autocast(device, dtype):
             found = counted(batch.images.to(device), mask)
         self.taken |= dict(zip(places, found.tolist(), strict=True))
+
+    def join(self) -> None:
+        """Takes in what other processes counted."""
+        for taken in shared(lambda: self.taken):
+            self.taken = self.taken | taken
 
     def to_json(self, wanted: Iterable[Place]) -> dict[str, Any]:
         """{forced_person_merges_per_frame, forced_counted_on_frames} of these frames; empty where none was counted."""

@@ -13,6 +13,7 @@ from hmrcompress.evaluation.forced import ForcedMerges, Place, places_of
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.metrics.pose import Outputs, network_outputs
+from hmrcompress.processes import shared
 from hmrcompress.records import FrameBatch, HMROutput
 
 ADAPTIVE = "adaptive_tokens"
@@ -31,6 +32,12 @@ class AdaptiveTally:
         places = places_of(batch)
         for keep, rows in self.network.groups(batch.person_mask):
             self.buckets |= {places[row]: keep for row in rows.tolist()}
+
+    def join(self) -> None:
+        """Takes in what other processes counted."""
+        for buckets in shared(lambda: self.buckets):
+            self.buckets = self.buckets | buckets
+        self.forced.join()
 
     def to_json(self, wanted: Iterable[Place]) -> dict[str, Any]:
         """{buckets: {kept: frames}, how, mean_kept, mean_macs, mean_macs_with_attention[,

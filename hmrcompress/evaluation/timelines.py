@@ -7,7 +7,7 @@ is not among them, as somebody who watches live does not know which frame is the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.errors import ShapeError, UserError
 from hmrcompress.metrics.pose import Outputs, Predict
+from hmrcompress.processes import in_turn, own_batches, process_of
 from hmrcompress.records import BodyParams, FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 
@@ -86,16 +87,27 @@ def observe(
     progress: Progress = no_progress,
 ) -> list[Timeline]:
     """Runs a network once over these frames (indices by clip and frame, as `spans` gives them) -> a timeline a clip,
-    more where more than `LONGEST_HOLE` frames are missing in a row."""
-    made: list[HMROutput] = []
-    done = 0
-    for batch in crops.batches(indices, batch_size, masks, truth=False):
-        made.append(outputs(batch).to(torch.float32))
-        done += len(batch.clip)
-        progress("network", done, len(indices))
-    features = torch.cat([each.features for each in made])
+    more where more than `LONGEST_HOLE` frames are missing in a row. Processes that were launched together share the
+    batches, and all have the timelines."""
+    own, device = indices[own_batches(len(indices), batch_size)], torch.device("cpu")
+
+    def run() -> Iterator[HMROutput]:
+        nonlocal device
+        done = 0
+        for batch in crops.batches(own, batch_size, masks, truth=False) if len(own) else ():
+            made = outputs(batch).to(torch.float32)
+            device = made.features.device
+            yield made if process_of()[1] == 1 else made.to("cpu")
+            done += len(batch.clip)
+            progress("network", done, len(own))
+
+    made = in_turn(lambda: list(run()))
+    features = torch.cat([each.features for each in made]).to(device)
     params = BodyParams(
-        *(torch.cat([getattr(each, name) for each in made]) for name in ("global_orient", "body_pose", "betas"))
+        *(
+            torch.cat([getattr(each, name) for each in made]).to(device)
+            for name in ("global_orient", "body_pose", "betas")
+        )
     )
     clip, frame = crops.clip[indices], crops.frame[indices]
     new = (clip[1:] != clip[:-1]) | (frame[1:] - frame[:-1] > LONGEST_HOLE + 1)

@@ -28,6 +28,7 @@ from hmrcompress.metrics.pose import network_predict
 from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.network import HMR2, share
 from hmrcompress.plan import FittedOn
+from hmrcompress.processes import Crew
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import pick_dtype
 from hmrcompress.searching.cache import Inputs, LayerCache, PrefixTokens, layer_bytes
@@ -121,6 +122,8 @@ class Errors:
         self._fast: tuple[Candidate, HMR2] | None = None
         self.healed: dict[str, HMR2] = {}
         """Networks of candidates that were trained further, by the hash of their weights."""
+        self.crew: Crew | None = None
+        """Other processes that measure batches, too."""
         self.evaluated = 0
         """Frames measured now, not read from the journal."""
 
@@ -131,23 +134,33 @@ class Errors:
 
     def __call__(self, candidate: Candidate, batches: int | None = None) -> Measured:
         """On the frames of the first batches (None: of all)."""
-        found = [self._of(candidate, number) for number in range(len(self.parts[:batches]))]
+        numbers = range(len(self.parts[:batches]))
+        ready: dict[int, Measured] = {}
+        if self.crew is not None and not candidate.healed:
+            new = [number for number in numbers if self._name(candidate, number) not in self.ledger]
+            made = self.crew.results([(number, (self.name, candidate, number)) for number in new]) if new else []
+            ready = dict(zip(new, made, strict=True))
+        found = [self._of(candidate, number, ready.get(number)) for number in numbers]
         return Measured(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
     def frames_of(self, batches: int | None) -> np.ndarray:
         """The clip of each frame of the first batches."""
         return np.concatenate([self.clip[part] for part in self.parts[:batches]])
 
-    def _of(self, candidate: Candidate, number: int) -> Measured:
-        name = f"{self.name} {number} {candidate.key}"
+    def _name(self, candidate: Candidate, number: int) -> str:
+        return f"{self.name} {number} {candidate.key}"
+
+    def _of(self, candidate: Candidate, number: int, ready: Measured | None = None) -> Measured:
+        name = self._name(candidate, number)
         known = self.ledger.get(name)
         if known is None:
-            found = self._measured(candidate, number)
+            found = ready or self.measured(candidate, number)
             self.evaluated += len(found.errors)
             known = self.ledger.put(name, [_rounded(each) for each in found])
         return Measured(*(np.array([np.nan if v is None else v for v in each], dtype=np.float64) for each in known))
 
-    def _measured(self, candidate: Candidate, number: int) -> Measured:
+    def measured(self, candidate: Candidate, number: int) -> Measured:
+        """A batch by its number, whether or not it is known."""
         params = self._predict(candidate, number)
         teacher = self._teacher_of(number)
         with torch.no_grad():

@@ -21,12 +21,13 @@ class Ledger:
     """Values by name, kept in a file whose first line says what they depend on. A torn last line is dropped; a file
     made for other settings is set aside under a new name, which is told. `reused` counts what was known before."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """UserError where the file is something else, or damaged before its last line."""
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, read: bool = True) -> None:
+        """Without `read` it is empty, and nothing may be put into it. UserError where the file is something else, or
+        damaged before its last line."""
         self.path, self.settings = path, dict(settings)
         self.reused = 0
         self._values: dict[str, Any] = {}
-        if path.exists():
+        if read and path.exists():
             self._read()
 
     def __contains__(self, name: str) -> bool:

@@ -42,6 +42,26 @@ Outputs = Callable[[FrameBatch], HMROutput]
 Predict = Callable[[FrameBatch], BodyParams]
 
 
+@dataclass(frozen=True)
+class Raw:
+    """What a batch of B frames gives: clip and frame (B,), the true points (B,P,3), and by predictor the predicted ones
+    and the errors (B,) in mm of the vertices, where they are wanted."""
+
+    clip: Tensor
+    frame: Tensor
+    target: Tensor
+    joints: dict[str, Tensor]
+    vertex_errors: dict[str, Tensor]
+
+    def on_cpu(self) -> Raw:
+        """The same, to be sent to another process."""
+        parts = ({name: each.cpu() for name, each in part.items()} for part in (self.joints, self.vertex_errors))
+        return Raw(self.clip, self.frame, self.target.cpu(), *parts)
+
+
+Together = Callable[[Iterable[Raw]], list[Raw]]
+
+
 def network_outputs(network: torch.nn.Module, *, dtype: torch.dtype = torch.float32) -> Outputs:
     """How a network (see `HMR2.forward`) -> HMROutput runs on a batch: where it lies, computing in `dtype`."""
     device = next(network.parameters()).device
@@ -228,31 +248,43 @@ def score_all(
     device: torch.device | str = "cpu",
     pve: bool = True,
     fps: float | None = None,
+    together: Together = list,
 ) -> dict[str, Scores]:
-    """`score` of several predictors in one pass over the data."""
+    """`score` of several predictors in one pass over the data. together: makes of what was measured on these batches
+    that of all batches, where other processes have others of them."""
     measure = body if isinstance(body, Measure) else Measure(body, protocol)
     pve = pve and measure.has_true_vertices
-    clips, frames, targets = [], [], []
-    joints: dict[str, list[Tensor]] = {name: [] for name in predictors}
-    vertex_errors: dict[str, list[Tensor]] = {name: [] for name in predictors}
-    for batch in batches:
-        there = batch.without_images().to(device=device, dtype=torch.float32)
-        target = measure.truth(there, vertices=pve)
-        for name, predict in predictors.items():
-            pred = measure.predicted(predict(batch).to(device=device, dtype=torch.float32), vertices=pve)
-            joints[name].append(pred.joints)
-            if pve:
-                vertex_errors[name].append(points.pve(pred, target, measure.protocol))
-        clips.append(batch.clip.cpu())
-        frames.append(batch.frame.cpu())
-        targets.append(target.joints)
-    if not clips:
+    found = together(_raw(batch, predictors, measure, device, pve) for batch in batches)
+    if not found:
         raise ShapeError("got no frames, expected at least one", "score")
-    times = torch.cat(clips), torch.cat(frames)
+    times = torch.cat([each.clip for each in found]), torch.cat([each.frame for each in found])
+    targets = torch.cat([each.target.to(device) for each in found])
     return {
-        name: _scores(torch.cat(joints[name]), torch.cat(targets), times, vertex_errors[name], measure.protocol, fps)
+        name: _scores(
+            torch.cat([each.joints[name].to(device) for each in found]),
+            targets,
+            times,
+            [each.vertex_errors[name].to(device) for each in found] if pve else [],
+            measure.protocol,
+            fps,
+        )
         for name in predictors
     }
+
+
+def _raw(
+    batch: FrameBatch, predictors: Mapping[str, Predict], measure: Measure, device: torch.device | str, pve: bool
+) -> Raw:
+    there = batch.without_images().to(device=device, dtype=torch.float32)
+    target = measure.truth(there, vertices=pve)
+    joints: dict[str, Tensor] = {}
+    vertex_errors: dict[str, Tensor] = {}
+    for name, predict in predictors.items():
+        pred = measure.predicted(predict(batch).to(device=device, dtype=torch.float32), vertices=pve)
+        joints[name] = pred.joints
+        if pve:
+            vertex_errors[name] = points.pve(pred, target, measure.protocol)
+    return Raw(batch.clip.cpu(), batch.frame.cpu(), target.joints, joints, vertex_errors)
 
 
 def _scores(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from hmrcompress.metrics.points import joint_errors, pve
 from hmrcompress.metrics.pose import Measure, Protocol, ScoringBody
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.models.vit import TokenState
+from hmrcompress.processes import Crew
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import GIVE_BACK_EVERY, autocast, give_back_memory
 from hmrcompress.searching.cache import Inputs, LayerCache, PrefixTokens, layer_bytes
@@ -30,6 +31,8 @@ from hmrcompress.searching.eclm import Groups
 
 Target = Literal["truth", "teacher"]
 TARGETS: tuple[Target, ...] = ("truth", "teacher")
+ROUND = 2
+"""Batches for each process that are measured before it is looked whether the candidate is out."""
 SLACK = 1e-9
 """By which a partial sum is lowered before it is believed: more than float64 sums of a million frames can be off."""
 
@@ -87,6 +90,10 @@ class FrameProbe(ABC):
         self.base: np.ndarray | None = None
         """(frames,) errors in mm of the untouched network; they give the order of the batches."""
         self.counts = Counts()
+        self.crew: Crew | None = None
+        """Other processes that measure batches, too."""
+        self._at_work = ExitStack()
+        self._candidate: tuple[Groups, Any] = (), None
 
     @property
     @abstractmethod
@@ -111,11 +118,11 @@ class FrameProbe(ABC):
         first = next((group[0] for group in groups if len(group) > 1), self.depth)
         errors, ran, total = np.zeros(self.frames), 0, 0.0
         before, found = self.applications, None
-        with self.candidate(groups) as errors_of:
-            for done, number in enumerate(self._order(), start=1):
+        with self._at_work:
+            for done, (number, part) in enumerate(self._measured(groups, first), start=1):
                 if done % GIVE_BACK_EVERY == 0:
                     give_back_memory()
-                errors[self.parts[number]] = part = errors_of(number, first)
+                errors[self.parts[number]] = part
                 ran, total = ran + len(part), total + float(part.sum())
                 on_frames(len(part))
                 if not np.isfinite(total):
@@ -130,6 +137,34 @@ class FrameProbe(ABC):
         if found is None and len(groups) == self.depth:
             self.base = errors
         return found or Measured(float(errors.mean()))
+
+    def measure_batch(self, order: tuple[Groups, int, int]) -> np.ndarray:
+        """Errors (B,) in mm of a batch: its candidate's groups, the first layer that differs, and its number. The
+        candidate is kept until another is asked for."""
+        groups, first, number = order
+        known, errors_of = self._candidate
+        if errors_of is None or known != groups:
+            self._at_work.close()
+            errors_of = self._at_work.enter_context(self.candidate(groups))
+            self._candidate = groups, errors_of
+            self._at_work.callback(self._forget)
+        return errors_of(number, first)
+
+    def _forget(self) -> None:
+        self._candidate = (), None
+
+    def _measured(self, groups: Groups, first: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Batches by number in `_order`, with their errors; by the crew, where there is one, some at a time."""
+        order = self._order()
+        if self.crew is None:
+            yield from ((number, self.measure_batch((groups, first, number))) for number in order)
+            return
+        size = ROUND * self.crew.count
+        for start in range(0, len(order), size):
+            numbers = order[start : start + size]
+            yield from zip(
+                numbers, self.crew.results([(number, (groups, first, number)) for number in numbers]), strict=True
+            )
 
     def work(self, groups: Groups) -> float:
         """About what an evaluation to the end takes, in applications of a layer to a frame: the layers that run, from

@@ -24,6 +24,7 @@ from hmrcompress.metrics.pose import STARTER24, Measure, Protocol
 from hmrcompress.models.network import HMR2, network_sha256
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import CheckpointRef, Plan
+from hmrcompress.processes import crew, processes_here
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.searching.cache import usual_memory
 from hmrcompress.searching.eclm import Groups, Trace
@@ -111,6 +112,8 @@ def search(
     takes more than `body` and `protocol` (which then do not count). The rule `lstsq` fits on every second clip and
     measures on the others; the plan's number of frames counts both. `overwrite` replaces a `journal` that is none.
     With `settings.tokens` no candidate is looked at that has too few layers to merge so many tokens.
+    Processes that were launched together share the batches, for the same plan and journal; all but the first end in
+    `processes.Helped`.
     Raises UserError for settings that do not fit, data without usable masks or, for the target truth, without ground
     truth, and a network that predicts NaN.
     """
@@ -129,19 +132,20 @@ def search(
     folder = Path(tempfile.gettempdir()) if is_stream(journal) else journal.absolute().parent
     key = search_key(network, crops, measure=measure, masks=masks, settings=settings, mask_probe=mask_probe)
     fitter, probe = _probe(network, crops, indices, fitted_on, measure, masks, settings, folder, mask_probe)
-    book = Journal(journal, key.inputs, overwrite=overwrite)
-    evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress, fewest)
-    result = choose(
-        evaluations,
-        settings,
-        checkpoint,
-        frames=count,
-        frames_per_clip=settings.frames_per_clip,
-        clips=len(np.unique(crops.clip[indices])),
-        data=provenance.record(crops, np.union1d(indices, fitted_on)) | {"source": source},
-        masks=masks.name if masks and _uses_masks(settings) else None,
-        protocol=measure.protocol.name,
-    )
+    with crew(probe.measure_batch) as probe.crew:
+        book = Journal(journal, key.inputs, overwrite=overwrite)
+        evaluations = Evaluations(probe, book, checkpoint.layers, settings.reject_early, progress, fewest)
+        result = choose(
+            evaluations,
+            settings,
+            checkpoint,
+            frames=count,
+            frames_per_clip=settings.frames_per_clip,
+            clips=len(np.unique(crops.clip[indices])),
+            data=provenance.record(crops, np.union1d(indices, fitted_on)) | {"source": source},
+            masks=masks.name if masks and _uses_masks(settings) else None,
+            protocol=measure.protocol.name,
+        )
     if fitter is not None:
         probe.counts.fitting = fitter.applications
     return result
@@ -260,7 +264,7 @@ def _probe(
     mask_probe: SaliencyProbe | None,
 ) -> tuple[CandidateFitter | None, CandidateError]:
     """The probe, and what fits its patches if the rule needs any; both share the memory that the cache may take."""
-    given = usual_memory() if settings.cache_gb is None else int(settings.cache_gb * 2**30)
+    given = usual_memory() // processes_here() if settings.cache_gb is None else int(settings.cache_gb * 2**30)
     memory, spill = (given, folder) if settings.cache else (0, None)
     fitter = None
     if settings.merge_rule == FITTED:

@@ -7,7 +7,6 @@ are those of one process with that batch. Files are the first process's business
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -16,21 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
+from hmrcompress.processes import process_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-def process_of() -> tuple[int, int]:
-    """(rank, count) of this process among those launched together; (0, 1) for one alone."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def own_device(name: str) -> str:
-    """`auto` or `cuda` as the device of this process on its machine: each takes the GPU of its local number."""
-    if process_of()[1] > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return name
 
 
 def own_rows(batch_size: int) -> slice:

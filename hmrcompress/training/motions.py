@@ -25,9 +25,9 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.motion import augment
 from hmrcompress.motion.amass import amass_files, load_amass_segments
 from hmrcompress.motion.clip import Motion
+from hmrcompress.processes import process_of
 from hmrcompress.records import BodyParams
 from hmrcompress.training.background import Background
-from hmrcompress.training.distributed import process_of
 
 Generate = Callable[[int, int, float], Motion]
 """Makes up a motion: a seed, frames, frames a second. A function of a module, so that processes can be told of it."""

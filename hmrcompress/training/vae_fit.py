@@ -14,8 +14,9 @@ from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import JOINTS, PoseCodec
 from hmrcompress.io.hashes import sha256_arrays
 from hmrcompress.metrics.points import mpjpe
+from hmrcompress.processes import process_of
 from hmrcompress.records import BodyParams
-from hmrcompress.training.distributed import own_rows, process_of
+from hmrcompress.training.distributed import own_rows
 from hmrcompress.training.motions import MotionBank, augmented
 from hmrcompress.training.optimisers import ParameterGroup
 
