@@ -87,6 +87,8 @@ def test_greedy_removes_what_costs_least_and_swaps_mend_it() -> None:
     assert {size: [layer for layer, _ in each.candidate.removed] for size, each in sizes.items()} == {
         6.0: [], 5.0: [1], 4.0: [1, 3], 3.0: [1, 3, 4],
     }  # fmt: skip
+    near = greedy(plain, 1, Effort(finalists=2, swaps=0), ceiling_mm=2.5)  # type: ignore[arg-type]
+    assert near == {size: sizes[size] for size in (6.0, 5.0, 4.0)}, "one beyond the ceiling is the last"
     hard = Made([5, 1, 4, 1.5, 3, 9], {(1, 3): 4, (1, 4): 4, (1, 2): 4, (0, 1): 4})  # layer 1 goes with nothing
     best = min(sum(hard.damage[layer] for layer in pair) + hard.together.get(pair, 0.0)
                for pair in itertools.combinations(range(6), 2))  # fmt: skip

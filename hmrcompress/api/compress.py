@@ -98,7 +98,7 @@ def compress(
         goal = Goal(budget_mm=budget_mm)
         if budget_mm is None:
             goal = Goal(seconds=batch_size / fps if fps else base_seconds / (speedup or 1.0))
-        sizes = bench.sizes(chosen, progress)
+        sizes = bench.sizes(chosen, budget_mm, progress)
         tokens = bench.token_increases()
         others = bench.dtype_increases(table), bench.stride_increases(strides)
         found = combinations(sizes, tokens, table, bench.depth, *others)

@@ -3,6 +3,7 @@ them. Shared by all that `hc.compress` does."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,6 +76,9 @@ class Preset:
     """The share of layers that is removed at most."""
 
 
+FAR, FAR_MM = 8.0, 4.0
+"""So many times the budget, and mm at least, may a set of layers cost before smaller ones are not looked for: neither
+patches nor healing of minutes bring that back."""
 PRESETS = {
     "quick": Preset(6, 12, 4, (0.75, 0.5, 0.375), 10, 4, Effort(first=1, finalists=1, swaps=0), 0.5),
     "full": Preset(16, 32, 16, (0.83, 0.75, 0.62, 0.5, 0.375, 0.25), 16, 6, Effort(first=1, finalists=3, swaps=1), 0.7),
@@ -227,10 +231,11 @@ class Bench:
             outputs.write_json(path, {"schema": 1, "command": "compress", **known}, COSTS)
         return CostTable.from_json(known, "costs")
 
-    def sizes(self, chosen: Preset, progress: Progress) -> dict[float, Sized]:
-        """The best sets of layers, by their number."""
+    def sizes(self, chosen: Preset, budget_mm: float | None, progress: Progress) -> dict[float, Sized]:
+        """The best sets of layers, by their number; with a budget, down to the first that is far beyond it."""
         fewest = max(1, round(self.depth * (1 - chosen.deepest)))
-        return greedy(self.search, fewest, chosen.effort, progress=progress)
+        ceiling = math.inf if budget_mm is None else max(FAR * budget_mm, FAR_MM)
+        return greedy(self.search, fewest, chosen.effort, ceiling_mm=ceiling, progress=progress)
 
     def token_increases(self) -> dict[Candidate, float]:
         """What each way of having fewer tokens costs by itself, in mm."""

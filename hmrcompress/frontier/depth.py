@@ -8,6 +8,7 @@ patch, competes, so that on these frames it never costs anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -77,8 +78,11 @@ def patched(errors: Errors, candidate: Candidate) -> Candidate:
     return best
 
 
-def greedy(errors: Errors, fewest: int, effort: Effort, *, progress: Progress = no_progress) -> dict[float, Sized]:
-    """The best sets found, by the number of layers that are left, from all down to `fewest`."""
+def greedy(
+    errors: Errors, fewest: int, effort: Effort, *, ceiling_mm: float = math.inf, progress: Progress = no_progress
+) -> dict[float, Sized]:
+    """The best sets found, by the number of layers that are left, from all down to `fewest`, or to the first that costs
+    more than `ceiling_mm`: what is smaller costs more still."""
     depth = errors.network.config.depth
     current = Candidate()
     sizes = {float(depth): Sized(current, 0.0)}
@@ -94,6 +98,8 @@ def greedy(errors: Errors, fewest: int, effort: Effort, *, progress: Progress = 
                 break
             best = better
         sizes[best.candidate.layers(depth)] = best
+        if best.increase_mm > ceiling_mm:
+            break
         current = replace(best.candidate, strength=0.0)
         progress("layers", depth - int(current.layers(depth)), depth - fewest)
     return sizes
