@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
-import torch
+from compress_worker import stop_the_clock
 from typer.testing import CliRunner, Result
 
-from hmrcompress.api import front, front_healing
+from hmrcompress.api import front_healing
 from hmrcompress.api.front_healing import near_misses
 from hmrcompress.data.crops import write_crops
 from hmrcompress.frontier.candidates import Candidate
-from hmrcompress.frontier.costs import CostTable, cost_key
 from hmrcompress.frontier.joint import Goal, Increase, Point
 from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.plan import RunSettings
@@ -57,16 +55,7 @@ def test_a_healed_candidate_has_a_name_of_its_own() -> None:
 @pytest.fixture
 def line(tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """A command on a device whose times are written down."""
-
-    def costs(network: Any, ways: Any, *, batch: int, dtype: torch.dtype, progress: Any) -> CostTable:
-        times: list[dict[int, float]] = [{192: 2.0 * each, 72: each} for each in (1.0, 2.0, 0.3)]
-        key = cost_key(network, batch, dtype, ways).sha256
-        return CostTable("cpu", "float32", batch, 192, 1.0, *times, {}, key)
-
-    figures = {"fps": 1.0, "fps_quartiles": [1.0, 1.0], "speedup": 1.5, "speedup_quartiles": [1.5, 1.5]}
-    timing = SimpleNamespace(figures=lambda *args, **more: figures)
-    monkeypatch.setattr(front, "time_interleaved", lambda *args, **more: timing)
-    monkeypatch.setattr(front, "measure_costs", costs)
+    stop_the_clock(monkeypatch.setattr)
     write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
     return ["compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file, "--batch-size", 1,
             "--preset", "quick", "--quiet", "-o", tmp_path / "fast"]  # fmt: skip
