@@ -2,9 +2,9 @@
 
 `import hmrcompress as hc; hc.load, hc.compress, hc.pick, hc.search, hc.merge, hc.evaluate, hc.bench, hc.export,
 hc.export_onnx, hc.predict, hc.profile`; for networks of other code `hc.live`, `hc.apply, hc.person_mask, hc.unapply`;
-for cameras `hc.load_fov, hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. Each lives in a module
-of `hmrcompress.api` or of the room that it belongs to, and is loaded when first used, so that importing the package
-costs next to nothing.
+for cameras `hc.Predictor, hc.load_fov, hc.focal_lengths`; to train `hc.heal, hc.fit_probe, hc.fit_decoder`. Each lives
+in a module of `hmrcompress.api` or of the room that it belongs to, and is loaded when first used, so that importing the
+package costs next to nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hmrcompress.api.pick import pick
     from hmrcompress.api.predict import predict, profile
     from hmrcompress.api.predict_many import predict_many
+    from hmrcompress.api.predictor import Predictor
     from hmrcompress.api.search import search
     from hmrcompress.live.patching import person_mask, unapply
     from hmrcompress.models.families.fov import focal_lengths, load_fov
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 HOMES = {
+    "Predictor": "api.predictor",
     "apply": "api.merge",
     "bench": "api.bench",
     "compress": "api.compress",
@@ -56,6 +58,7 @@ HOMES = {
 }
 """The module, below this package, in which each name of the package lives."""
 __all__ = [
+    "Predictor",
     "__version__",
     "apply",
     "bench",

@@ -228,7 +228,7 @@ def _located(
         yield frame, found
 
 
-def _predicted(
+def predicted(
     works: Iterator[Work], reader: Reader, clock: StageClock
 ) -> Iterator[tuple[Work, list[Prediction | None]]]:
     """Work with the network's answers, None for boxes that it did not run on. Raises UserError for NaN."""
@@ -277,7 +277,7 @@ def _read_all(
         BATCHES_AHEAD,
         settings,
     )
-    answered = _ahead(_predicted(works, reader, clock), BATCHES_AHEAD, settings)
+    answered = _ahead(predicted(works, reader, clock), BATCHES_AHEAD, settings)
     streams: dict[int, TrackStream] = {}
     newest, crops, expected, even = -1, 0, source.count(settings.limit), True
 
