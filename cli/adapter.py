@@ -36,7 +36,7 @@ def new(
     debug: DebugOption = False,
 ) -> None:
     """Write a template: fill it in, and give adapter:NAME.py wherever a checkpoint is asked for (search, merge,
-    finetune --stage heal, bench). The file is your own code and runs as such, with all that you may do.
+    compress, finetune --stage heal, bench). The file is your own code and runs as such, with all that you may do.
     """
     from hmrcompress.api.adapter import write_template
 
@@ -78,6 +78,23 @@ def merge(model: str, plan: Path, out: Path, *, force: bool, json: Path | None, 
         f"{layers['before']} -> {layers['after']} layers; hc.live.restore(model, {str(out)!r}) brings them back"
     )
     printer.say(f"{out}")
+
+
+def compress(
+    model: str, out: Path, asked: dict[str, float | None], *, preset: str, seed: int, json: Path | None, quiet: bool
+) -> dict[str, Any]:
+    """Searches for the fastest within a budget, and saves."""
+    from hmrcompress.api.front import check_asked
+    from hmrcompress.api.front_live import compress_adapter
+    from hmrcompress.runtime import progress_bar
+
+    check_asked(asked)
+    with progress_bar(quiet=quiet) as progress:
+        found = compress_adapter(
+            model, out, asked=asked, preset=preset, seed=seed, overwrite=outputs_here(), progress=progress
+        )
+    write_record(json, "compress", {"frontier": found}, seed=seed)
+    return found
 
 
 def heal(model: str, plan: Path, out: Path, options: dict[str, Any], *, json: Path | None, quiet: bool) -> None:

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from hmrcompress.errors import UserError
+from hmrcompress_cli import adapter
+from hmrcompress_cli.adapter import for_adapters
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BodyOption,
@@ -31,11 +34,20 @@ FpsOption = Annotated[
 ]
 
 
+OF_OUR_NETWORKS = ("data", "target", "masks", "costs", "heal", "strides", "batch_size", "body", "device")
+"""What the search in an adapter's model does without."""
+
+
 @takes_checkpoints("checkpoint")
 def compress(
-    checkpoint: Annotated[str, typer.Argument(help="starter, random:FAMILY, or a checkpoint file.")],
-    data: Annotated[str, typer.Option("--data", help="Clips to search on: starter[:SPLIT], FORMAT:PATH or a path.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="starter, random:FAMILY, a checkpoint file, or adapter:FILE.py.", show_default=False)
+    ],
     out: OutOption,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Clips to search on: starter[:SPLIT], FORMAT:PATH or a path.", show_default=False),
+    ] = None,
     budget_mm: BudgetOption = None,
     fps: FpsOption = None,
     speedup: Annotated[
@@ -69,8 +81,18 @@ def compress(
 ) -> None:
     """Find the fastest model within a budget on this device, and write it with a report; goes on where it was stopped.
 
-    Layers and tokens are searched together and confirmed on clips that the search did not see.
+    Layers and tokens are searched together and confirmed on clips that the search did not see. Of adapter:FILE.py the
+    budget is of its own distance.
     """
+    printer = Printer(quiet)
+    if for_adapters(checkpoint, OF_OUR_NETWORKS):
+        asked = {"budget_mm": budget_mm, "fps": fps, "speedup": speedup}
+        found = adapter.compress(checkpoint, out, asked, preset=preset, seed=seed, json=json, quiet=quiet)
+        printer.say(found["sentence"])
+        printer.say(f"{out}: hc.live.restore(model, folder) makes the model; {out / 'report.html'}: every point")
+        return
+    if data is None:
+        raise UserError("there are no clips to search on", "--data", "Give starter:calib, FORMAT:PATH or a path")
     from hmrcompress.api.compress import compress as run
     from hmrcompress.runtime import pick_device, progress_bar
     from hmrcompress.timing.bench import parse_sizes
@@ -97,7 +119,6 @@ def compress(
             progress=progress,
         )
     write_record(json, "compress", {"frontier": done.frontier}, device=pick_device(device), seed=seed)
-    printer = Printer(quiet)
     printer.say(done.frontier["sentence"])
     printer.say(f"{out}: the model; {out / 'report.html'}: every point")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hmrcompress.api.front import COSTS, PRESETS, Bench
+from hmrcompress.api.front import COSTS, PRESETS, Bench, check_asked
 from hmrcompress.api.front_files import described, not_faster, write
 from hmrcompress.api.front_healing import healed_points, near_misses
 from hmrcompress.api.opening import (
@@ -73,11 +73,10 @@ def compress(
     on where it was and ends with the same bytes. Processes that were launched together share the frames; all but the
     first end in `processes.Helped`. Raises UserError.
     """
-    if sum(each is not None for each in (budget_mm, fps, speedup)) != 1:
-        raise UserError("give exactly one of a budget, a speed and a speed-up", "--budget-mm, --fps, --speedup")
-    for name, value in (("--budget-mm", budget_mm), ("--fps", fps), ("--speedup", speedup), ("--heal", heal)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise UserError(f"got {value}, expected a number above 0", name)
+    asked = {"budget_mm": budget_mm, "fps": fps, "speedup": speedup}
+    check_asked(asked)
+    if heal is not None and not (np.isfinite(heal) and heal > 0):
+        raise UserError(f"got {heal}, expected a number above 0", "--heal")
     if not strides or any(each < 1 for each in strides):
         raise UserError(f"got {list(strides)}, expected numbers from 1", "--strides")
     if heal is not None and process_of()[1] > 1:
@@ -125,7 +124,6 @@ def compress(
                 break
             choice, known = choose(bench.confirm, left, goal, untouched, chosen.confirmed, seed=seed, progress=progress)
             points = sorted([*known, *slower], key=lambda each: (each.seconds, each.candidate))
-        asked = {"budget_mm": budget_mm, "fps": fps, "speedup": speedup}
         frontier = described(bench, choice, [*points, untouched], table, sizes, asked, preset, speed, list(notes)) | {
             "not_faster": not_faster(bench, found, slower, table)
         }

@@ -4,7 +4,7 @@ them. Shared by all that `hc.compress` does."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -83,6 +83,16 @@ PRESETS = {
     "quick": Preset(6, 12, 4, (0.75, 0.5, 0.375), 10, 4, Effort(first=1, finalists=1, swaps=0), 0.5),
     "full": Preset(16, 32, 16, (0.83, 0.75, 0.62, 0.5, 0.375, 0.25), 16, 6, Effort(first=1, finalists=3, swaps=1), 0.7),
 }
+
+
+def check_asked(asked: Mapping[str, float | None]) -> None:
+    """UserError unless exactly one of a budget, a speed and a speed-up is asked for, and is above 0."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) != 1:
+        raise UserError("give exactly one of a budget, a speed and a speed-up", "--budget-mm, --fps, --speedup")
+    for name, value in given.items():
+        if not (np.isfinite(value) and value > 0):
+            raise UserError(f"got {value}, expected a number above 0", f"--{name.replace('_', '-')}")
 
 
 @dataclass

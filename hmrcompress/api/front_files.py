@@ -55,22 +55,7 @@ def described(
     listed = sorted(measured.values(), key=lambda each: (each.seconds, each.candidate))
     base = table.seconds(Candidate(), depth)
     chosen = choice.point
-    known = chosen.best_known
-    assert known is not None
     errors = bench.confirm(Candidate()).errors
-    words = chosen.candidate.words(depth)
-    asking = next(f"{value:g} {_UNITS[name]}" for name, value in asked.items() if value is not None)
-    interval = "" if known.low is None else f" (95 % interval {known.low:+.2f} to {known.high:+.2f})"
-    faster = "as fast as it was"
-    if speed is not None:
-        faster = (
-            f"{speed['speedup']:.2f} times the speed (by turns on the fast path, --fast; predicted "
-            f"{base / chosen.seconds:.2f})"
-        )
-    sentence = (
-        f"Asked for {asking}, chosen: {words}, {faster} at {known.mean:+.2f} mm{interval} on {known.clips} clips "
-        f"that the search did not see; {choice.why}."
-    )
     first = [bench.search(Candidate().without((layer, ALL)), bench.chosen.effort.first) for layer in range(depth)]
     zero = bench.search(Candidate(), bench.chosen.effort.first).errors.mean()
     similarity = layer_similarity(bench.network, bench.crops, frames=32, batch_size=16)
@@ -78,7 +63,7 @@ def described(
         "schema": 1,
         "command": "compress",
         "model": bench.checkpoint.name,
-        "sentence": sentence,
+        "sentence": sentence(choice, asked, speed, base, depth, "by turns on the fast path, --fast"),
         "asked": dict(asked),
         "preset": preset,
         "chosen": chosen.candidate.key,
@@ -97,9 +82,31 @@ def described(
         "journal": bench.ledger.path.name,
         "seed": bench.seed,
         "notes": notes,
-        "command_line": " ".join(["hmrcompress", *sys.argv[1:]]) if "hmrcompress" in sys.argv[0] else "hc.compress",
+        "command_line": command_line(),
         **environment(next(bench.network.parameters()).device),
     }
+
+
+def sentence(
+    choice: Choice, asked: Mapping[str, float | None], speed: dict[str, Any] | None, base: float, depth: int, how: str
+) -> str:
+    """What was asked and what was chosen. base: the untouched network's predicted seconds; how: it was timed."""
+    chosen, known = choice.point, choice.point.best_known
+    assert known is not None
+    asking = next(f"{value:g} {_UNITS[name]}" for name, value in asked.items() if value is not None)
+    interval = "" if known.low is None else f" (95 % interval {known.low:+.2f} to {known.high:+.2f})"
+    faster = "as fast as it was"
+    if speed is not None:
+        faster = f"{speed['speedup']:.2f} times the speed ({how}; predicted {base / chosen.seconds:.2f})"
+    return (
+        f"Asked for {asking}, chosen: {chosen.candidate.words(depth)}, {faster} at {known.mean:+.2f} mm{interval} on "
+        f"{known.clips} clips that the search did not see; {choice.why}."
+    )
+
+
+def command_line() -> str:
+    """The command that runs, or the function that was called."""
+    return " ".join(["hmrcompress", *sys.argv[1:]]) if "hmrcompress" in sys.argv[0] else "hc.compress"
 
 
 def not_faster(

@@ -26,7 +26,7 @@ from hmrcompress.plan import Plan
 
 SCHEMA = 1
 MAIN, PLAN, WEIGHTS = "live.json", "plan.yaml", "weights.safetensors"
-KIND = FolderKind("live model", MAIN, (PLAN, WEIGHTS))
+KIND = FolderKind("live model", MAIN, (PLAN, WEIGHTS, "frontier.json", "report.html"))
 
 
 def save(

@@ -79,7 +79,7 @@ def _hover(point: Mapping[str, Any]) -> str:
     lines += [
         f"bodies move by {known['distance_mm']:.2f} mm",
         f"{point['fps']:.1f} frames/s predicted",
-        f"{point['parameters'] / 1e6:.1f} M parameters",
+        *([f"{point['parameters'] / 1e6:.1f} M parameters"] if "parameters" in point else []),
         f"on {known['n_frames']} frames of {known['n_clips']} clips"
         + ("" if point.get("confirmed") else ", searched on"),
     ]
@@ -134,6 +134,8 @@ def _times(found: Mapping[str, Any]) -> str:
     import plotly.graph_objects as go
 
     costs = found["costs"]
+    if "attention" not in costs:
+        return ""
     counts = [int(count) for count in costs["attention"]]
     lines = [
         go.Scatter(x=counts, y=[1e3 * value for value in costs[part].values()], name=name, mode="lines+markers")

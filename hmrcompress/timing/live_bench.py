@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -71,14 +71,10 @@ def bench(
         plans["tokens"] = whole.model_copy(update={"groups": trivial_groups(found.depth), "removed": ()})
     plans["compressed"] = whole
     with evaluating(found.model):
-        models: dict[str, nn.Module] = {ORIGINAL: found.model}
-        for name, each in plans.items():
-            copied = shared_copy(found.model)
-            again = found_network(copied, found.name, found.grid, found.prefix, suffix=found.suffix)
-            models[name] = apply(copied, each, network=again)
+        models = contenders(found, plans)
 
         def calls(name: str) -> Callable[[], object]:
-            return lambda: _run(models[name], batch, run, masks)
+            return lambda: run_once(models[name], batch, run, masks)
 
         timing = take_turns(
             {name: calls(name) for name in models},
@@ -93,7 +89,18 @@ def bench(
     return LiveTiming(timing, macs)
 
 
-def _run(model: nn.Module, batch: Any, run: Run, masks: Callable[[Any], Masks] | None) -> Any:
+def contenders(found: Network, plans: Mapping[str, Plan]) -> dict[str, nn.Module]:
+    """The model as it is, and copies over the same weights as each plan makes them. UserError as `apply`."""
+    models: dict[str, nn.Module] = {ORIGINAL: found.model}
+    for name, each in plans.items():
+        copied = shared_copy(found.model)
+        again = found_network(copied, found.name, found.grid, found.prefix, suffix=found.suffix)
+        models[name] = apply(copied, each, network=again)
+    return models
+
+
+def run_once(model: nn.Module, batch: Any, run: Run, masks: Callable[[Any], Masks] | None) -> Any:
+    """One call of a model, compressed or not; it is told where people are where it is."""
     with _masked(model, batch, masks), torch.no_grad():
         return run(model, batch)
 

@@ -1,0 +1,101 @@
+"""`compress adapter:FILE.py`: a network of other code, budgeted by its own distance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from live_networks import pictures, stranger
+from test_live_adapter import ADAPTER
+from test_model_commands import run as invoke
+
+import hmrcompress as hc
+from hmrcompress.api import front_live
+from hmrcompress.frontier import live
+from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.live import LiveCosts, live_costs
+from hmrcompress.plan import Plan
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With six batches of two to search and to confirm on, and a clock that counts layers and tokens."""
+    path = tmp_path / "wilor.py"
+    path.write_text(ADAPTER.replace("range(2)]", "range(6)]"))
+
+    def clocked(calls: Any, frames: int, device: Any, **more: Any) -> Any:
+        def seconds(name: str) -> float:
+            found = Candidate() if name == "original" else Candidate.parsed(name)
+            return 1.0 + found.layers(5) * (1.0 if found.keep is None else found.keep / 30)
+
+        for call in calls.values():
+            call()
+        taken = {name: [seconds(name)] * 3 for name in calls}
+
+        def figures(name: str, over: str) -> dict[str, Any]:
+            return {"fps": frames / seconds(name), "speedup": seconds(over) / seconds(name)}
+
+        return SimpleNamespace(seconds=taken, frames=frames, figures=figures)
+
+    monkeypatch.setattr(live, "take_turns", clocked)
+    return f"adapter:{path}"
+
+
+def test_a_live_network_within_a_budget_and_again(adapter: str, tmp_path: Path) -> None:
+    fast = tmp_path / "fast"
+    line = ["compress", adapter, "--budget-mm", 700, "--preset", "quick", "-o", fast]
+    done = invoke(*line)
+    assert done.exit_code == 0, done.output
+    found = json.loads((fast / "frontier.json").read_text())
+    assert found["sentence"].startswith("Asked for 700 mm at most, chosen: ") and found["shown"]
+    chosen = next(each for each in found["points"] if each["name"] == found["chosen"])
+    assert chosen["layers"] < 5 and chosen["confirmed"]["n_clips"] == 12
+    assert found["speed"]["speedup"] > 1 and "hc.live.restore" in done.output
+    # What was confirmed is what the folder's model does, by the user's own code.
+    model = stranger("WiLoR", depth=5).float()
+    batches = [pictures(2, 20 + seed)[0].float() for seed in range(6)]
+    with torch.no_grad():
+        wanted = [model(batch)[0] for batch in batches]
+        hc.live.restore(model, fast)
+        got = []
+        for batch in batches:
+            with hc.person_mask(model, pictures(2)[1]):
+                got.append(model(batch)[0])
+    moved = np.concatenate([1000 * (a - b).flatten(1).abs().mean(1) for a, b in zip(got, wanted, strict=True)])
+    assert chosen["confirmed"]["increase_mm"] == pytest.approx(moved.mean(), abs=1e-3)
+    first = {path.name: path.read_bytes() for path in fast.iterdir()}
+    assert invoke(*line).exit_code == 0
+    assert {path.name: path.read_bytes() for path in fast.iterdir()} == first, "all of it is in the journal"
+    assert b"plotly" in first["report.html"]
+    slow = min(each["fps"] for each in found["points"])
+    assert invoke("pick", fast, "--fps", slow, "-o", tmp_path / "other.yaml").exit_code == 0
+    assert Plan.read(tmp_path / "other.yaml").layers == 5
+
+
+def test_what_an_adapter_does_without(adapter: str, tmp_path: Path) -> None:
+    for more, message in (
+        (["--budget-mm", 1, "--data", "starter:calib"], "--data: has no effect on an adapter"),
+        (["--budget-mm", 1, "--heal", 1], "--heal: has no effect on an adapter"),
+        (["--budget-mm", 1, "--fps", 3], "give exactly one of a budget"),
+        (["--speedup", 0], "--speedup: got 0.0, expected a number above 0"),
+    ):
+        done = invoke("compress", adapter, "-o", tmp_path / "no", *more)
+        assert done.exit_code == 2 and message in " ".join(done.output.split()), done.output
+    none = invoke("compress", "starter", "--budget-mm", 1, "-o", tmp_path / "no")
+    assert none.exit_code == 2 and "--data: there are no clips to search on" in none.output
+
+
+def test_times_of_layers_follow_from_differences() -> None:
+    half, way = Candidate(((3, "all"), (4, "all"))), Candidate(keep=14, way="drop")
+    timing = SimpleNamespace(
+        seconds={"original": [6.0, 8.0, 6.0], half.key: [4.0, 5.0, 4.0], way.key: [3.5] * 3}, frames=2
+    )
+    found = live_costs(SimpleNamespace(depth=5, tokens=30), [way], timing, half, "cpu")  # type: ignore[arg-type]
+    assert found == LiveCosts("cpu", 2, 30, 1.0, 1.0, {"drop 14": 0.5})
+    assert found.seconds(Candidate(((1, "all"),), keep=14, way="drop"), 5) == 1.0 + 4 * 0.5
+    assert front_live.ROUNDS > 2
