@@ -64,9 +64,9 @@ def in_the_fork(arguments: list[str], folder: str, place: int, said: int, counte
         os.write(counted, b".")
         return measured(self, candidate, number)
 
-    measured = Errors._measured
+    measured = Errors.measured
     named: Any = Errors
-    named._measured = counting
+    named.measured = counting
     try:
         os.dup2(said, 1)
         os.dup2(said, 2)
