@@ -160,9 +160,9 @@ def train(
     import torch
 
     from hmrcompress.api.opening import STARTER_MODEL
+    from hmrcompress.io.home import cache_home
     from hmrcompress.models.files.folder import KIND as MODEL
     from hmrcompress.runtime import pick_device, progress_bar
-    from hmrcompress.starter.data.dataset import cache_home
     from hmrcompress.starter.network.recipe import Recipe
     from hmrcompress.starter.network.train import TrainOptions
     from hmrcompress.starter.network.train import train as run_training

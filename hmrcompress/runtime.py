@@ -141,7 +141,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
             "numpy": np.__version__,
         },
         "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
-        "cpu": f"{_cpu_name()}, {_cpu_count()} cores",
+        "cpu": f"{cpu_name()}, {_cpu_count()} cores",
     }
     commit = _commit()
     return record | {"commit": commit} if commit else record
@@ -161,7 +161,8 @@ def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

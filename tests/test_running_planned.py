@@ -18,9 +18,17 @@ from hmrcompress.errors import Notice, UserError
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.folder import read_model_folder
 from hmrcompress.plan import Plan, RunSettings
+from hmrcompress.timing.int8_kernels import Int8Kernels
 from hmrcompress_cli.main import app
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def quick_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 bits are taken for fast, whatever this processor makes of them (`test_int8_kernels.py`)."""
+    found = Int8Kernels({"plain": 2.0, "int8": 1.0}, {})
+    monkeypatch.setattr(module, "int8_kernels", lambda *sizes: found)
 
 
 def hmr(*arguments: object) -> Result:

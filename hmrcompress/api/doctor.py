@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 
 from hmrcompress.api.opening import STARTER_MODEL, load
 from hmrcompress.errors import UserError
+from hmrcompress.io.home import cache_home
 from hmrcompress.runtime import dtype_name, environment, fast_dtype
-from hmrcompress.starter.data.dataset import cache_home
 from hmrcompress.starter.network.golden import compare
 
 EXTRAS = {

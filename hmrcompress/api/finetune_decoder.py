@@ -21,11 +21,11 @@ from hmrcompress.decoder.config import PRESETS, DecoderConfig
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
+from hmrcompress.io.home import cache_home
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.processes import own_device, process_of
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.starter.data.captured import HELD_OUT
-from hmrcompress.starter.data.dataset import cache_home
 from hmrcompress.starter.motion import procedural
 from hmrcompress.starter.scene.world import CLIP_FRAMES
 from hmrcompress.training.decoder_fit import DecoderSettings

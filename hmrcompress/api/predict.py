@@ -146,6 +146,7 @@ def open_reader(
         stride=settings.stride,
         masks=known,
         clips=source.fps is not None,
+        only_if_faster=True,
     )
     reader = pipeline_reader(
         checkpoint,

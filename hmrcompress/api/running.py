@@ -14,6 +14,7 @@ from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.plan import Plan, RunSettings
 from hmrcompress.runtime import dtype_name, fast_dtype, pick_device, pick_dtype
+from hmrcompress.timing.int8_kernels import int8_kernels
 
 OF_TORCH = {"torch": "plain", "fast": "on the fast path", "compiled": "on the fast path by torch.compile"}
 """What this package runs itself; the other runtimes run a file that `hmrcompress export` writes."""
@@ -54,19 +55,24 @@ def running(
     stride: int | None = None,
     masks: MaskSource | None = None,
     clips: bool = True,
+    only_if_faster: bool = False,
 ) -> Running:
     """What was asked for, and for what was not (None) what the model's plan says, which is told; float32, plain, one
     number of tokens and every frame where that says nothing.
 
     masks: without any before the network runs there is no choosing of tokens. clips: whether there are frames in
-    between that a stride may leave out. What the device has no units for is not taken from a plan: it is told.
+    between that a stride may leave out. only_if_faster: 8 bits that were asked for, and are slower on this
+    processor than what they stand in for, are a UserError; else it is told. What the device has no units for is not
+    taken from a plan: it is told.
     """
-    run = planned(checkpoint)
+    run, asked = planned(checkpoint), path is not None and bool(path.int8)
     if checkpoint.exported is not None:
         _only_as_exported(checkpoint, dtype, path, buckets)
         return Running(torch.float32, RunPath(), None, stride or (run.stride if run is not None and clips else 1))
     if run is None:
-        return Running(dtype or torch.float32, path or RunPath(), _tuple(buckets), stride or 1)
+        path, dtype = path or RunPath(), dtype or torch.float32
+        path = _fastest(checkpoint, path, dtype, device, asked=asked, only_if_faster=only_if_faster)
+        return Running(dtype, path, _tuple(buckets), stride or 1)
     taken: list[str] = []
     if path is None:
         int8 = _int8(checkpoint.plan, run, device) if dtype is None else ()
@@ -82,9 +88,38 @@ def running(
     if stride is None and clips and run.stride > 1:
         stride = run.stride
         taken.append(f"with a stride of {stride}")
+    path = _fastest(checkpoint, path, dtype, device, asked=asked, only_if_faster=only_if_faster)
     if taken:
         tell(f"runs as its plan says: {', '.join(taken)}", checkpoint.name)
     return Running(dtype, path, _tuple(buckets), stride or 1)
+
+
+def _fastest(
+    checkpoint: Checkpoint,
+    path: RunPath,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    asked: bool,
+    only_if_faster: bool,
+) -> RunPath:
+    """The path with the kernel that multiplies fastest in 8 bits here, measured once; 8 bits that a plan wants, and
+    that would be slower, give way. Raises UserError as `running`."""
+    if not path.int8 or device.type != "cpu":
+        return path
+    config = checkpoint.config
+    found = int8_kernels(config.dim, config.mlp_dim, dtype)
+    if found.speedup >= 1:
+        return replace(path, kernel=found.best or path.kernel)
+    times = f"{1 / found.speedup:.1f} times the time" if found.speedup else "many times the time"
+    fault = f"products in 8 bits take {times} of those in {dtype_name(dtype)} on this processor"
+    if asked and only_if_faster:
+        raise UserError(fault, "--dtype int8", f"Give --dtype {dtype_name(dtype)}; eval and bench run int8 anyway")
+    if asked:
+        tell(fault, "--dtype int8")
+        return replace(path, kernel=found.best or path.kernel)
+    tell(f"{fault}, so they are left out", checkpoint.name)
+    return replace(path, int8=False, fast=True)
 
 
 def device_for(checkpoint: Checkpoint, device: str) -> torch.device:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hmrcompress.body.files import starter_body
-from hmrcompress.starter.data.dataset import cache_home
+from hmrcompress.io.home import cache_home
 from hmrcompress.starter.data.shards import ShardSettings, make_shard
 from hmrcompress.starter.scene.filming import render_clip, surface_of
 from hmrcompress.starter.scene.world import FPS, SPLITS, VERSION, make_clip

@@ -87,14 +87,15 @@ def make_fast(
     dtype: torch.dtype = torch.float32,
     *,
     int8: bool | Collection[int] = False,
+    kernel: Kind = "int8",
     consume: bool = False,
 ) -> HMR2:
     """Another network for inference that computes what `network` computes, in `dtype`; `network` stays as it is.
 
     network: in evaluation mode, on its device, with the token merging that is wanted. int8: linear layers of the
     backbone (of all of its layers, or of these) with 8-bit weights and activations, the rest in `dtype` (CPU only).
-    consume: take the weights out of `network`, which is of no use afterwards, layer by layer, so that there are never
-    two of each.
+    kernel: by which of `linear.INT8_KINDS`. consume: take the weights out of `network`, which is of no use
+    afterwards, layer by layer, so that there are never two of each.
 
     The result has the modules and methods of an HMR2, but no state dict: it cannot be merged, trained or saved. It
     takes images of any float dtype and gives bodies in float32.
@@ -105,7 +106,7 @@ def make_fast(
     backbone = fast.backbone
     for layer, block in enumerate(backbone.blocks):
         quantised = int8 if isinstance(int8, bool) else layer in int8
-        kind = kind_for(device, dtype, int8=True) if quantised else plain
+        kind = kind_for(device, dtype, int8=kernel) if quantised else plain
         backbone.blocks[layer] = FastBlock(block, kind, dtype)  # type: ignore[arg-type]
     backbone.patch_embed = FastPatchEmbed(backbone.patch_embed, plain, dtype)  # type: ignore[assignment]
     backbone.pos_embed = nn.Parameter(backbone.pos_embed.detach().to(dtype), requires_grad=False)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hmrcompress.models.fast.graphs import LARGEST, StaticBatches, batch_buckets
+from hmrcompress.models.fast.linear import Kind
 from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.network import HMR2
 
@@ -20,13 +21,15 @@ from hmrcompress.models.network import HMR2
 class RunPath:
     """fast: on the fast path (`models.fast.network`), with `int8` linear layers in 8 bits (all, or those of these
     layers). compiled: by torch.compile. graphs: as CUDA graphs (`models.fast.graphs`); None: where the fast path runs
-    on CUDA. batch_sizes: those that are expected."""
+    on CUDA. batch_sizes: those that are expected. kernel: of
+    8-bit products (`timing.int8_kernels` finds the fastest)."""
 
     fast: bool = False
     int8: bool | tuple[int, ...] = False
     compiled: bool = False
     graphs: bool | None = None
     batch_sizes: tuple[int, ...] = (LARGEST,)
+    kernel: Kind = "int8"
 
     @property
     def lays_out(self) -> bool:
@@ -45,7 +48,9 @@ class RunPath:
     def prepare(self, network: HMR2, dtype: torch.dtype, *, consume: bool = False) -> nn.Module:
         """The network (in evaluation mode, where it is to run, with the token merging that is wanted) as it is to be
         run: the same call. On the fast path it computes in `dtype`, else as it stands; `consume` as of `make_fast`."""
-        ready = make_fast(network, dtype, int8=self.int8, consume=consume) if self.lays_out else network
+        ready = (
+            make_fast(network, dtype, int8=self.int8, kernel=self.kernel, consume=consume) if self.lays_out else network
+        )
         return self._static(ready)
 
     def prepare_alike(self, dtype: torch.dtype) -> Callable[[HMR2], nn.Module]:
@@ -57,7 +62,7 @@ class RunPath:
             if not self.lays_out:
                 return self._static(network)
             if not made:
-                made.append(make_fast(network, dtype, int8=self.int8))
+                made.append(make_fast(network, dtype, int8=self.int8, kernel=self.kernel))
             return self._static(_merging_like(made[0], network))
 
         return prepare

@@ -18,6 +18,7 @@ from hmrcompress.data.crop_files import META_FILE
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.errors import UserError, tell
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.home import cache_home
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.keys import Key, earlier, listed
 from hmrcompress.io.locks import alone_in
@@ -31,11 +32,6 @@ from hmrcompress.starter.scene.world import FPS, SPLITS, VERSION, Clip, make_cli
 
 MAKERS = ("starter.scene.world", "starter.scene.filming")
 """The modules that, with what they import, tell how a split looks."""
-
-
-def cache_home() -> Path:
-    """Where rendered sets are kept: $HMRCOMPRESS_HOME, by default ~/.cache/hmrcompress."""
-    return Path(os.environ.get("HMRCOMPRESS_HOME") or Path.home() / ".cache" / "hmrcompress")
 
 
 def open_split(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hmrcompress.errors import UserError, tell
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.home import cache_home
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.keys import KIND as KEY
 from hmrcompress.io.keys import Key, earlier, listed
@@ -22,7 +23,6 @@ from hmrcompress.models.files.decoder_part import DecoderPart
 from hmrcompress.models.files.load import Checkpoint, load_checkpoint
 from hmrcompress.plan import KIND as PLAN_KIND
 from hmrcompress.plan import Plan
-from hmrcompress.starter.data.dataset import cache_home
 
 KIND = "starter fast"
 PLAN, WEIGHTS, SETTINGS = "plan.yaml", "decoder.safetensors", "decoder.json"
