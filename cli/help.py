@@ -17,8 +17,8 @@ ABOUT: Mapping[str, Sequence[str]] = {
         "vae", "validation",
     ),
     WHERE: (
-        "batch_size", "batch_sizes", "debug", "device", "dtype", "fast", "help", "no_memory", "processes", "quiet",
-        "seed", "threads", "workers",
+        "batch_size", "batch_sizes", "debug", "device", "dtype", "fast", "help", "no_memory", "on", "processes",
+        "quiet", "seed", "threads", "workers",
     ),
 }  # fmt: skip
 """Parameters by panel; those that stand nowhere say how it is done."""

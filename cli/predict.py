@@ -55,6 +55,11 @@ FocalOption = Annotated[
 NoOverlayOption = Annotated[bool, typer.Option("--no-overlay", help="Do not draw the overlay.")]
 NoGlbOption = Annotated[bool, typer.Option("--no-glb", help="Do not write track.glb.")]
 
+OnOption = Annotated[
+    str | None,
+    typer.Option("--on", help="ray[:ADDRESS]: inputs are spread over a Ray cluster.", show_default="this process"),
+]
+
 
 @takes_checkpoints("model")
 @takes_settings("predict", flags={"fast": "fast"})
@@ -69,6 +74,7 @@ def predict(
     focal: FocalOption = None,
     no_overlay: NoOverlayOption = False,
     no_glb: NoGlbOption = False,
+    on: OnOption = None,
     json: JsonOption = None,
     device: DeviceOption = "auto",
     dtype: FastDtypeOption = None,
@@ -106,8 +112,9 @@ def predict(
     )
     path = asked_path(settings, fast=fast, int8=int8)
     inputs = find_inputs(sources)
-    if not inputs.single:
-        from hmrcompress.api.predict_many import PredictJob
+    if on is not None or not inputs.single:
+        from hmrcompress.api.on_ray import cluster_of
+        from hmrcompress.api.predict_job import PredictJob
 
         job = PredictJob(
             model,
@@ -122,7 +129,8 @@ def predict(
             dtype=wanted,
             path=path,
         )
-        run_many(job, inputs, out, json=json, quiet=quiet)
+        cluster = None if on is None else cluster_of(on, workers=settings.workers, cpus=settings.worker_cpus)
+        run_many(job, inputs, out, on=cluster, json=json, quiet=quiet)
         return
     with progress_bar(quiet=quiet) as progress:
         summary = predicting.predict(

@@ -9,22 +9,29 @@ from hmrcompress.errors import InputsFailed, some
 from hmrcompress_cli.common import Printer, outputs_here, write_record
 
 if TYPE_CHECKING:
-    from hmrcompress.api.predict_many import PredictJob
+    from hmrcompress.api.on_ray import Cluster
+    from hmrcompress.api.predict_job import PredictJob
     from hmrcompress.pipeline.inputs import Inputs
 
 COLUMNS = ("input", "result", "state", "frames", "people", "frames/s")
 LONGEST_TABLE, LONGEST_NAME = 40, 60
 
 
-def run_many(job: PredictJob, inputs: Inputs, out: Path, *, json: Path | None, quiet: bool) -> None:
+def run_many(job: PredictJob, inputs: Inputs, out: Path, *, on: Cluster | None, json: Path | None, quiet: bool) -> None:
     """Does what is left of the inputs, prints one table, writes the record. InputsFailed where any of them did."""
     from hmrcompress.api.predict_many import predict_many
     from hmrcompress.runtime import pick_device, progress_bar
 
     with progress_bar(quiet=quiet) as progress:
-        summary = predict_many(job, inputs.paths, out, overwrite=outputs_here(), progress=progress)
+        summary = predict_many(job, inputs.paths, out, on=on, overwrite=outputs_here(), progress=progress)
     found = summary.to_json()
-    write_record(json, "predict", {"predict": found}, device=pick_device(job.device), seed=job.settings.seed)
+    write_record(
+        json,
+        "predict",
+        {"predict": found},
+        device=job.device if on else pick_device(job.device),
+        seed=job.settings.seed,
+    )
     _show(Printer(quiet), found, out)
     if failed := [unit for unit in found["units"] if unit["state"] == "failed"]:
         what = f"{len(failed)} of {found['inputs']} inputs failed: {some([unit['reason'] for unit in failed])}"

@@ -35,10 +35,14 @@ from hmrcompress_cli.settings import takes_settings
 
 COLUMNS = ("stage", "ms a frame", "share", "", "first frame, ms")
 WIDTH = 30
+UNUSED = {
+    "overlapped": "It times one stage after the other",
+    **dict.fromkeys(("workers", "worker_cpus"), "It times one process"),
+}
 
 
 @takes_checkpoints("model")
-@takes_settings("predict", flags={"fast": "fast"}, without={"overlapped": "It times one stage after the other"})
+@takes_settings("predict", flags={"fast": "fast"}, without=UNUSED)
 def profile(
     model: ModelArgument,
     source: InputArgument,

@@ -289,8 +289,8 @@ def test_every_command_that_writes_can_overwrite() -> None:
     """And names what it reads and what it writes by options that are known to be such."""
     words = {
         "attention_bias", "baseline", "batch_sizes", "cache_dtype", "clips", "device", "dtype", "filters", "format",
-        "images", "mask_value", "merge_rule", "method", "note", "objective", "only", "preset", "protocol", "runtime",
-        "stage", "stride", "strides", "target", "token_metric", "token_schedule", "tokens", "weights",
+        "images", "mask_value", "merge_rule", "method", "note", "objective", "on", "only", "preset", "protocol",
+        "runtime", "stage", "stride", "strides", "target", "token_metric", "token_schedule", "tokens", "weights",
     }  # fmt: skip
     parts = {
         f"starter {each.name or each.callback.__name__}": each.callback for each in starter.app.registered_commands

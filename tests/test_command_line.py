@@ -109,7 +109,11 @@ def test_settings_are_listed_with_type_default_and_meaning(name: str) -> None:
     section = "predict" if name == "profile" else name
     listed = re.findall(r"^(\S+?)=(.*?)  \((.+?)(?:; also (--[a-z-]+))?\)\n    (\S.*)$", done.output, re.MULTILINE)
     keys = [each.key for each in settings_of(SECTIONS[section], section)]
-    hidden = {"profile": {"predict.overlapped"}, "finetune": {"finetune.stages"}, "bench": {"bench.batch_size"}}
+    hidden = {
+        "profile": {"predict.overlapped", "predict.workers", "predict.worker_cpus"},
+        "finetune": {"finetune.stages"},
+        "bench": {"bench.batch_size"},
+    }
     assert [each[0] for each in listed] == [key for key in keys if key not in hidden.get(name, ())]
     flags = {opt for each in COMMANDS[name].params for opt in each.opts}
     assert {each[3] for each in listed} - {""} <= flags

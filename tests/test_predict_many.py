@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import tiny
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from hmrcompress.api import predict_many
+from hmrcompress.api import predict_job
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.pipeline import many, units
 from hmrcompress.pipeline.inputs import find_inputs
@@ -228,7 +230,7 @@ def test_what_nobody_touched_is_not_read_again(
 def test_an_input_that_changes_meanwhile_has_failed(
     here: Path, predict: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    do = predict_many.OpenJob.do
+    do = predict_job.OpenJob.do
 
     def slowly(self: Any, order: many.Order, *given: Any) -> Any:
         made = do(self, order, *given)
@@ -236,7 +238,7 @@ def test_an_input_that_changes_meanwhile_has_failed(
             picture(order.path, 5)
         return made
 
-    monkeypatch.setattr(predict_many.OpenJob, "do", slowly)
+    monkeypatch.setattr(predict_job.OpenJob, "do", slowly)
     done = predict("in/**/*.png", "-o", "out")
     assert done.exit_code == 3 and "in/deep/a.png: was changed while it was read" in done.stderr
     monkeypatch.undo()
@@ -252,7 +254,7 @@ def test_what_ends_the_process_comes_last(
     picture(here / "in" / "b.png", 2)
     begun: list[str] = []
     end: list[BaseException | None] = [None]
-    do = predict_many.OpenJob.do
+    do = predict_job.OpenJob.do
 
     def at(self: Any, order: many.Order, *given: Any) -> Any:
         begun.append(order.folder.name)
@@ -260,7 +262,7 @@ def test_what_ends_the_process_comes_last(
             raise end[0]
         return do(self, order, *given)
 
-    monkeypatch.setattr(predict_many.OpenJob, "do", at)
+    monkeypatch.setattr(predict_job.OpenJob, "do", at)
     end[0] = KeyboardInterrupt()
     assert predict("in/?.png", "-o", "out").exit_code == 130
     assert manifest()["a"]["state"] == "not begun" and "begun" not in manifest()["a"]
@@ -272,3 +274,17 @@ def test_what_ends_the_process_comes_last(
     end[0] = None
     assert predict("in/?.png", "-o", "out").exit_code == 0
     assert begun == ["a", "a", "b", "a"] and "begun" not in manifest()["a"]
+
+
+@pytest.mark.slow
+def test_killed_anywhere_the_next_run_goes_on(tmp_path: Path, tiny_model: Path, tiny_body_file: Path) -> None:
+    """SIGKILL before every third file event, with nothing and with other results there: the next run ends with the very
+    bytes of one that was left alone, and leaves nothing else behind."""
+    worker = [sys.executable, str(Path(__file__).with_name("many_worker.py"))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    given = [str(tmp_path / "home"), str(tiny_model), str(tiny_body_file), "3"]
+    (tmp_path / "home").mkdir()
+    done = subprocess.run([*worker, *given], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["faults"] == [] and found["places"] > 30, found

@@ -27,6 +27,7 @@ EXTRAS = {
     "openvino": "export --format openvino, and what it writes as a model",
     "coreml": "export --format coreml",
     "tensorrt": "building the engines that export --format tensorrt prepares",
+    "cluster": "predict --on ray",
     "starter-build": "starter build --body",
 }
 """Extras that commands use, and what for; the others are for working on hmrcompress."""

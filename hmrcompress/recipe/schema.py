@@ -242,6 +242,8 @@ class Predict(Run):
     bvh: bool = Field(default=False, description="Write the skeletons of tracks as BVH files, too")
     antialias: bool = Field(default=True, description="Blur large boxes before they are cut; evaluations do not")
     overlapped: bool = Field(default=True, description="Stages run at the same time")
+    workers: int | None = Field(default=None, gt=0, description="With --on, at most so many workers")
+    worker_cpus: int = Field(default=1, gt=0, le=1024, description="With --on, cores and threads of each worker")
 
 
 class Export(_Part):
