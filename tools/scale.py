@@ -32,11 +32,11 @@ OUT, BENCHMARKS = ROOT / "docs" / "scale.json", ROOT / "docs" / "benchmarks"
 FRAMES = 10_000_000
 VIDEO_FRAMES, WIDTH, HEIGHT, FPS, BITS_A_SECOND = 60, 1920, 1080, 30, 12_000_000
 ROWS = {
-    "original_float32": ("cpu_float32_b8", "original", None),
-    "original": ("cpu_bfloat16_b8", "original", None),
-    "compressed": ("cpu_bfloat16_b8", "layers + tokens, fast path", None),
-    "compressed_int8": ("cpu_bfloat16_b8", "layers + tokens, fast path, int8", None),
-    "compressed_stride_4": ("cpu_bfloat16_b8", "layers + tokens, fast path", "4"),
+    "original_float32": ("cpu_float32_b1", "original", None),
+    "original": ("cpu_bfloat16_b1", "original", None),
+    "compressed": ("cpu_bfloat16_b1", "layers + tokens, fast path", None),
+    "compressed_int8": ("cpu_bfloat16_b1", "layers + tokens, fast path, int8", None),
+    "compressed_stride_4": ("cpu_bfloat16_b1", "layers + tokens, fast path", "4"),
 }
 """Rows of docs/scale.md: a benchmark, its row, and the stride."""
 HOUR, DAY = 3600.0, 86400.0
