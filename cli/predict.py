@@ -33,7 +33,7 @@ ModelArgument = Annotated[str, typer.Argument(help="A compressed folder, starter
 InputArgument = Annotated[Path, typer.Argument(help="A picture, a folder of pictures, or a video.")]
 InputsArgument = Annotated[
     list[str],
-    typer.Argument(help="A picture, a folder of pictures, or a video; or many, also as 'patterns/**/*.mp4'."),
+    typer.Argument(help="A picture, a folder of pictures, a video, or camera:0; or many, also as 'patterns/**/*.mp4'."),
 ]
 BoxesOption = Annotated[
     str, typer.Option("--boxes", help="full, auto (the packaged detector), onnx:FILE (YOLO), or a .json or .npz file.")

@@ -1,4 +1,4 @@
-"""Where pictures come from: one picture, a folder of them, or a video, one at a time in either case."""
+"""Where pictures come from: one picture, a folder of them, a video or a camera, one at a time in any case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from hmrcompress.data import pictures
 from hmrcompress.data.picture_folders import list_pictures
 from hmrcompress.errors import UserError
-from hmrcompress.pipeline.stamps import StampLog
+from hmrcompress.pipeline.camera_device import Camera, camera_number
+from hmrcompress.pipeline.stamps import StampLog, risen
 from hmrcompress.pipeline.stills import read_pictures
 from hmrcompress.pipeline.video_file import Header, read_header
 from hmrcompress.pipeline.video_frames import VideoLog, shots
@@ -66,7 +67,7 @@ class SourceLog:
 class Source:
     """Pictures in order. `fps` is None where they are not a sequence in time, else on average, as a header or the user
     says; `length` None where it is not known. header: of a video. stated: the user gave `fps`, which overrides time
-    stamps. left_out: what else lies in the folder, in words."""
+    stamps. camera: what they come from, once. left_out: what else lies in the folder, in words."""
 
     path: Path
     files: tuple[Path, ...]
@@ -75,17 +76,18 @@ class Source:
     left_out: str = ""
     header: Header | None = None
     stated: bool = False
+    camera: Camera | None = None
     log: SourceLog = field(default_factory=SourceLog, init=False)
 
     @property
     def is_video(self) -> bool:
-        """Whether the pictures come out of one video file."""
+        """Whether the pictures come out of one video file or camera."""
         return not self.files
 
     @property
     def stamped(self) -> bool:
         """Whether times are those of a video's own stamps."""
-        return self.header is not None and not self.stated
+        return (self.header is not None or self.camera is not None) and not self.stated
 
     def frames(self, limit: int | None = None) -> Iterator[Frame]:
         """The pictures, at most `limit`, decoded one at a time; `log` is begun anew. UserError for a picture that is
@@ -93,11 +95,16 @@ class Source:
         self.log = log = SourceLog()
         if limit is not None and limit < 1:
             return
-        for frame in self._video_frames() if self.header is not None else self._pictures(limit):
+        for frame in self._frames(limit):
             log.note(frame)
             yield frame
             if log.frames == limit:
                 return
+
+    def _frames(self, limit: int | None) -> Iterator[Frame]:
+        if self.camera is not None:
+            return self._camera_frames(self.camera)
+        return self._video_frames() if self.header is not None else self._pictures(limit)
 
     def count(self, limit: int | None = None) -> int:
         """How many frames to expect, for progress; 0 where it is not known."""
@@ -141,6 +148,13 @@ class Source:
         for number, shot in enumerate(shots(self.header, log, self.fps if self.stated else None)):
             yield Frame(number, shot.image, f"{self.path.name} frame {number}", shot.seconds, shot.segment)
 
+    def _camera_frames(self, camera: Camera) -> Iterator[Frame]:
+        self.log.video = log = VideoLog()
+        step, segment = 1 / (self.fps or camera.fps), 0
+        for number, timed in enumerate(risen(camera.frames(), step, log.stamps)):
+            segment += timed.jumped
+            yield Frame(number, timed.item, f"{camera.name} frame {number}", timed.seconds, segment)
+
     def _pictures(self, limit: int | None) -> Iterator[Frame]:
         """Without `fps` every picture stands by itself; with it, a change of size begins another segment."""
         shape, segment = None, 0
@@ -152,10 +166,11 @@ class Source:
 
 
 def open_source(path: Path | str, fps: float | None = None) -> Source:
-    """A picture, a folder of pictures (by name, numbers in their order), or a video file.
+    """A picture, a folder of pictures (by name, numbers in their order), a video file, or `camera:0` where no file is
+    called so.
 
     `fps` makes a sequence of a folder, or overrides a video's time stamps. Raises UserError, MissingExtra for a video
-    where PyAV is missing.
+    or camera where PyAV is missing.
     """
     path = Path(path)
     if fps is not None and not 1e-3 <= fps < 1e4:
@@ -163,6 +178,11 @@ def open_source(path: Path | str, fps: float | None = None) -> Source:
     if path.is_dir():
         found = list_pictures(path)
         return Source(path, found.files, fps, len(found.files), found.left_out)
+    if not path.exists() and (number := camera_number(str(path))) is not None:
+        if fps is not None:
+            raise UserError("has no meaning for a camera, whose frames come when they come", "--fps", "Leave it out")
+        camera = Camera(number)
+        return Source(path, (), camera.fps, None, camera=camera)
     if not path.exists():
         raise UserError("no such file or folder", path)
     if not path.is_file():

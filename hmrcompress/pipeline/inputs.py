@@ -12,6 +12,7 @@ from hmrcompress.data.picture_folders import list_pictures, natural
 from hmrcompress.data.pictures import SUFFIXES
 from hmrcompress.errors import UserError, some, tell
 from hmrcompress.io.manifests import manifest
+from hmrcompress.pipeline.camera_device import camera_number
 from hmrcompress.pipeline.predict import KIND, OVERLAY, PICTURES
 
 VIDEO_SUFFIXES = (
@@ -42,7 +43,8 @@ def find_inputs(words: Sequence[str | Path]) -> Inputs:
         raise UserError("got no input, expected pictures, folders or videos", "INPUT")
     found: list[Path] = []
     for word in map(str, words):
-        found += _named(Path(word)) if os.path.lexists(word) else _matching(word)
+        camera = camera_number(word) is not None
+        found += _named(Path(word)) if camera or os.path.lexists(word) else _matching(word)
     unique = {os.path.realpath(path): path for path in reversed(found)}
     paths = tuple(path for path in found if unique[os.path.realpath(path)] is path)
     if len(paths) < len(found):

@@ -109,6 +109,10 @@ class PredictSettings:
                 raise UserError(f"got {value}, expected at least 1", flag)
         if self.focal is not None and not 1 <= self.focal <= LONGEST_FOCAL:
             raise UserError(f"got {self.focal:g}, expected pixels, 1 to {LONGEST_FOCAL:,.0f}", "--focal")
+        if source.camera is not None and self.limit is None:
+            raise UserError("goes on for ever", source.path, "Say with --limit how many frames to take")
+        if source.camera is not None and self.overlay:
+            raise UserError("cannot be seen twice, as an overlay needs", source.path, "Add --no-overlay")
         for stride, flag in ((self.stride or 1, "--stride"), (self.stride_detect, "predict.stride_detect")):
             if stride > 1 and source.fps is None:
                 raise UserError("unrelated pictures have nothing in between", flag, "--fps makes them a sequence")
@@ -325,7 +329,7 @@ def _read_all(
 def _steps_a_second(source: Source, reader: Reader) -> float:
     """Of the decoder: those of the source where it is even and near what the decoder was trained at."""
     like = 0.0 if source.fps is None else source.fps / reader.steps_a_second
-    even = source.header is None or source.header.even or not source.stamped
+    even = not source.stamped or (source.header is not None and source.header.even)
     return source.fps if source.fps and even and LIKE_TRAINED[0] <= like <= LIKE_TRAINED[1] else reader.steps_a_second
 
 
