@@ -22,6 +22,7 @@ from hmrcompress.errors import UserError, shown
 from hmrcompress.exporting.card import export_card
 from hmrcompress.exporting.int8 import choose, planned
 from hmrcompress.exporting.onnx import contract_of, golden_of, require_float32
+from hmrcompress.exporting.overflow import require_room
 from hmrcompress.exporting.parity import BATCH_SIZES, GraphNetwork, Parity, measure
 from hmrcompress.exporting.runtimes.registry import RUNTIMES, require_precision
 from hmrcompress.exporting.runtimes.runtime import Compiled, Running, Runtime, Source
@@ -138,6 +139,7 @@ def export_folder(
     require_float32(network)
     outputs.check_folder(path, KIND)
     network.eval()
+    room = require_room(network, batch) if precision == "float16" else None
     if precision == "int8":
         calibration = batch if calibration is None else calibration
         choice = choose(network, calibration, body, budget_mm, weight_bits=chosen.weight_bits(), progress=progress)
@@ -158,6 +160,8 @@ def export_folder(
         if parity is not None:
             parity.require(path, precision, budget_mm=budget_mm if precision == "int8" else None)
         plan = checkpoint.plan
+        if room is not None:
+            about |= {"float16": room}
         if choice is not None:
             plan = planned(plan, checkpoint.reference, choice, runtime)
             about |= {"int8": choice.to_json()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.conditions import CONDITION, check_condition
 from hmrcompress.errors import MissingExtra, UserError
+from hmrcompress.exporting.overflow import require_room
 from hmrcompress.exporting.parity import BATCH_SIZES, OUTPUTS, OnnxNetwork, Parity, mask_or_nobody, measure
 from hmrcompress.io.atomic import room
 from hmrcompress.io.manifests import reference
@@ -103,6 +104,8 @@ def export_onnx(
     check_export(network, path)
     check_files(path, outputs)
     network.eval()
+    if dtype == torch.float16:
+        require_room(network, batch)
     with room(real(path)) as folder:
         made = folder / path.name
         _write_graph(in_half_precision(network) if dtype == torch.float16 else network, made, batch)
