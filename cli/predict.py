@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,68 +92,47 @@ def predict(
     """Bodies in pictures and videos: SMPL parameters (npz), an overlay (mp4, png), an animated mesh (glb)."""
     from hmrcompress.api import predict as predicting
     from hmrcompress.pipeline.inputs import find_inputs
-    from hmrcompress.pipeline.predict import PredictSettings
-    from hmrcompress.recipe.chosen import asked_path, buckets_of
-    from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
+    from hmrcompress.runtime import pick_device, progress_bar
 
-    wanted, int8 = (None, False) if dtype is None else pick_fast_dtype(dtype, pick_device(device))
-    how = PredictSettings(
-        batch_size=batch_size,
-        stride=stride,
-        steps=settings.steps,
-        stride_detect=settings.stride_detect,
-        limit=limit,
-        focal=focal,
-        overlay=not no_overlay,
-        glb=not no_glb,
-        bvh=settings.bvh,
-        antialias=settings.antialias,
-        overlapped=settings.overlapped,
-        seed=seed,
-    )
-    path = asked_path(settings, fast=fast, int8=int8)
+    asked = asked_of(locals())
     inputs = find_inputs(sources)
     if on is not None or not inputs.single:
         from hmrcompress.api.on_ray import cluster_of
         from hmrcompress.api.predict_job import PredictJob
 
-        job = PredictJob(
-            model,
-            boxes=boxes,
-            box_scale=settings.box_scale,
-            masks=masks,
-            buckets=buckets_of(settings),
-            fps=fps,
-            settings=how,
-            body=body,
-            device=device,
-            dtype=wanted,
-            path=path,
-        )
+        job = PredictJob(model, **asked)
         cluster = None if on is None else cluster_of(on, workers=settings.workers, cpus=settings.worker_cpus)
         run_many(job, inputs, out, on=cluster, json=json, quiet=quiet)
         return
     with progress_bar(quiet=quiet) as progress:
-        summary = predicting.predict(
-            model,
-            inputs.paths[0],
-            out,
-            boxes=boxes,
-            box_scale=settings.box_scale,
-            masks=masks,
-            buckets=buckets_of(settings),
-            fps=fps,
-            settings=how,
-            body=body,
-            device=device,
-            dtype=wanted,
-            path=path,
-            overwrite=outputs_here(),
-            progress=progress,
-        )
+        summary = predicting.predict(model, inputs.paths[0], out, **asked, overwrite=outputs_here(), progress=progress)
     figures = {"predict": summary.to_json()}
     write_record(json, "predict", figures, device=pick_device(device), seed=seed)
     _show(Printer(quiet), figures["predict"], out)
+
+
+def asked_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `api.predict` is to be given of the parameters of `predict` or `profile`, by name, `settings` among them."""
+    from hmrcompress.pipeline.predict import PredictSettings
+    from hmrcompress.recipe.chosen import asked_path, buckets_of
+    from hmrcompress.runtime import pick_device, pick_fast_dtype
+
+    settings, dtype = given["settings"], given["dtype"]
+    wanted, int8 = (None, False) if dtype is None else pick_fast_dtype(dtype, pick_device(given["device"]))
+    how = PredictSettings(
+        **{name: given[name] for name in ("batch_size", "stride", "limit", "focal", "seed")},
+        **{name: getattr(settings, name) for name in ("steps", "stride_detect", "bvh", "antialias", "overlapped")},
+        overlay=not given["no_overlay"],
+        glb=not given["no_glb"],
+    )
+    return {
+        **{name: given[name] for name in ("boxes", "masks", "fps", "body", "device")},
+        "box_scale": settings.box_scale,
+        "buckets": buckets_of(settings),
+        "settings": how,
+        "dtype": wanted,
+        "path": asked_path(settings, fast=given["fast"], int8=int8),
+    }
 
 
 def _show(printer: Printer, found: dict[str, Any], out: Path) -> None:

@@ -30,6 +30,7 @@ from hmrcompress_cli.predict import (
     NoOverlayOption,
     PersonMasksOption,
     StrideOption,
+    asked_of,
 )
 from hmrcompress_cli.settings import takes_settings
 
@@ -68,40 +69,11 @@ def profile(
 ) -> None:
     """Where the time of `predict` goes: its stages one after the other, the first frame apart. Writes no files."""
     from hmrcompress.api import predict as predicting
-    from hmrcompress.pipeline.predict import PredictSettings
-    from hmrcompress.recipe.chosen import asked_path, buckets_of
-    from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
+    from hmrcompress.runtime import pick_device, progress_bar
 
-    wanted, int8 = (None, False) if dtype is None else pick_fast_dtype(dtype, pick_device(device))
-    how = PredictSettings(
-        batch_size=batch_size,
-        stride=stride,
-        steps=settings.steps,
-        stride_detect=settings.stride_detect,
-        limit=limit,
-        focal=focal,
-        overlay=not no_overlay,
-        glb=not no_glb,
-        bvh=settings.bvh,
-        antialias=settings.antialias,
-        seed=seed,
-    )
+    asked = asked_of(locals())
     with progress_bar(quiet=quiet) as progress:
-        result = predicting.profile(
-            model,
-            source,
-            boxes=boxes,
-            box_scale=settings.box_scale,
-            masks=masks,
-            buckets=buckets_of(settings),
-            fps=fps,
-            settings=how,
-            body=body,
-            device=device,
-            dtype=wanted,
-            path=asked_path(settings, fast=fast, int8=int8),
-            progress=progress,
-        )
+        result = predicting.profile(model, source, **asked, progress=progress)
     figures = {"profile": result.to_json()}
     write_record(json, "profile", figures, device=pick_device(device), seed=seed)
     printer = Printer(quiet)
