@@ -104,6 +104,12 @@ def test_what_changed_is_done_again_and_nothing_else(here: Path, predict: Callab
     done = predict(*inputs, "-o", "out", "--focal", "900")
     assert done.exit_code == 0 and "made anew, as settings changed since" in done.stderr, done.stderr
     assert all(written()[name] > now[name] for name in now) and (arrays(Path("out/a"))["focal"] == 900).all()
+    now = written()
+    assert predict(inputs[1], "in/*.nothing", "-o", "out").exit_code == 2
+    picture(here / "in" / "c.png", 3)
+    assert predict(inputs[1], "in/c.png", "-o", "out").exit_code == 0 and written()["a-2"] > now["a-2"]
+    done = predict(inputs[0], "in/c.png", "-o", "out", "--focal", "900")
+    assert done.exit_code == 0 and written()["a"] == now["a"], "other inputs' settings make nothing of it anew"
 
 
 def test_failures_are_told_with_their_reasons_and_tried_again(here: Path, predict: Callable[..., Result]) -> None:
@@ -245,6 +251,20 @@ def test_an_input_that_changes_meanwhile_has_failed(
     os.chdir(here)
     before = written()
     assert predict("in/**/*.png", "-o", "out").exit_code == 0 and written()["a-2"] > before["a-2"]
+    boxes = [here / "in" / "a.json", here / "in" / "deep" / "a.json"]
+    for each in boxes:
+        each.write_text('[{"frame": 0, "box": [10, 10, 60, 90]}]')
+
+    def meddled(self: Any, order: many.Order, *given: Any) -> Any:
+        made = do(self, order, *given)
+        if order.number:
+            boxes[1].write_text('[{"frame": 0, "box": [10, 10, 70, 90]}]')
+        return made
+
+    monkeypatch.setattr(predict_job.OpenJob, "do", meddled)
+    monkeypatch.chdir(here)
+    done = predict("in/**/*.png", "-o", "out", "--boxes", "{folder}/{stem}.json")
+    assert done.exit_code == 3 and "1 of 2 inputs failed: in/deep/a.png: was changed" in done.stderr, done.stderr
 
 
 def test_what_ends_the_process_comes_last(

@@ -23,7 +23,7 @@ from hmrcompress.models.fast.running import RunPath
 from hmrcompress.pipeline.box_sources import open_boxes
 from hmrcompress.pipeline.boxes import BOX_SCALE
 from hmrcompress.pipeline.frames import Source, open_source
-from hmrcompress.pipeline.many import Order, Stopped
+from hmrcompress.pipeline.many import UNIT, Order, Stopped
 from hmrcompress.pipeline.predict import PredictSettings, Reader
 from hmrcompress.pipeline.predict import predict as predict_pipeline
 from hmrcompress.pipeline.summary import Summary
@@ -112,7 +112,7 @@ class OpenJob:
         own |= {name: sha256_file(path) for name, path in order.beside.items() if os.path.isfile(path)}
         if os.path.isdir(order.beside.get("masks", "")):
             own["masks"] = _masks_sha256(_filled(self.job.masks, order.path))
-        return Key(self.settings.step, {**self.settings.inputs, "unit": own})
+        return Key(self.settings.step, {**self.settings.inputs, UNIT: own})
 
     def do(self, order: Order, rule: OutputRule, inputs: dict[str, Any], progress: Progress) -> Summary:
         """One input into its folder. Raises UserError as `predict`."""

@@ -32,6 +32,8 @@ from hmrcompress.runtime import Progress, no_progress
 
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 """Errors of a disk, with which all other inputs would fail, too."""
+UNIT = "unit"
+"""What belongs to one input alone, among all that its result depends on."""
 FIGURES = ("frames", "tracks", "bodies", "network_crops", "seconds", "fps")
 """Of a result, what the manifest repeats of its summary."""
 KILOBYTE = 1000
@@ -63,8 +65,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an order went. fresh: it was done just now, not found done. lost: the process that did it was, so that it
-    counts as not begun."""
+    """How an order went. fresh: it was done just now, not found done. others: what a result that was there before had
+    been made of otherwise, beside the input."""
 
     number: int
     state: str
@@ -73,7 +75,7 @@ class Outcome:
     stamp: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
     fresh: bool = True
-    lost: bool = False
+    others: tuple[str, ...] = ()
 
 
 Do = Callable[[Order, OutputRule, dict[str, Any], Progress], Summary]
@@ -109,19 +111,22 @@ class Here:
         def progress(what: str, done: int, total: int) -> None:
             told(order.number, min(done / total, 1) if total else 0.0)
 
-        contents = stamp = ""
+        contents, others = "", tuple[str, ...]()
         try:
             before = stamp_of(order.files())
             contents = contents_of(order.path)
             key = self.key(order, contents)
             found = result_in(order.folder)
-            if found is not None and not key.changed(found["inputs"]):
-                return Outcome(order.number, DONE, "", contents, before, _figures(found), fresh=False)
+            if found is not None:
+                changed = key.changed(found["inputs"])
+                if not changed:
+                    return Outcome(order.number, DONE, "", contents, before, _figures(found), fresh=False)
+                others = tuple(name for name in changed if name != UNIT)
             reads = (*self.inputs, order.path, *map(Path, order.beside.values()), *order.guarded)
             rule = OutputRule(overwrite=self.overwrite, inputs=reads)
             figures = _figures(self.do(order, rule, dict(key.inputs), progress).to_json())
             stamp = stamp_of(order.files())
-            if stamp != before and contents_of(order.path) != contents:
+            if (not stamp or stamp != before) and self.key(order, contents_of(order.path)).changed(key.inputs):
                 raise UserError("was changed while it was read", order.path, "Start again when nobody writes to it")
         except Stopped:
             raise
@@ -137,7 +142,7 @@ class Here:
         except Exception as error:  # noqa: BLE001 - of one input, and the others are wanted
             what = f"{type(error).__name__}: {first_line(error)}"
             return Outcome(order.number, FAILED, f"{order.path}: cannot be worked on ({what})", contents)
-        return Outcome(order.number, DONE, "", contents, stamp, figures)
+        return Outcome(order.number, DONE, "", contents, stamp, figures, others=others)
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, Any]:
@@ -190,9 +195,6 @@ def predict_units(
     OSError where no other input could be done either.
     """
     start, fresh = clock(), 0
-    if manifest.settings and (other := changed(settings.inputs, manifest.settings)):
-        if any(unit.state == DONE for unit in manifest.mine):
-            tell(f"made anew, as {listed(other)} changed since", manifest.out)
     same = not manifest.settings or not changed(settings.inputs, manifest.settings)
     left = [order for order in orders if not (same and _stands(manifest.mine[order.number], order))]
     for order in left:
@@ -207,7 +209,9 @@ def predict_units(
             unit = manifest.mine[outcome.number]
             unit.state, unit.reason, unit.figures = outcome.state, outcome.reason, dict(outcome.figures)
             unit.contents, unit.stamp = outcome.contents, outcome.stamp
-            unit.begun = unit.begun if outcome.lost else 0
+            unit.begun = 0
+            if outcome.others:
+                tell(f"made anew, as {listed(outcome.others)} changed since", manifest.out)
             fresh += outcome.state == DONE and outcome.fresh
             told.finished(outcome.number)
             manifest.write()
