@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import hmrcompress as hc
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.errors import UserError
+from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.pipeline.boxes import Box, FullFrame, read_boxes
 from hmrcompress.pipeline.frame_by_frame import FrameByFrame
 from hmrcompress.pipeline.frames import Frame, open_source
 from hmrcompress.pipeline.predict import PredictSettings, Reader, predict
 from hmrcompress.pipeline.starter_video import write_crop_video
+from hmrcompress.plan import TokenSettings
 
 
 def test_it_gives_what_predict_writes(
@@ -74,3 +77,16 @@ def test_what_is_no_picture_or_no_time_is_refused(reader: Reader) -> None:
     for late in (1.0, 0.5, float("nan")):
         with pytest.raises(UserError, match="seconds that rise"):
             one(np.zeros((64, 48, 3), np.uint8), late)
+
+
+def test_the_packaged_segmenter_marks_people_where_tokens_need_it(
+    tiny_model: Path, tiny_body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--masks auto` without a probe: for tokens that are merged, and for adaptive ones; else nobody asks."""
+
+    def masks(**more: Any) -> str:
+        return hc.Predictor(str(tiny_model), boxes="full", body=tiny_body, device="cpu", **more).reader.masks.name
+
+    assert masks() == "none" and masks(buckets=(90, 150)) == "auto"
+    monkeypatch.setattr(Checkpoint, "tokens", TokenSettings(keep=90, per_layer=40))
+    assert masks() == "auto" and masks(masks="none") == "none"

@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 WANTED = (
     "hmrcompress/py.typed",
+    "hmrcompress/assets/people/detector.onnx",
+    "hmrcompress/assets/people/README.md",
     "hmrcompress/assets/starter/model.safetensors",
     "hmrcompress/assets/starter_body.npz",
     "hmrcompress_cli/__main__.py",
