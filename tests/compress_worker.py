@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
-from hmrcompress.api import front
+from hmrcompress.api import front, front_files
 from hmrcompress.frontier.costs import CostTable, cost_key
 from hmrcompress.frontier.errors import Errors
+from hmrcompress.runtime import environment
 from hmrcompress_cli.main import main
 
 FIGURES = {"fps": 1.0, "fps_quartiles": [1.0, 1.0], "speedup": 1.5, "speedup_quartiles": [1.5, 1.5]}
@@ -44,6 +45,8 @@ def stop_the_clock(patch: Callable[[Any, str, Any], None] = setattr) -> None:
     for name, value in (("measure_costs", costs), ("time_interleaved", timing)):
         patch(front, name, value)
     patch(front, "fast_dtype", lambda device: torch.float32)
+    as_it_is = environment()  # whatever is committed while a test runs
+    patch(front_files, "environment", lambda device: as_it_is)
 
 
 def in_the_fork(arguments: list[str], folder: str, place: int, said: int, counted: int) -> None:

@@ -16,9 +16,12 @@ from test_model_commands import run as invoke
 
 import hmrcompress as hc
 from hmrcompress.api import front_live
+from hmrcompress.api.adapter import open_adapter
 from hmrcompress.frontier import live
 from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.live import LiveCosts, live_costs
+from hmrcompress.live.patching import apply
 from hmrcompress.plan import Plan
 
 
@@ -75,6 +78,32 @@ def test_a_live_network_within_a_budget_and_again(adapter: str, tmp_path: Path) 
     slow = min(each["fps"] for each in found["points"])
     assert invoke("pick", fast, "--fps", slow, "-o", tmp_path / "other.yaml").exit_code == 0
     assert Plan.read(tmp_path / "other.yaml").layers == 5
+
+
+def test_plans_are_measured_as_they_run(adapter: str, tmp_path: Path) -> None:
+    """Layers and tokens, in any order, against the model compressed by hand: what is replayed of one plan is not taken
+    for another."""
+    opened = open_adapter(adapter)
+    ledger = Ledger(tmp_path / "j.jsonl", {})
+    errors = front_live._errors("search", opened, opened.batches("search")[:2], ledger, tmp_path / "out")
+    plain, cut = Candidate(), Candidate(((2, "all"),))
+    tried = [plain, cut, Candidate(keep=14, way="merge"), Candidate(((2, "all"),), keep=14, way="drop"), cut]
+    found = [errors(each).errors for each in tried]
+    assert found[0].max() == 0 and np.array_equal(found[1], found[-1])
+    model = stranger("WiLoR", depth=5).float()
+    batches = [pictures(2, seed)[0].float() for seed in range(2)]
+    with torch.no_grad():
+        wanted = [model(batch)[0] for batch in batches]
+        network = hc.live.network(model, example=lambda: model(batches[0]))
+        for candidate, seen in zip(tried[1:], found[1:], strict=True):
+            apply(model, candidate.plan(opened.network.reference, 5), network=network)
+            got = []
+            for batch in batches:
+                with hc.person_mask(model, pictures(2)[1]):
+                    got.append(model(batch)[0])
+            hc.unapply(model)
+            moved = [1000 * (a - b).flatten(1).abs().mean(1) for a, b in zip(got, wanted, strict=True)]
+            assert np.abs(seen - np.concatenate(moved)).max() < 1e-3, candidate
 
 
 def test_what_an_adapter_does_without(adapter: str, tmp_path: Path) -> None:
