@@ -17,6 +17,7 @@ from bounds import network_bound
 from typer.testing import CliRunner
 
 import hmrcompress as hc
+from hmrcompress.api import export as api_export
 from hmrcompress.api.opening import load
 from hmrcompress.api.predict import pipeline_reader
 from hmrcompress.body.model import BodyModel
@@ -404,3 +405,40 @@ def test_every_runtime_of_the_registry_has_what_the_protocol_names() -> None:
         assert each.name == name and "float32" in each.precisions and each.writes
         assert require_precision(name, "float32") is each
     assert replace(Compiled("a"), prepared="b").prepared == "b"
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_writes_a_folder_and_says_how_close_it_is(
+    network: HMR2,
+    batch: FrameBatch,
+    tiny_body: BodyModel,
+    tiny_crops: CropSet,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = api_export._Given(checkpoint, network, tiny_body, tiny_crops, batch, batch)
+    asked: list[Any] = []
+    monkeypatch.setattr(api_export, "_given", lambda *arguments: asked.append(arguments) or given)
+
+    def hmr(*arguments: str) -> Any:
+        return CliRunner().invoke(app, ["export", "tiny", "-o", str(tmp_path / "made"), *arguments])
+
+    done = hmr("--dtype", "int8", "--budget-mm", "50", "--json", str(tmp_path / "figures.json"))
+    assert done.exit_code == 0, done.output
+    assert "8 of 8 linear layers in 8 bits, weights in 8" in done.output and "through onnx, CPU" in done.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["dtype"] == "int8" and figures["about"]["int8"]["budget_mm"] == 50.0
+    assert figures["onnx_joints_mm"] == figures["parity"]["joints_mm"] and figures["size_bytes"] > 0
+    assert asked[-1][-1] == api_export.CALIBRATION_CROPS
+    again = hmr("--format", "tensorrt", "--overwrite")
+    assert again.exit_code == 0 and "prepared, not run" in again.output and "  trtexec --onnx=" in again.output
+    for words, fault in (
+        (("--budget-mm", "0", "--dtype", "int8"), "--budget-mm: got 0, expected millimetres above 0"),
+        (("--format", "openvino", "--dtype", "float64"), "float64"),
+        (("--dtype", "bfloat16"), "--dtype: got bfloat16, onnx takes float32, float16, int8"),
+    ):
+        refused = hmr(*words)
+        assert refused.exit_code == 2 and fault in refused.output, refused.output
+    file = CliRunner().invoke(app, ["export", "tiny", "-o", str(tmp_path / "a.onnx"), "--dtype", "int8"])
+    assert file.exit_code == 2 and "-o FOLDER, without .onnx" in file.output
