@@ -159,7 +159,7 @@ class SafeGroup(TyperGroup):
 
 def _told_by_the_first(error: Exception) -> bool:
     """Whether the first of several processes says what went wrong in this one."""
-    from hmrcompress.processes import leads
+    from hmrcompress.io.together import leads
 
     return bool(getattr(error, "told", False)) and not leads()
 
@@ -204,7 +204,7 @@ class SafeCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         from hmrcompress.io.outputs import OutputRule
-        from hmrcompress.processes import process_of
+        from hmrcompress.io.together import process_of
 
         inputs = [
             value
@@ -277,7 +277,7 @@ def refuse_unused(what: str, remedy: str, names: Iterable[str], settings: Any = 
 @contextmanager
 def _notices_as_lines() -> Iterator[None]:
     """While the block runs, each `Notice` is a sentence on stderr, the same one only once, and by one process."""
-    from hmrcompress.processes import leads
+    from hmrcompress.io.together import leads
 
     with warnings.catch_warnings():
         show, told = warnings.showwarning, set[str]()

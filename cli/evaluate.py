@@ -97,7 +97,7 @@ def evaluate(
     import hmrcompress as hc
     from hmrcompress.api import opening_decoder
     from hmrcompress.evaluation.sizes import sizes
-    from hmrcompress.processes import leads
+    from hmrcompress.io.together import leads
     from hmrcompress.recipe.chosen import asked_path, buckets_of, sequence_settings
     from hmrcompress.runtime import pick_device, pick_fast_dtype, progress_bar
     from hmrcompress.timing.bench import parse_sizes

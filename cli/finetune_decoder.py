@@ -14,7 +14,7 @@ def run(model: str, out: Path, data: str | None, options: dict[str, Any], *, jso
     """Trains, tells of every validation in a line, and in the end what was written where. options: those of
     `hmrcompress.fit_decoder`. Of several processes only the first one speaks."""
     from hmrcompress.api import finetune as tuning
-    from hmrcompress.processes import process_of
+    from hmrcompress.io.together import process_of
     from hmrcompress.runtime import pick_device, progress_bar
 
     leads = process_of()[0] == 0

@@ -115,7 +115,7 @@ def search(
     with progress_bar(quiet=quiet) as progress:
         if theirs:
             from hmrcompress.api.adapter import search_adapter
-            from hmrcompress.processes import process_of
+            from hmrcompress.io.together import process_of
 
             if process_of()[1] > 1:
                 raise UserError("is searched in one process", checkpoint, "Launch one")

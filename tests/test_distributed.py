@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hmrcompress.errors import UserError
-from hmrcompress.processes import own_device, process_of
+from hmrcompress.io.together import own_device, process_of
 from hmrcompress.training.distributed import Team, own_rows
 
 STEPS = 6

@@ -13,11 +13,11 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from hmrcompress import processes
 from hmrcompress.data.crops import write_crops
 from hmrcompress.errors import UserError
+from hmrcompress.io import together
+from hmrcompress.io.together import Crew, FaultElsewhere, Helped, crew, in_turn, own_batches, shared
 from hmrcompress.models.files.folder import write_model_folder
-from hmrcompress.processes import Crew, FaultElsewhere, Helped, crew, in_turn, own_batches, shared
 from hmrcompress_cli.main import app
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     import torch.distributed as dist
 
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    monkeypatch.setattr(processes, "_group", lambda: None)
+    monkeypatch.setattr(together, "_group", lambda: None)
     return others
 
 
@@ -90,7 +90,7 @@ def test_a_fault_of_one_is_one_of_all(three: list[Any]) -> None:
 def test_a_helper_does_what_is_ordered_until_the_end(three: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The same number is always the same process's."""
     said = [[(0, "a"), (1, "b"), (4, "c"), (2, "d")], None]
-    monkeypatch.setattr(processes, "_said", lambda value: said.pop(0))
+    monkeypatch.setattr(together, "_said", lambda value: said.pop(0))
     three[:] = [(True, {0: "A"}), (True, {3: "D"})]
     done: list[str] = []
     with pytest.raises(Helped):
@@ -98,7 +98,7 @@ def test_a_helper_does_what_is_ordered_until_the_end(three: list[Any], monkeypat
             pytest.fail("a helper does not get here")
     assert done == ["b", "c"] and said == []
     made = Crew(str.upper)
-    monkeypatch.setattr(processes, "_said", lambda value: value)
+    monkeypatch.setattr(together, "_said", lambda value: value)
     assert made.results([(0, "a"), (1, "b"), (4, "c"), (2, "d")]) == ["A", "B", "C", "D"]
 
 

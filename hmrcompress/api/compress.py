@@ -23,8 +23,8 @@ from hmrcompress.errors import UserError, hearing, tell
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.joint import Choice, Goal, Point, choose, combinations, increase_of, race
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.together import crew, process_of
 from hmrcompress.models.files.folder import KIND as MODEL
-from hmrcompress.processes import crew, process_of
 from hmrcompress.runtime import Progress, no_progress
 
 MOST_TIMED = 3

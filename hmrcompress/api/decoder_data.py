@@ -11,8 +11,8 @@ from hmrcompress.api.opening import Data, compressed_network, of_starter, on_dev
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.io.together import process_of
 from hmrcompress.models.files.load import Checkpoint
-from hmrcompress.processes import process_of
 from hmrcompress.records import BodyParams
 from hmrcompress.runtime import Progress
 from hmrcompress.starter.data.clip_stream import StarterClips

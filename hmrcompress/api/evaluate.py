@@ -34,10 +34,10 @@ from hmrcompress.evaluation.evaluate import Evaluation, stages_of, stages_of_exp
 from hmrcompress.evaluation.evaluate import evaluate as evaluate_stages
 from hmrcompress.evaluation.similarity import layer_similarity as similarity_of_layers
 from hmrcompress.exporting.opened import ExportedNetwork
+from hmrcompress.io.together import own_device
 from hmrcompress.metrics.points import Protocol
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
-from hmrcompress.processes import own_device
 from hmrcompress.runtime import Progress, no_progress, pick_device
 
 

@@ -23,7 +23,7 @@ from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.errors import UserError
 from hmrcompress.io.home import cache_home
 from hmrcompress.io.outputs import OutputRule
-from hmrcompress.processes import own_device, process_of
+from hmrcompress.io.together import own_device, process_of
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.starter.data.captured import HELD_OUT
 from hmrcompress.starter.motion import procedural

@@ -38,6 +38,7 @@ from hmrcompress.frontier.errors import Errors, Measured, PatchFitter, check_str
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.io.keys import Key
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.together import leads, own_device
 from hmrcompress.merging.fit import fit_batches
 from hmrcompress.metrics.measure import Measure
 from hmrcompress.metrics.points import STARTER24
@@ -46,7 +47,6 @@ from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2, network_sha256, share
 from hmrcompress.plan import FittedOn, Plan, RunSettings
-from hmrcompress.processes import leads, own_device
 from hmrcompress.runtime import Progress, fast_dtype, pick_device, pick_dtype
 from hmrcompress.searching.cache import LayerCache, layer_bytes
 from hmrcompress.timing.made_up import made_up_batch

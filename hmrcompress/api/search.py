@@ -23,10 +23,10 @@ from hmrcompress.api.opening import (
 from hmrcompress.data.crops import CropSet
 from hmrcompress.io.keys import Key
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.together import own_device
 from hmrcompress.metrics.points import STARTER24, Protocol
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
-from hmrcompress.processes import own_device
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.searching.journal import KIND as JOURNAL
 from hmrcompress.searching.search import SearchResult, SearchSettings

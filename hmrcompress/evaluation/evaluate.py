@@ -23,6 +23,7 @@ from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.forced import ForcedMerges
 from hmrcompress.evaluation.tally import ADAPTIVE, AdaptiveTally, adaptive_outputs
 from hmrcompress.evaluation.timelines import Outputs, interpolated, observe, sequence_predict, spans
+from hmrcompress.io.together import in_turn, own_batches, process_of
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import counts_of, forced_merges, token_counts, with_token_merging
 from hmrcompress.metrics.bootstrap import clip_interval
@@ -42,7 +43,6 @@ from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
-from hmrcompress.processes import in_turn, own_batches, process_of
 from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH, BodyParams, FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmrcompress.processes import shared
+from hmrcompress.io.together import shared
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import autocast
 

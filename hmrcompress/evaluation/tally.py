@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from hmrcompress.evaluation.forced import ForcedMerges, Place, places_of
+from hmrcompress.io.together import shared
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.metrics.pose import Outputs, network_outputs
-from hmrcompress.processes import shared
 from hmrcompress.records import FrameBatch, HMROutput
 
 ADAPTIVE = "adaptive_tokens"

@@ -17,8 +17,8 @@ from torch import Tensor
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.errors import ShapeError, UserError
+from hmrcompress.io.together import in_turn, own_batches, process_of
 from hmrcompress.metrics.pose import Outputs, Predict
-from hmrcompress.processes import in_turn, own_batches, process_of
 from hmrcompress.records import BodyParams, FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 

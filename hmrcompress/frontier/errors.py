@@ -18,6 +18,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.evaluation.timelines import turned
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.ledger import Ledger
+from hmrcompress.io.together import Crew
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.fit import FitBatch, embedded, plain
 from hmrcompress.merging.merge import merge_network
@@ -28,7 +29,6 @@ from hmrcompress.metrics.pose import network_predict
 from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.network import HMR2, share
 from hmrcompress.plan import FittedOn
-from hmrcompress.processes import Crew
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import pick_dtype
 from hmrcompress.searching.cache import Inputs, LayerCache, PrefixTokens, layer_bytes

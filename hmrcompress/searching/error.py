@@ -17,13 +17,13 @@ from torch import Tensor
 from hmrcompress.data.conditions import missing_condition
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
+from hmrcompress.io.together import Crew
 from hmrcompress.merging.fit import Patches
 from hmrcompress.merging.layers import merge_layers
 from hmrcompress.metrics.points import joint_errors, pve
 from hmrcompress.metrics.pose import Measure, Protocol, ScoringBody
 from hmrcompress.models.network import HMR2, from_state
 from hmrcompress.models.vit import TokenState
-from hmrcompress.processes import Crew
 from hmrcompress.records import BodyParams, FrameBatch
 from hmrcompress.runtime import GIVE_BACK_EVERY, autocast, give_back_memory
 from hmrcompress.searching.cache import Inputs, LayerCache, PrefixTokens, layer_bytes

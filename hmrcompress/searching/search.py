@@ -17,6 +17,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.keys import Key
 from hmrcompress.io.places import is_stream
+from hmrcompress.io.together import crew, processes_here
 from hmrcompress.merging.apply import fewest_layers, with_token_merging
 from hmrcompress.merging.fit import fitted_and_measured
 from hmrcompress.merging.layers import FITTED
@@ -24,7 +25,6 @@ from hmrcompress.metrics.pose import STARTER24, Measure, Protocol
 from hmrcompress.models.network import HMR2, network_sha256
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import CheckpointRef, Plan
-from hmrcompress.processes import crew, processes_here
 from hmrcompress.runtime import Progress, no_progress
 from hmrcompress.searching.cache import usual_memory
 from hmrcompress.searching.eclm import Groups, Trace

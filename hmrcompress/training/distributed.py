@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
-from hmrcompress.processes import process_of
+from hmrcompress.io.together import process_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -22,10 +22,10 @@ from hmrcompress.geometry.rotations import axis_angle_to_matrix
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.keys import Key, folder_of
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.together import process_of
 from hmrcompress.motion import augment
 from hmrcompress.motion.amass import amass_files, load_amass_segments
 from hmrcompress.motion.clip import Motion
-from hmrcompress.processes import process_of
 from hmrcompress.records import BodyParams
 from hmrcompress.training.background import Background
 

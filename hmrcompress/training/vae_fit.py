@@ -13,8 +13,8 @@ from torch import Tensor
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import JOINTS, PoseCodec
 from hmrcompress.io.hashes import sha256_arrays
+from hmrcompress.io.together import process_of
 from hmrcompress.metrics.points import mpjpe
-from hmrcompress.processes import process_of
 from hmrcompress.records import BodyParams
 from hmrcompress.training.distributed import own_rows
 from hmrcompress.training.motions import MotionBank, augmented
