@@ -118,8 +118,10 @@ def test_predict_runs_as_planned(made: Path, tiny_body_file: Path, tmp_path: Pat
         "-o",
         tmp_path / "o",
     )
-    text = said(hmr(*line, "--fps", 30))
-    assert "on the fast path, 1 layers in int8, in float32, as bfloat16 is emulated here, with a stride of 2" in text
+    text, emulated = said(hmr(*line, "--fps", 30)), "in float32, as bfloat16 is emulated here"
+    choice = "with 90, 150 tokens to choose from"  # masks come from the packaged segmenter
+    assert f"on the fast path, 1 layers in int8, {emulated}, {choice}, with a stride of 2" in text
+    assert choice not in said(hmr(*line, "--fps", 30, "--masks", "none"))
     assert "the network ran on 2 crops" in text
     assert "the network ran on 3 crops" in said(hmr(*line, "--fps", 30, "--stride", 1))
     assert "with a stride" not in said(hmr(*line)), "pictures have nothing in between"

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.home import cache_home
 from hmrcompress.io.jsons import read_json
+from hmrcompress.io.keys import Key
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.models.fast.linear import INT8_KINDS, Kind, exact_int8, kind_for, linear
-from hmrcompress.runtime import cpu_name, dtype_name
+from hmrcompress.runtime import cpu_name
 from hmrcompress.timing.rounds import take_turns
 
 ROWS = 90
@@ -67,15 +67,16 @@ def int8_kernels(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Int8Kernels:
     """What was measured for layers of this size here, now or before. dtype: of what is not in 8 bits."""
-    about = {
-        "cpu": cpu_name(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "layer": [rows, inputs, outputs],
-        "dtype": dtype_name(dtype),
-    }
-    path = (home or cache_home()) / "int8" / f"{sha256_json(about)[:16]}.json"
+    key = Key.of(
+        "int8 kernels",
+        ("timing.int8_kernels", "models.fast.linear"),
+        cpu=cpu_name(),
+        machine=platform.machine(),
+        threads=torch.get_num_threads(),
+        layer=[rows, inputs, outputs],
+        dtype=dtype,
+    )
+    path, about = (home or cache_home()) / "int8" / f"{key.short}.json", dict(key.inputs)
     if (known := _kept(path, about)) is not None:
         return known
     found = _measured(inputs, outputs, dtype, rows, clock)
