@@ -233,7 +233,8 @@ def test_what_is_refused(recipe: Path, tmp_path: Path) -> None:
         (("ablate", "ablations", "-o", tmp_path / "out", "--only", "taus"), "expected one of tau, rules"),
         (("report", tmp_path / "out", "-o", tmp_path / "r.md"), "no such folder of results"),
         (("report", tmp_path, "-o", tmp_path / "r.md"), "holds no tables"),
-        (("report", tmp_path, "-o", tmp_path / "r.html"), "expected a name ending in .md"),
+        (("report", tmp_path, "-o", tmp_path / "r.html"), "holds neither summary.json nor frontier.json"),
+        (("report", tmp_path, "-o", tmp_path / "r.txt"), "expected a name ending in .html or .md"),
     ):
         done = hmr(*arguments)
         assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.output

@@ -236,7 +236,7 @@ def read_export_folder(path: Path | str, verify: bool = True) -> ExportedFolder:
     config = _read_config(path / MAIN)
     for name, reference in config.files.items():
         if name != CARD:  # people write into it what they know of their model
-            check_file(path / name, reference, verify)
+            check_file(path / name, reference, verify, MAIN)
     network = read_config(config.network, path / MAIN)
     decoder = None
     if config.decoder is not None:

@@ -208,12 +208,12 @@ def checkpoint_record(reference: CheckpointRef, **more: Any) -> dict[str, Any]:
     return {"checkpoint": reference.model_dump(mode="json"), **more}
 
 
-def check_file(file: Path, reference: FileRef, verify: bool) -> None:
-    """UserError where a file is not as the manifest of its folder says."""
+def check_file(file: Path, reference: FileRef, verify: bool, manifest: str = CONFIG) -> None:
+    """UserError where a file is not as the manifest of its folder, a file of that name, says."""
     if not file.is_file():
         raise UserError("the file is missing", file)
     if (size := file.stat().st_size) != reference.bytes:
         fault = "truncated" if size < reference.bytes else "changed"
-        raise UserError(f"the file was {fault}: it has {size} bytes, the manifest says {reference.bytes}", file)
+        raise UserError(f"the file was {fault}: it has {size} bytes, {manifest} says {reference.bytes}", file)
     if verify and sha256_file(file) != reference.sha256:
-        raise UserError("the file was changed: its hash is not the one in the manifest", file)
+        raise UserError(f"the file was changed: its hash is not the one in {manifest}", file)
