@@ -16,12 +16,13 @@ from torch import nn
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
-from hmrcompress.errors import HMRCompressError
-from hmrcompress.exporting import int8
+from hmrcompress.errors import HMRCompressError, UserError
+from hmrcompress.exporting import int8, opened
 from hmrcompress.exporting.folder import export_folder
 from hmrcompress.exporting.int8 import Int8Choice, calibrated, choose, linear_layers, rounding
 from hmrcompress.exporting.parity import Difference, Parity
 from hmrcompress.exporting.runtimes.runtime import Source
+from hmrcompress.exporting.session import has_exact_int8
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import CheckpointRef, Plan
@@ -198,6 +199,20 @@ def test_a_budget_is_held_by_what_the_runtime_gives(
     assert made.plan is not None and made.plan.run is not None
     whole = {block for block in range(2) if not any(f"blocks.{block}." in name for name in chosen["kept"])}
     assert set(made.plan.run.int8) == whole
+
+    # What uses the whole range of 8 bits is not run where their products overflow, whatever made it.
+    assert made.config.exact_int8 == has_exact_int8()
+    images = batch.images[:2]
+    for made_exact, here_exact in ((True, True), (False, True), (False, False), (True, False)):
+        config = made.config.model_copy(update={"exact_int8": made_exact})
+        monkeypatch.setattr(opened, "has_exact_int8", lambda exact=here_exact: exact)
+        running = opened.ExportedNetwork(replace(made, config=config))
+        if made_exact and not here_exact:
+            with pytest.raises(UserError, match="made: was exported where products of 8-bit numbers are exact"):
+                running(images)
+        else:
+            assert torch.isfinite(running(images).betas).all()
+            running.running.close()
 
 
 def test_budgets_are_bounds() -> None:

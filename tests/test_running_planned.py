@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import hmrcompress as hc
 from hmrcompress.api import running as module
 from hmrcompress.api.opening import load, open_masks
 from hmrcompress.api.running import running
@@ -125,6 +126,15 @@ def test_predict_runs_as_planned(made: Path, tiny_body_file: Path, tmp_path: Pat
     assert "the network ran on 2 crops" in text
     assert "the network ran on 3 crops" in said(hmr(*line, "--fps", 30, "--stride", 1))
     assert "with a stride" not in said(hmr(*line)), "pictures have nothing in between"
+
+
+def test_frame_by_frame_runs_as_planned(made: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same rules as `predict`, but for the stride: nothing is looked at ahead."""
+    with pytest.warns(Notice, match="on the fast path, 1 layers in int8.* with 90, 150 tokens to choose from$"):
+        hc.Predictor(str(made), body=tiny_body_file, device="cpu")
+    monkeypatch.setattr(module, "int8_kernels", lambda *sizes: Int8Kernels({"plain": 1.0, "int8": 2.0}, {}))
+    with pytest.raises(UserError, match="slower"):
+        hc.Predictor(str(made), body=tiny_body_file, device="cpu", path=RunPath(fast=True, int8=True))
 
 
 def test_bench_runs_as_planned(made: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.pipeline.box_sources import open_boxes
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
-from hmrcompress.pipeline.frames import Source, open_source
+from hmrcompress.pipeline.frames import open_source
 from hmrcompress.pipeline.predict import KIND, PredictSettings, Reader
 from hmrcompress.pipeline.predict import predict as predict_pipeline
 from hmrcompress.pipeline.profile import Profile
@@ -86,7 +86,9 @@ def predict(
     )
     checkpoint = load(model, seed=settings.seed, exported=True)
     where = device_for(checkpoint, device)
-    reader, settings = open_reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
+    reader, settings = open_reader(
+        checkpoint, settings, masks, body, where, dtype, buckets, path, clips=found.fps is not None
+    )
     return predict_pipeline(found, people, reader, Path(out), settings, overwrite=outputs, progress=progress)
 
 
@@ -119,13 +121,14 @@ def profile(
     opened = [people()]  # so that a wrong file is told before the model is opened
     checkpoint = load(model, seed=settings.seed, exported=True)
     where = device_for(checkpoint, device)
-    reader, settings = open_reader(checkpoint, found, settings, masks, body, where, dtype, buckets, path)
+    reader, settings = open_reader(
+        checkpoint, settings, masks, body, where, dtype, buckets, path, clips=found.fps is not None
+    )
     return profile_pipeline(found, lambda: opened.pop() if opened else people(), reader, settings, progress=progress)
 
 
 def open_reader(
     checkpoint: Checkpoint,
-    source: Source,
     settings: PredictSettings,
     masks: Masks,
     body: Body,
@@ -133,9 +136,11 @@ def open_reader(
     dtype: torch.dtype | None,
     buckets: Sequence[int] | None,
     path: RunPath | None,
+    *,
+    clips: bool,
 ) -> tuple[Reader, PredictSettings]:
-    """The model as it is run on such a source, and the settings with its stride. Arguments as of `predict`. Raises
-    UserError."""
+    """The model as it is run, and the settings with its stride. Arguments as of `predict`; clips: whether frames follow
+    each other, so that it may be run on some of them. Raises UserError."""
     known = None if masks == SHIPPED and checkpoint.probe is not None else open_masks(masks)
     run = running(
         checkpoint,
@@ -145,7 +150,7 @@ def open_reader(
         buckets=buckets,
         stride=settings.stride,
         masks=known,
-        clips=source.fps is not None,
+        clips=clips,
         only_if_faster=True,
     )
     reader = pipeline_reader(

@@ -139,7 +139,15 @@ class OpenJob:
             where = self.device
             try:
                 made = open_reader(
-                    self.checkpoint, source, job.settings, masks, self.body, where, job.dtype, job.buckets, job.path
+                    self.checkpoint,
+                    job.settings,
+                    masks,
+                    self.body,
+                    where,
+                    job.dtype,
+                    job.buckets,
+                    job.path,
+                    clips=clips,
                 )
             except UserError as error:
                 raise error if masks != job.masks else Stopped(error.what, error.where, error.remedy) from error

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from hmrcompress.api.opening import Body, Masks, Model, body_for, load, require_people
-from hmrcompress.api.predict import pipeline_reader
-from hmrcompress.api.running import batched, running
+from hmrcompress.api.opening import Body, Masks, Model, load, require_people
+from hmrcompress.api.predict import open_reader
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.pipeline.box_sources import open_boxes
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
 from hmrcompress.pipeline.frame_by_frame import FrameByFrame
+from hmrcompress.pipeline.predict import PredictSettings
 from hmrcompress.runtime import pick_device
 
 LIKELY_PEOPLE = 4
@@ -38,7 +38,7 @@ class Predictor(FrameByFrame):
         path: RunPath | None = None,
         seed: int = 0,
     ) -> None:
-        """Arguments as of `predict`. What is not given of dtype and path is as the model's plan says. Raises
+        """Arguments as of `predict`. What is not given of dtype, path and buckets is as the model's plan says. Raises
         UserError."""
         require_people(model)
         where = pick_device(device)
@@ -46,14 +46,6 @@ class Predictor(FrameByFrame):
         if isinstance(people, str):
             people = open_boxes(people, scale=box_scale, every=stride_detect, cuda=where.type == "cuda")
         checkpoint = load(model, seed=seed)
-        run = running(checkpoint, where, dtype=dtype, path=path, buckets=buckets, stride=1, clips=False)
-        reader = pipeline_reader(
-            checkpoint,
-            masks,
-            body_for(checkpoint, body),
-            str(where),
-            dtype=run.dtype,
-            buckets=run.buckets,
-            path=batched(run.path, LIKELY_PEOPLE),
-        )
+        settings = PredictSettings(batch_size=LIKELY_PEOPLE, stride=1, seed=seed)
+        reader, _ = open_reader(checkpoint, settings, masks, body, where, dtype, buckets, path, clips=False)
         super().__init__(reader, people, focal)

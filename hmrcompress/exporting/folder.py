@@ -26,6 +26,7 @@ from hmrcompress.exporting.overflow import require_room
 from hmrcompress.exporting.parity import BATCH_SIZES, GraphNetwork, Parity, measure
 from hmrcompress.exporting.runtimes.registry import RUNTIMES, require_precision
 from hmrcompress.exporting.runtimes.runtime import Compiled, Running, Runtime, Source
+from hmrcompress.exporting.session import has_exact_int8
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.manifests import FolderKind
@@ -53,7 +54,8 @@ ANEW = "Export it anew: `hmrcompress export`"
 
 class ExportConfig(BaseModel):
     """`export.json`. main: the file that the runtime opens. mean: the mean parameters that the network's read-outs are
-    added to. prepared: why it was not run where it was made. about: what else is known, for people."""
+    added to. prepared: why it was not run where it was made. exact_int8: its 8-bit numbers use their whole range, which
+    takes a processor whose products of them do not overflow. about: what else is known, for people."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -75,6 +77,7 @@ class ExportConfig(BaseModel):
     parity: dict[str, Any] | None = None
     parity_data: dict[str, Any]
     prepared: str | None = None
+    exact_int8: bool = False
     lines: tuple[str, ...] = ()
     about: dict[str, Any] = {}
     environment: dict[str, Any] = {}
@@ -189,6 +192,7 @@ def export_folder(
             parity=contract["parity"] if parity is not None else None,
             parity_data=dict(parity_data or {}),
             prepared=made.prepared,
+            exact_int8=precision == "int8" and has_exact_int8(),
             lines=made.lines,
             about=about,
             environment=environment(),

@@ -8,11 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hmrcompress.errors import HMRCompressError
-from hmrcompress.exporting.folder import ExportedFolder, read_export_folder
+from hmrcompress.errors import HMRCompressError, UserError
+from hmrcompress.exporting.folder import ANEW, ExportedFolder, read_export_folder
 from hmrcompress.exporting.parity import GraphNetwork
 from hmrcompress.exporting.runtimes.registry import runtime
 from hmrcompress.exporting.runtimes.runtime import Running
+from hmrcompress.exporting.session import has_exact_int8
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import build
@@ -57,6 +58,9 @@ class ExportedNetwork(nn.Module):
         """The network as its runtime opened it. Raises UserError, MissingExtra."""
         if self._opened is None:
             found = self.folder.config
+            if found.exact_int8 and not self.here.is_cuda and not has_exact_int8():
+                fault = "was exported where products of 8-bit numbers are exact (VNNI, AMX); here they overflow"
+                raise UserError(fault, self.folder.path, ANEW)
             chosen = runtime(found.runtime)
             running = chosen.run(
                 self.folder.main,

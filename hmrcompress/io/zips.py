@@ -26,7 +26,7 @@ def check_zip(path: Path | str, *, stored: bool = False) -> list[zipfile.ZipInfo
             entries = archive.infolist()
     except FileNotFoundError:
         raise UserError("no such file", path) from None
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError) as error:  # see `seals`
         raise UserError("the file is truncated or not a zip archive", path) from error
     if odd := [entry for entry in entries if entry.compress_type not in KNOWN_WAYS]:
         raise UserError(f"its entry {odd[0].filename[:60]!r} is packed in a way that numpy and torch never use", path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import BinaryIO
 
 MOST_PARTS = 100_000
@@ -34,7 +35,7 @@ def _beyond(parts: Callable[[BinaryIO, int], Iterator[int]]) -> Callable[[Binary
     """From a walk that gives where every part ends, to whether one ends beyond the file."""
 
     def walk(file: BinaryIO, total: int) -> bool:
-        return any(end > total for _, end in zip(range(MOST_PARTS), parts(file, total), strict=False))
+        return any(end > total for end in islice(parts(file, total), MOST_PARTS))
 
     return walk
 

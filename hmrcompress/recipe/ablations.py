@@ -118,7 +118,7 @@ class TableSpec(_Part):
 class Ablations(Start):
     """Searches are options of `hmrcompress search` by name (`tau_mm`, `layers`, `method`, `merge_rule`, …)."""
 
-    model_config = ConfigDict(strict=False)
+    model_config = ConfigDict(strict=False)  # rows of tables hold lists where settings are tuples
 
     body: str = "starter"
     data: Data = Data()
