@@ -133,7 +133,7 @@ def test_frame_by_frame_runs_as_planned(made: Path, tiny_body_file: Path, monkey
     with pytest.warns(Notice, match="on the fast path, 1 layers in int8.* with 90, 150 tokens to choose from$"):
         hc.Predictor(str(made), body=tiny_body_file, device="cpu")
     monkeypatch.setattr(module, "int8_kernels", lambda *sizes: Int8Kernels({"plain": 1.0, "int8": 2.0}, {}))
-    with pytest.raises(UserError, match="slower"):
+    with pytest.raises(UserError, match="in 8 bits take 2.0 times the time"):
         hc.Predictor(str(made), body=tiny_body_file, device="cpu", path=RunPath(fast=True, int8=True))
 
 
