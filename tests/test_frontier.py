@@ -17,10 +17,11 @@ from hmrcompress.data.crops import write_crops
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.frontier.candidates import Candidate, singles
 from hmrcompress.frontier.costs import CostTable
-from hmrcompress.frontier.depth import Effort, greedy
+from hmrcompress.frontier.depth import Effort, Sized, greedy
 from hmrcompress.frontier.errors import Measured
 from hmrcompress.frontier.joint import Goal, Increase, Point, choose, front_of, increase_of
 from hmrcompress.frontier.ledger import Ledger
+from hmrcompress.frontier.summary import listed
 from hmrcompress.plan import Plan
 from hmrcompress_cli.main import app
 
@@ -95,6 +96,16 @@ def test_greedy_removes_what_costs_least_and_swaps_mend_it() -> None:
     mended = greedy(hard, 4, Effort(finalists=2, swaps=1))[4.0]  # type: ignore[arg-type]
     stuck = greedy(hard, 4, Effort(finalists=2, swaps=0))[4.0]  # type: ignore[arg-type]
     assert mended.increase_mm == pytest.approx(best) and stuck.increase_mm > best
+
+
+def test_what_breaks_the_network_is_no_point() -> None:
+    broken = Made([1.0, float("inf"), 2.0])
+    sizes = {
+        2.0: Sized(Candidate().without((1, "all")), float("inf")),
+        1.0: Sized(Candidate().without((2, "all")), 2.0),
+    }
+    found = listed([], sizes, broken, lambda each: each.layers(3))  # type: ignore[arg-type]
+    assert [(point.candidate.removed, on_front) for point, on_front in found] == [(((2, "all"),), True)]
 
 
 def table() -> CostTable:

@@ -12,8 +12,8 @@ from hmrcompress.evaluation.similarity import layer_similarity
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.costs import CostTable
 from hmrcompress.frontier.depth import Sized
-from hmrcompress.frontier.joint import Choice, Point, front_of, increase_of
-from hmrcompress.frontier.summary import FRONTIER, PAGE, breakdown
+from hmrcompress.frontier.joint import Choice, Point
+from hmrcompress.frontier.summary import FRONTIER, PAGE, breakdown, listed, told
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import sealed_json
@@ -44,15 +44,7 @@ def described(
 ) -> dict[str, Any]:
     """What `frontier.json` holds."""
     depth = bench.depth
-    measured = {each.candidate: each for each in points}
-    for sized in sizes.values():
-        measured.setdefault(
-            sized.candidate,
-            Point(sized.candidate, table.seconds(sized.candidate, depth), increase_of(bench.search, sized.candidate)),
-        )
-    rows = [(each.candidate, each.seconds, each.best_known.mean) for each in measured.values() if each.best_known]
-    front = {each for each, _, _ in front_of(rows)}
-    listed = sorted(measured.values(), key=lambda each: (each.seconds, each.candidate))
+    ordered = listed(points, sizes, bench.search, lambda each: table.seconds(each, depth))
     base = table.seconds(Candidate(), depth)
     chosen = choice.point
     errors = bench.confirm(Candidate()).errors
@@ -73,7 +65,7 @@ def described(
         "weights": {"name": bench.checkpoint.name, "sha256": bench.checkpoint.sha256},
         "data": dict(bench.names),
         "baseline_mm": float(errors.mean()),
-        "points": [_point(bench, each, table, each.candidate in front) for each in listed],
+        "points": [_point(bench, each, table, on_front) for each, on_front in ordered],
         "damage_mm": {str(layer): float(each.errors.mean() - zero) for layer, each in enumerate(first)},
         "cka": [[round(float(value), 4) for value in row] for row in similarity],
         **breakdown(bench.confirm, chosen.candidate),
@@ -130,21 +122,10 @@ def not_faster(
 
 
 def _point(bench: Bench, point: Point, table: CostTable, on_front: bool) -> dict[str, Any]:
-    candidate = point.candidate
-    plan = bench.plan(candidate)
+    plan = bench.plan(point.candidate)
     sizes = build(merged_config(bench.network.config, plan), "meta")
-    return {
-        "name": candidate.key,
-        "words": candidate.words(bench.depth),
-        "candidate": candidate.to_json(),
-        "layers": candidate.layers(bench.depth),
-        "seconds": point.seconds,
-        "fps": table.batch / point.seconds,
-        "parameters": sum(each.numel() for each in sizes.parameters()),
-        "search": None if point.search is None else point.search.to_json(),
-        "confirmed": None if point.confirmed is None else point.confirmed.to_json(),
-        "on_front": on_front,
-        "plan": plan.to_dict(),
+    return told(point, plan, bench.depth, table.batch, on_front) | {
+        "parameters": sum(each.numel() for each in sizes.parameters())
     }
 
 

@@ -15,10 +15,10 @@ from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.costs import device_name
 from hmrcompress.frontier.depth import Sized, greedy, increase
 from hmrcompress.frontier.errors import Errors
-from hmrcompress.frontier.joint import Choice, Goal, Point, choose, combinations, front_of, increase_of, race
+from hmrcompress.frontier.joint import Choice, Goal, Point, choose, combinations, increase_of, race
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.live import CandidateProbe, LiveCosts, LiveErrors, live_costs, live_ways, turns
-from hmrcompress.frontier.summary import FRONTIER, PAGE
+from hmrcompress.frontier.summary import FRONTIER, PAGE, listed, told
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.outputs import OutputRule
@@ -151,14 +151,9 @@ def _described(
     speed: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What `frontier.json` holds."""
-    network, like = adapter.network, cast(Errors, search)
+    network = adapter.network
     depth, base = network.depth, table.seconds(Candidate(), network.depth)
-    measured = {each.candidate: each for each in points}
-    for sized in sizes.values():
-        seconds = table.seconds(sized.candidate, depth)
-        measured.setdefault(sized.candidate, Point(sized.candidate, seconds, increase_of(like, sized.candidate)))
-    rows = [(each.candidate, each.seconds, each.best_known.mean) for each in measured.values() if each.best_known]
-    front = {each for each, _, _ in front_of(rows)}
+    ordered = listed(points, sizes, cast(Errors, search), lambda each: table.seconds(each, depth))
     first = [search(Candidate().without((layer, ALL)), 1).errors.mean() for layer in range(depth)]
     zero = search(Candidate(), 1).errors.mean()
     device = next(network.blocks.parameters()).device
@@ -176,19 +171,8 @@ def _described(
         "data": {"search": f"{adapter.name}, batches search", "confirm": f"{adapter.name}, batches test"},
         "baseline_mm": float(confirm(Candidate()).errors.mean()),
         "points": [
-            {
-                "name": each.candidate.key,
-                "words": each.candidate.words(depth),
-                "candidate": each.candidate.to_json(),
-                "layers": each.candidate.layers(depth),
-                "seconds": each.seconds,
-                "fps": table.batch / each.seconds,
-                "search": None if each.search is None else each.search.to_json(),
-                "confirmed": None if each.confirmed is None else each.confirmed.to_json(),
-                "on_front": each.candidate in front,
-                "plan": each.candidate.plan(network.reference, depth).to_dict(),
-            }
-            for each in sorted(measured.values(), key=lambda each: (each.seconds, each.candidate))
+            told(each, each.candidate.plan(network.reference, depth), depth, table.batch, on_front)
+            for each, on_front in ordered
         ],
         "damage_mm": {str(layer): float(each - zero) for layer, each in enumerate(first)},
         "costs": asdict(table) | {"dtype": str(next(network.blocks.parameters()).dtype).removeprefix("torch.")},

@@ -6,7 +6,6 @@ the files of its runtime, golden tensors, the plan and the temporal decoder of t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import UserError, shown
@@ -28,14 +27,12 @@ from hmrcompress.exporting.runtimes.registry import RUNTIMES, require_precision
 from hmrcompress.exporting.runtimes.runtime import Compiled, Running, Runtime, Source
 from hmrcompress.exporting.session import has_exact_int8
 from hmrcompress.io.figures import json_text
-from hmrcompress.io.jsons import read_json
 from hmrcompress.io.manifests import FolderKind
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import real
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
-from hmrcompress.io.seals import json_seal
 from hmrcompress.models.families.registry import read_config
-from hmrcompress.models.files.config import FileRef
+from hmrcompress.models.files.config import FileRef, read_sealed_as
 from hmrcompress.models.files.decoder_part import DecoderPart
 from hmrcompress.models.files.folder import check_file
 from hmrcompress.models.files.load import Checkpoint
@@ -250,19 +247,7 @@ def read_export_folder(path: Path | str, verify: bool = True) -> ExportedFolder:
 
 
 def _read_config(path: Path) -> ExportConfig:
-    if not path.is_file():
-        raise UserError(f"not an exported network: there is no readable {MAIN} in it", path.parent)
-    values = read_json(path)
-    try:
-        config = ExportConfig.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(map(str, fault["loc"]))
-        what = (
-            f"{field}: {fault['msg']}" if field else f"got {shown(values)}, expected the fields of an exported network"
-        )
-        raise UserError(what, path) from error
-    sealed = json_seal(values)
+    config, sealed = read_sealed_as(ExportConfig, path, "an exported network")
     if sealed is None or not (sealed.intact and sealed.kind == KIND.name):
         raise UserError("was edited since it was written, and the network is not what it says", path, ANEW)
     require_precision(config.runtime, config.precision)

@@ -1,13 +1,20 @@
-"""`config.json` of a compressed-model folder: its fields, and what they may hold."""
+"""`config.json` of a compressed-model folder: its fields, and what they may hold; and how such files are read."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hmrcompress.errors import UserError, shown
+from hmrcompress.io.jsons import read_json
+from hmrcompress.io.seals import Seal, json_seal
 from hmrcompress.plan import MergeRule, Removed, RunSettings, TokenSettings
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, IMAGENET_MEAN, IMAGENET_STD
+
+Form = TypeVar("Form", bound=BaseModel)
 
 
 class _Frozen(BaseModel):
@@ -60,3 +67,19 @@ class FolderConfig(_Frozen):
     provenance: dict[str, Any]
     files: dict[str, FileRef]
     seal: str | None = None
+
+
+def read_sealed_as(form: type[Form], path: Path, what: str) -> tuple[Form, Seal | None]:
+    """What a folder says of itself in a JSON file, and its seal. `what` it is, such as `a compressed model`. UserError
+    naming the field where it is something else."""
+    if not path.is_file():
+        raise UserError(f"not {what}: there is no readable {path.name} in it", path.parent)
+    values = read_json(path)
+    try:
+        found = form.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(map(str, fault["loc"]))
+        told = f"{field}: {fault['msg']}" if field else f"got {shown(values)}, expected the fields of {what}"
+        raise UserError(told, path) from error
+    return found, json_seal(values)

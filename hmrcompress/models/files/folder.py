@@ -8,28 +8,25 @@ or changed file is noticed on loading; it is sealed itself (`io.seals`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
-from hmrcompress.errors import UserError, shown
+from hmrcompress.errors import UserError
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.hashes import sha256_file
-from hmrcompress.io.jsons import read_json
 from hmrcompress.io.manifests import FolderKind
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import real
 from hmrcompress.io.safetensors_file import read_safetensors, require_finite, write_safetensors
-from hmrcompress.io.seals import json_seal
 from hmrcompress.models.families.registry import network_class, read_config
 from hmrcompress.models.files.card import model_card
-from hmrcompress.models.files.config import BodyConfig, CropConfig, FileRef, FolderConfig
+from hmrcompress.models.files.config import BodyConfig, CropConfig, FileRef, FolderConfig, read_sealed_as
 from hmrcompress.models.files.decoder_part import DecoderPart
 from hmrcompress.models.network import NetworkConfig
 from hmrcompress.models.probe import SaliencyProbe, read_probe, write_probe
@@ -146,17 +143,7 @@ def read_model_folder(path: Path | str, verify: bool = True) -> Folder:
 
 def _read_config(path: Path) -> FolderConfig:
     """`config.json` as it was written. UserError where it is no such file, or was edited."""
-    if not path.is_file():
-        raise UserError(f"not a compressed model: there is no readable {CONFIG} in it", path.parent)
-    values = read_json(path)
-    try:
-        config = FolderConfig.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(map(str, fault["loc"]))
-        what = f"{field}: {fault['msg']}" if field else f"got {shown(values)}, expected the fields of a model"
-        raise UserError(what, path) from error
-    sealed = json_seal(values)
+    config, sealed = read_sealed_as(FolderConfig, path, "a compressed model")
     if sealed is None and config.schema_ > 1:
         raise UserError("seal: it is missing, so that nothing tells whether the file was edited", path, ANEW)
     if sealed is not None and not (sealed.intact and sealed.kind == KIND.name):
