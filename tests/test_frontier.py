@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
+from hmrcompress.api.front import PRESETS, Bench
 from hmrcompress.data.crops import write_crops
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.frontier.candidates import Candidate, singles
@@ -23,6 +25,7 @@ from hmrcompress.frontier.joint import Goal, Increase, Point, choose, front_of, 
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.summary import listed
 from hmrcompress.plan import Plan
+from hmrcompress.runtime import no_progress
 from hmrcompress_cli.main import app
 
 
@@ -90,6 +93,15 @@ def test_greedy_removes_what_costs_least_and_swaps_mend_it() -> None:
     }  # fmt: skip
     near = greedy(plain, 1, Effort(finalists=2, swaps=0), ceiling_mm=2.5)  # type: ignore[arg-type]
     assert near == {size: sizes[size] for size in (6.0, 5.0, 4.0)}, "one beyond the ceiling is the last"
+
+
+@pytest.mark.parametrize(("budget_mm", "fewest"), [(None, 2.0), (1.1, 2.0), (0.9, 3.0), (0.1, 3.0)])
+def test_no_sets_are_looked_for_far_beyond_the_budget(budget_mm: float | None, fewest: float) -> None:
+    """One layer after the other costs 1, 4, 8 and 13 mm: within 8 budgets, and within 4 mm, it goes on."""
+    bench = SimpleNamespace(depth=6, search=Made([5, 1, 6, 4, 3, 9]))
+    chosen = replace(PRESETS["quick"], deepest=0.67, effort=Effort(finalists=2, swaps=0))
+    found = Bench.sizes(bench, chosen, budget_mm, no_progress)  # type: ignore[arg-type]
+    assert min(found) == fewest
     hard = Made([5, 1, 4, 1.5, 3, 9], {(1, 3): 4, (1, 4): 4, (1, 2): 4, (0, 1): 4})  # layer 1 goes with nothing
     best = min(sum(hard.damage[layer] for layer in pair) + hard.together.get(pair, 0.0)
                for pair in itertools.combinations(range(6), 2))  # fmt: skip
