@@ -35,6 +35,29 @@ def _threads() -> None:
     torch.set_num_threads(THREADS)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` a file's tests stay in one process, which makes its fixtures once; those that trace
+    graphs share them, and come first, as they take longest."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("graphs" if _traces(item) else item.path.stem))
+    items.sort(key=lambda item: not _traces(item))
+
+
+def _traces(item: pytest.Item) -> bool:
+    return "graphs" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session")
+def graphs() -> Iterator[None]:
+    """Everything that exports traces the same network once. See `traced`."""
+    import traced
+
+    with pytest.MonkeyPatch.context() as patch:
+        traced.use(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_network() -> HMR2:
     return tiny.network()

@@ -22,6 +22,8 @@ from hmrcompress.io.hashes import sha256_file
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.usefixtures("graphs")
+
 
 @pytest.fixture(scope="module")
 def decoder() -> TemporalDecoder:

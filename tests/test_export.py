@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from bounds import network_bound
+from traced import MERGED
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
@@ -28,6 +29,8 @@ from hmrcompress.records import FrameBatch
 
 pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.usefixtures("graphs")
+
 
 @pytest.fixture(scope="module")
 def batch(tiny_crops: CropSet) -> FrameBatch:
@@ -35,7 +38,6 @@ def batch(tiny_crops: CropSet) -> FrameBatch:
 
 
 HALF = torch.float16
-OPTIONS = TokenSettings(schedule=(40, 62), protect=5, size_weighted=True, attention_bias="cross")
 DROPPED = TokenSettings(attention_bias=True, drop_background=DropBackground())
 
 
@@ -48,7 +50,7 @@ def plain() -> HMR2:
     scope="module",
     # Without tokens to merge it is quick in `test_large_weights_go_to_a_file_of_their_own`, dropping in
     # `test_half_precision`.
-    params=[pytest.param(None, marks=pytest.mark.slow), OPTIONS, pytest.param(DROPPED, marks=pytest.mark.slow)],
+    params=[pytest.param(None, marks=pytest.mark.slow), MERGED, pytest.param(DROPPED, marks=pytest.mark.slow)],
     ids=["all tokens", "merged tokens", "dropped background"],
 )
 def network(request: pytest.FixtureRequest, plain: HMR2) -> HMR2:
@@ -127,15 +129,14 @@ def test_golden_tensors_check_a_file_without_torch(network: HMR2, exported: expo
 
 
 def test_large_weights_go_to_a_file_of_their_own(
-    batch: FrameBatch, tiny_body: BodyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: HMR2, batch: FrameBatch, tiny_body: BodyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "SINGLE_FILE_BYTES", 1000)
-    smallest = tiny.network(config=replace(tiny.SHALLOW, depth=1))
-    made = exporting.export_onnx(smallest, tmp_path / "big.onnx", batch, tiny_body)
+    made = exporting.export_onnx(plain, tmp_path / "big.onnx", batch, tiny_body)
     names = {"big.onnx", "big.onnx.data", "big.onnx.json", "big.onnx.golden.npz"}
     assert {file.name for file in tmp_path.iterdir()} == names
     assert made.size_bytes == sum((tmp_path / name).stat().st_size for name in ("big.onnx", "big.onnx.data"))
-    assert measure(smallest, OnnxNetwork(made.path), batch, tiny_body).max_abs_diff < MAX_ABS
+    assert measure(plain, OnnxNetwork(made.path), batch, tiny_body).max_abs_diff < MAX_ABS
 
 
 def test_parity_sees_a_changed_network(
@@ -188,15 +189,16 @@ def test_a_file_that_differs_leaves_nothing_behind(
     assert (tmp_path / "old.onnx").read_text() == "what was there before"
 
 
-def test_half_precision(plain: HMR2, batch: FrameBatch, tiny_body: BodyModel, tmp_path: Path) -> None:
+def test_half_precision(batch: FrameBatch, tiny_body: BodyModel, tmp_path: Path) -> None:
     """Half the bytes, float32 at both ends, and outputs that differ by rounding."""
     import onnx
 
-    network = with_token_merging(plain, DROPPED)
+    config = replace(tiny.SHALLOW, depth=1)
+    network = with_token_merging(tiny.network(config=config), DROPPED)
     made = exporting.export_onnx(network, tmp_path / "half.onnx", batch, tiny_body, dtype=torch.float16)
     graph = onnx.load(made.path).graph
     kinds = [tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2]
-    products = 4 * tiny.SHALLOW.depth + 7 * tiny.SHALLOW.head_depth
+    products = 4 * config.depth + 7 * config.head_depth
     assert kinds.count(onnx.TensorProto.FLOAT16) >= products and kinds.count(onnx.TensorProto.FLOAT) <= 6
     ends = [each for each in (*graph.input, *graph.output) if each.name != "person_mask"]
     assert {each.type.tensor_type.elem_type for each in ends} == {onnx.TensorProto.FLOAT}

@@ -130,6 +130,7 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
     [CAMERA, *(pytest.param(config, marks=pytest.mark.slow) for config in CONFIGS[1:])],  # as HMR2 but for their heads
     ids=lambda config: config.family,
 )
+@pytest.mark.usefixtures("graphs")
 def test_export(config: NetworkConfig, tmp_path: Path, tiny_body_file: Path) -> None:
     data, written = write_data(config, tmp_path / "crops.npz"), tmp_path / "export.json"
     body = () if config.num_joints == 16 else ("--body", tiny_body_file)

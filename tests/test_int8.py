@@ -30,6 +30,8 @@ from hmrcompress.records import FrameBatch
 
 pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.usefixtures("graphs")
+
 
 @pytest.fixture(scope="module")
 def batch(tiny_crops: CropSet) -> FrameBatch:

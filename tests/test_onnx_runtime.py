@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from bounds import int8_bound, network_bound
+from traced import MERGED
 from typer.testing import CliRunner, Result
 
 from hmrcompress.body.model import BodyModel
@@ -24,13 +25,14 @@ from hmrcompress.exporting.parity import HALF_ABS, MAX_ABS, OUTPUTS
 from hmrcompress.exporting.session import has_exact_int8, open_session
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.network import HMR2
-from hmrcompress.plan import TokenSettings
 from hmrcompress.records import FrameBatch
 from hmrcompress.timing.made_up import made_up_batch
 from hmrcompress_cli.main import app
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
+
+pytestmark = pytest.mark.usefixtures("graphs")
 
 BLOCKS, HEAD_LAYERS = tiny.SHALLOW.depth, tiny.SHALLOW.head_depth
 OURS = "com.microsoft:"
@@ -39,7 +41,7 @@ INTEGER_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInte
 
 @pytest.fixture(scope="module")
 def network() -> HMR2:
-    return with_token_merging(tiny.network(config=tiny.SHALLOW), TokenSettings(keep=100, per_layer=92)).eval()
+    return with_token_merging(tiny.network(config=tiny.SHALLOW), MERGED).eval()
 
 
 @pytest.fixture(scope="module")

@@ -291,12 +291,13 @@ def test_faults(tiny_model: Path, tiny_crops: CropSet, tiny_body_file: Path, tmp
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.usefixtures("graphs")
 def test_onnx_needs_no_mask(
     tiny_model: Path, tiny_crops: CropSet, tiny_body_file: Path, fitted: SaliencyProbe, tmp_path: Path
 ) -> None:
     """The graph finds the person itself: images are its only input, and it agrees with torch on every crop."""
     model = load_checkpoint(tiny_model)
-    plan = Plan(checkpoint=model.reference, groups=((0,), (1,), (2, 3)), tokens=TokenSettings(keep=100, per_layer=92))
+    plan = Plan(checkpoint=model.reference, groups=((0,), (1, 2, 3)), tokens=TokenSettings(keep=100, per_layer=92))
     hc.merge(replace(model, probe=fitted), plan, tmp_path / "merged")
     made = hc.export_onnx(
         tmp_path / "merged", tmp_path / "m.onnx", data=tiny_crops, masks="self", body=tiny_body_file, batch_size=3

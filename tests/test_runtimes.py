@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from bounds import network_bound
+from traced import MERGED
 from typer.testing import CliRunner
 
 import hmrcompress as hc
@@ -36,14 +37,15 @@ from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
-from hmrcompress.plan import CheckpointRef, Plan, TokenSettings, trivial_groups
+from hmrcompress.plan import CheckpointRef, Plan, trivial_groups
 from hmrcompress.records import FrameBatch
 from hmrcompress.timing.bench import BenchSettings
 from hmrcompress_cli.main import app
 
 pytest.importorskip("onnxruntime")
 
-TOKENS = TokenSettings(schedule=(40, 62))
+pytestmark = pytest.mark.usefixtures("graphs")
+
 HERE = [name for name in ("onnx", "openvino") if name == "onnx" or __import__("importlib").util.find_spec("openvino")]
 
 
@@ -56,14 +58,14 @@ def batch(tiny_crops: CropSet) -> FrameBatch:
 def checkpoint() -> Checkpoint:
     made = tiny.network(config=tiny.SHALLOW)
     plan = Plan(
-        checkpoint=CheckpointRef(family="hmr2", sha256="0" * 64, layers=2), groups=trivial_groups(2), tokens=TOKENS
+        checkpoint=CheckpointRef(family="hmr2", sha256="0" * 64, layers=2), groups=trivial_groups(2), tokens=MERGED
     )
     return Checkpoint(made, "hmr2", "tiny", plan=plan, known_sha256="0" * 64, body="tiny", source={"a": 1})
 
 
 @pytest.fixture(scope="module")
 def network(checkpoint: Checkpoint) -> HMR2:
-    return with_token_merging(checkpoint.network, TOKENS).eval()
+    return with_token_merging(checkpoint.network, MERGED).eval()
 
 
 @pytest.fixture(scope="module")
