@@ -78,6 +78,8 @@ def test_it_is_the_native_search(
     )
     assert live.plan.groups == native.plan.groups and len(native.plan.groups) < DEPTH
     assert list(live.candidates) == list(native.candidates)
+    assert live.clips == len(batches) and native.clips == len(set(tiny_crops.clip))
+    assert (native.plan.search.frames_per_clip, live.plan.search.frames_per_clip) == (SETTINGS.frames_per_clip, None)
     assert replace(live.counts, seconds=0) == replace(native.counts, seconds=0)
     errors = [each.error_mm for each in live.candidates.values()]
     wanted = [each.error_mm for each in native.candidates.values()]

@@ -82,6 +82,9 @@ def test_progress_is_drawn_on_terminals_only(monkeypatch: pytest.MonkeyPatch) ->
     assert drawn(monkeypatch, Terminal(), quiet=True) == ""
     shown = drawn(monkeypatch, Terminal(), quiet=False)
     assert "searching" in shown and "3/3" in shown
+    for rank, draws in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert bool(drawn(monkeypatch, Terminal(), quiet=False)) == draws, "of several processes the first one draws"
 
 
 def test_the_record_of_a_command() -> None:

@@ -123,6 +123,7 @@ def test_the_folder_says_what_it_is(exported: ExportedFolder, checkpoint: Checkp
     assert names == files | {"export.json", "golden.npz", "plan.yaml", "README.md"}
     assert set(exported.config.files) == names - {MAIN}
     assert exported.size_bytes == sum((exported.path / name).stat().st_size for name in files)
+    assert not exported.config.exact_int8, "it has none"
     assert exported.plan == checkpoint.plan and exported.network == checkpoint.config
     parity = exported.config.parity
     assert parity is not None and parity["batch_sizes"] == [1, 5] and parity["crops"] == 6

@@ -13,7 +13,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.searching.eclm import Groups, eclm, grouping
 from hmrcompress.searching.error import Fails, Measured, below, never
 from hmrcompress.searching.evaluations import Evaluations
-from hmrcompress.searching.sized import eclm_with_layers, joins, run_eclm
+from hmrcompress.searching.sized import _cheapest, eclm_with_layers, joins, run_eclm
 
 BASE, TAU = 60.0, 0.5
 
@@ -67,6 +67,18 @@ class Memory:
 
 def evaluations(table: Table, layers: int, *, early: bool = True, memory: Memory | None = None) -> Evaluations:
     return Evaluations(cast(Any, table), cast(Any, memory or Memory()), layers, early)
+
+
+def test_of_equals_the_first_is_taken() -> None:
+    first, second, third = ((0, 1), (2,)), ((0,), (1, 2)), ((0, 1, 2),)
+    errors = {first: 61.0, second: 61.0, third: 60.5}
+
+    def evaluated(groups: Groups, fails: Fails) -> Measured:
+        return Measured(errors[groups], 1)
+
+    for candidates, best in (([first, second], first), ([second, first], second), ([first, third, second], third)):
+        chosen = _cheapest(candidates, cast(Evaluations, evaluated))
+        assert chosen is not None and chosen.groups == best
 
 
 def test_joins() -> None:

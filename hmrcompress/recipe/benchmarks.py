@@ -115,7 +115,7 @@ def run_suite(
     for run in (suite.only(only) if only else suite).runs:
         path, settings = out / f"{run.name}.json", {"suite": common, "run": run.model_dump(mode="json")}
         if path.is_file():
-            kept = _kept(path, replaced=rule.overwrite)
+            kept = _kept(path)
             if kept.get("settings") == settings:
                 on_run(run.name, kept, True)
                 written.append(path)
@@ -154,12 +154,10 @@ def run_suite(
     return written
 
 
-def _kept(path: Path, *, replaced: bool) -> dict[str, Any]:
-    """The record that stands there; {} where something else does and may be `replaced`. UserError where it may not."""
+def _kept(path: Path) -> dict[str, Any]:
+    """The record that stands there; {} where something else does, which is to be replaced."""
     try:
         found = read_json(path)
     except UserError:
-        if not replaced:
-            raise
         return {}
     return found if isinstance(found, dict) else {}
