@@ -23,7 +23,7 @@ from hmrcompress.frontier.depth import Effort, Sized, greedy
 from hmrcompress.frontier.errors import Measured
 from hmrcompress.frontier.joint import Goal, Increase, Point, choose, front_of, increase_of
 from hmrcompress.frontier.ledger import Ledger
-from hmrcompress.frontier.summary import listed
+from hmrcompress.frontier.summary import listed, told
 from hmrcompress.plan import Plan
 from hmrcompress.runtime import no_progress
 from hmrcompress_cli.main import app
@@ -118,6 +118,13 @@ def test_what_breaks_the_network_is_no_point() -> None:
     }
     found = listed([], sizes, broken, lambda each: each.layers(3))  # type: ignore[arg-type]
     assert [(point.candidate.removed, on_front) for point, on_front in found] == [(((2, "all"),), True)]
+
+
+def test_a_point_s_rate_is_of_frames() -> None:
+    candidate = Candidate(keep=96, way="drop")
+    found = told(Point(candidate, 0.5, Increase(1.0, 0.5, 1.5, 2.0, 8, 4)), candidate.plan(None, 6), 6, 8, True)
+    assert found["fps"] == 16.0 and found["seconds"] == 0.5 and found["layers"] == 6.0 and found["on_front"]
+    assert found["search"]["increase_mm"] == 1.0 and found["confirmed"] is None
 
 
 def table() -> CostTable:
