@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from typer.testing import CliRunner
 
 from hmrcompress.api.front import PRESETS, Bench
+from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.data.crops import write_crops
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.frontier.candidates import Candidate, singles
@@ -179,6 +181,24 @@ def hmr(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def check_pictures(folder: Path, found: dict[str, Any]) -> None:
+    """What the page shows of the choice's frames, which are those that it was confirmed on."""
+    page = (folder / "report.html").read_text()
+    assert found["chosen"] != Candidate().key, "nothing is shown of the untouched network"
+    worst, joints = found["worst"], found["by_joint"]
+    rises = [each["after"] - each["before"] for each in worst]
+    assert len(worst) == 10 and rises == sorted(rises, reverse=True)
+    assert list(joints) == list(SMPL_JOINTS) and joints["pelvis"] == {"before": 0.0, "after": 0.0}
+    means = [np.mean([each[when] for each in joints.values()]) for when in ("before", "after")]
+    chosen = next(each for each in found["points"] if each["name"] == found["chosen"])
+    assert means[0] == pytest.approx(found["baseline_mm"], abs=1e-4), "of all frames, as they are few"
+    assert means[1] - means[0] == pytest.approx(chosen["confirmed"]["increase_mm"], abs=1e-4)
+    shown = [name for name in ("worst.jpg", "tokens.jpg") if (folder / name).exists()]
+    assert shown == ["worst.jpg", *(["tokens.jpg"] if chosen["candidate"]["tokens"] else [])]
+    assert page.count("data:image/jpeg;base64,") == len(shown)
+    assert Image.open(folder / "worst.jpg").size == (6 * 192, 5 * 256)
+
+
 def stop_the_clock(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
     """The choice is always found to be so many times as fast: a clock says nothing twice."""
     figures = {"fps": 1.0, "fps_quartiles": [1.0, 1.0], "speedup": times, "speedup_quartiles": [times, times]}
@@ -206,6 +226,7 @@ def test_one_command_and_once_more_from_its_journal(
     table = (tmp_path / "costs.json").read_bytes()
     assert CostTable.from_json(json.loads(table), "x").to_json() == found["costs"]
     assert found["shown"] and found["sentence"].startswith("Asked for 30 mm at most, chosen: ")
+    check_pictures(tmp_path / "fast", found)
     assert b"<script src" not in first["report.html"] and b"link href" not in first["report.html"]
     # Killed after half of its lines, and started again: the rest is measured, and nothing twice.
     journal = tmp_path / "fast.journal.jsonl"

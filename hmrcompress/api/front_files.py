@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.api.front import Bench
+from hmrcompress.api.front_pictures import draw, seen
 from hmrcompress.evaluation.similarity import layer_similarity
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.costs import CostTable
@@ -24,7 +25,7 @@ from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.network import build
 from hmrcompress.plan import ALL
 from hmrcompress.report.card import card_section
-from hmrcompress.report.frontier import frontier_page
+from hmrcompress.report.frontier import frontier_page, pictures_beside
 from hmrcompress.runtime import environment
 
 KIND = "frontier"
@@ -69,6 +70,7 @@ def described(
         "damage_mm": {str(layer): float(each.errors.mean() - zero) for layer, each in enumerate(first)},
         "cka": [[round(float(value), 4) for value in row] for row in similarity],
         **breakdown(bench.confirm, chosen.candidate),
+        **(seen(bench, chosen.candidate) if chosen.candidate != Candidate() else {}),
         "costs": table.to_json(),
         "evaluations": len(bench.ledger),
         "journal": bench.ledger.path.name,
@@ -137,7 +139,7 @@ def write(bench: Bench, out: Path, choice: Choice, frontier: dict[str, Any], out
         write_model_folder(
             out, model.state(), model.config, plan=plan, provenance=model.source, body=model.body, overwrite=outputs
         )
-        _add_report(out, frontier, outputs)
+        _add_report(bench, candidate, out, frontier, outputs)
         return
     patches = bench.search.fitter(candidate) if candidate.strength and bench.search.fitter else None
     merge_checkpoint(
@@ -148,12 +150,13 @@ def write(bench: Bench, out: Path, choice: Choice, frontier: dict[str, Any], out
         fitted_on={"data": bench.fitted_on.model_dump(mode="json")} if patches else None,
         overwrite=outputs,
     )
-    _add_report(out, frontier, outputs)
+    _add_report(bench, candidate, out, frontier, outputs)
 
 
-def _add_report(out: Path, frontier: dict[str, Any], outputs: OutputRule) -> None:
+def _add_report(bench: Bench, candidate: Candidate, out: Path, frontier: dict[str, Any], outputs: OutputRule) -> None:
     with outputs.additions(out, MODEL) as more:
+        draw(bench, candidate, more)
         (more / FRONTIER).write_text(json_text(sealed_json(frontier, KIND)), encoding="utf-8")
-        (more / PAGE).write_text(frontier_page(frontier), encoding="utf-8")
+        (more / PAGE).write_text(frontier_page(frontier, pictures_beside(more)), encoding="utf-8")
         card = (out / CARD).read_text(encoding="utf-8")
         (more / CARD).write_text(card + card_section(frontier), encoding="utf-8")

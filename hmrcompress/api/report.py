@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ from hmrcompress.errors import UserError
 from hmrcompress.frontier.summary import FRONTIER
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.outputs import OutputRule
-from hmrcompress.report.frontier import frontier_page
+from hmrcompress.report.frontier import frontier_page, pictures_beside
 from hmrcompress.report.results import require_complete
 from hmrcompress.report.run_page import run_page
 
 KIND, SUMMARY = "report", "summary.json"
-PAGES = {"run": run_page, "compress": frontier_page}
+PAGES: dict[str, Callable[[Mapping[str, Any], Mapping[str, bytes]], str]] = {
+    "run": lambda found, _: run_page(found),
+    "compress": frontier_page,
+}
 
 
 def report_page(run: Path | str, out: Path | str, *, overwrite: bool | OutputRule = False) -> dict[str, Any]:
@@ -34,6 +38,7 @@ def report_page(run: Path | str, out: Path | str, *, overwrite: bool | OutputRul
     if make is None:
         raise UserError("is no record that `hmrcompress run` or `compress` wrote", path)
     texts: list[str] = []
-    require_complete(lambda values: texts.append(make(values)), record, path)
+    beside = pictures_beside(path.parent)
+    require_complete(lambda values: texts.append(make(values, beside)), record, path)
     outputs.write_text(out, texts[0], KIND)
     return dict(record)

@@ -171,6 +171,16 @@ class Errors:
             errors = joint_errors(self.measure.joints(params), truth, self.measure.protocol)
         return Measured(errors.cpu().numpy().mean(1), moved)
 
+    def by_joint(self, candidate: Candidate, batches: int) -> np.ndarray:
+        """(N,K): errors in mm of the protocol's joints on the frames of the first batches; no journal keeps them."""
+        found = []
+        for number in range(len(self.parts[:batches])):
+            with torch.no_grad():
+                truth = self.measure.true_joints(self._batch(number).to(device=self.device, dtype=torch.float32))
+                joints = self.measure.joints(self._predict(candidate, number))
+                found.append(joint_errors(joints, truth, self.measure.protocol).cpu().numpy())
+        return np.concatenate(found)
+
     def _teacher_of(self, number: int) -> BodyParams:
         if number not in self._teacher:
             self._teacher[number] = self._predict(Candidate(), number).to("cpu")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.errors import ShapeError
 from hmrcompress.records import BodyOutput
 
@@ -24,6 +25,10 @@ DEGENERATE = 1e-24
 H36M_TO_14 = (6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10)
 """The 14 joints of the field's comparisons among Human3.6M's 17: ankles, knees, hips, wrists, elbows, shoulders (right
 leg up, left leg down, right arm up, left arm down), neck, top of the head."""
+NAMES_14 = (
+    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist", "right_elbow",
+    "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck", "head",
+)  # fmt: skip
 H36M_PELVIS, H36M_HIPS = (0,), (4, 1)
 EXTRA_14 = (*range(13), 18)
 """The same 14 among the 19 extra keypoints of 4D-Humans: keypoints 25-37 and 43 of its 44."""
@@ -52,6 +57,13 @@ class Protocol:
     source: Source = "kinematic"
     truth: Literal["body", "keypoints"] = "body"
     gendered: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the joints that count."""
+        if self.source in ("kinematic", "own regressor"):
+            return tuple(SMPL_JOINTS[joint] if joint < len(SMPL_JOINTS) else str(joint) for joint in self.joints)
+        return NAMES_14 if len(self.joints) == len(NAMES_14) else tuple(str(joint) for joint in self.joints)
 
 
 STARTER24 = Protocol("starter24", tuple(range(24)), (0,), "the body's 24 kinematic joints, aligned at joint 0")

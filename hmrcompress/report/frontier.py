@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from hmrcompress.report.page import PALETTE, about_program, about_weights, figure, page, table
 
 CLOCKS = {"table": "the cost table", "turns": "the clock, by turns"}
 
+WORST_PICTURE, TOKENS_PICTURE = "worst.jpg", "tokens.jpg"
+MOST_BYTES = 16 << 20
 
-def frontier_page(found: Mapping[str, Any]) -> str:
-    """The HTML text. found: what `frontier.json` holds (`api.compress`)."""
+
+def frontier_page(found: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None) -> str:
+    """The HTML text. found: what `frontier.json` holds (`api.compress`); pictures: JPEG files that lie beside it, by
+    name."""
     plots = [_front(found), _damage(found), _similarity(found), *_breakdowns(found), _times(found)]
-    sections = ["<h2>Points</h2>", _table(found), _told(found)]
+    sections = ["<h2>Points</h2>", _table(found), _told(found), _seen(found, pictures or {})]
     return page(f"{found['model']}: compressed", str(found["sentence"]), plots, sections, _about(found))
+
+
+def pictures_beside(folder: Path) -> dict[str, bytes]:
+    """The pictures of a page that lie in a folder, by name. What is larger than any of ours, or no JPEG, is not one."""
+    found = {}
+    for name in (WORST_PICTURE, TOKENS_PICTURE):
+        path = folder / name
+        if path.is_file() and path.stat().st_size <= MOST_BYTES:
+            data = path.read_bytes()
+            if data.startswith(b"\xff\xd8\xff"):
+                found[name] = data
+    return found
 
 
 def _front(found: Mapping[str, Any]) -> str:
@@ -168,6 +186,31 @@ def _told(found: Mapping[str, Any]) -> str:
     heads = ("plan", "MACs", "speed, predicted", "by")
     text = f"<h2>Fewer MACs, and not faster here</h2>{table(heads, slower)}" if slower else ""
     return text + "".join(f"<p>{escape(str(each))}</p>" for each in found.get("notes") or [])
+
+
+def _seen(found: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The frames that became worst, before and after, and the tokens of example crops."""
+    text = ""
+    if worst := found.get("worst"):
+        rows = [
+            (str(number), str(each["clip"]), str(each["frame"]), f"{each['before']:.1f}", f"{each['after']:.1f}")
+            for number, each in enumerate(worst, 1)
+        ]
+        text += "<h2>Frames whose error rose most</h2>" + _picture(
+            pictures, WORST_PICTURE, "Each crop, with the body of the uncompressed network, and with that of the choice"
+        )
+        text += table(("crop", "clip", "frame", "before, mm", "after, mm"), rows)
+    shown = _picture(
+        pictures, TOKENS_PICTURE, "Patches that became one token share a colour; those that were dropped are dark"
+    )
+    return text + (f"<h2>Tokens</h2>{shown}" if shown else "")
+
+
+def _picture(pictures: Mapping[str, bytes], name: str, caption: str) -> str:
+    if name not in pictures:
+        return ""
+    source = f"data:image/jpeg;base64,{b64encode(pictures[name]).decode()}"
+    return f'<p>{caption}:</p><div class="scroll"><img class="sheet" alt="{caption}" src="{source}"></div>'
 
 
 def _about(found: Mapping[str, Any]) -> list[str]:

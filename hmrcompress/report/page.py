@@ -14,6 +14,7 @@ h1{font-size:1.6rem;margin:.3rem 0}h2{font-size:1.15rem;margin:1.6rem 0 .2rem}
 .lead{font-size:1.1rem}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1rem}
 .plot{min-width:0;overflow:hidden}table{border-collapse:collapse;font-size:.9rem}
 td,th{border-bottom:1px solid #d9e2ec;padding:.25rem .6rem;text-align:left}.scroll{overflow-x:auto}
+.sheet{min-width:700px;max-width:100%}
 code{font-size:.85rem;overflow-wrap:anywhere}footer{margin-top:2rem;color:#52606d;font-size:.85rem}
 """
 
