@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.api.front import Bench
-from hmrcompress.api.front_pictures import draw, seen
+from hmrcompress.api.front_pictures import drawn, seen
 from hmrcompress.evaluation.similarity import layer_similarity
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.costs import CostTable
@@ -25,7 +25,7 @@ from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.network import build
 from hmrcompress.plan import ALL
 from hmrcompress.report.card import card_section
-from hmrcompress.report.frontier import frontier_page, pictures_beside
+from hmrcompress.report.frontier import frontier_page
 from hmrcompress.runtime import environment
 
 KIND = "frontier"
@@ -154,9 +154,11 @@ def write(bench: Bench, out: Path, choice: Choice, frontier: dict[str, Any], out
 
 
 def _add_report(bench: Bench, candidate: Candidate, out: Path, frontier: dict[str, Any], outputs: OutputRule) -> None:
+    pictures = drawn(bench, candidate)
     with outputs.additions(out, MODEL) as more:
-        draw(bench, candidate, more)
+        for name, picture in pictures.items():
+            (more / name).write_bytes(picture)
         (more / FRONTIER).write_text(json_text(sealed_json(frontier, KIND)), encoding="utf-8")
-        (more / PAGE).write_text(frontier_page(frontier, pictures_beside(more)), encoding="utf-8")
+        (more / PAGE).write_text(frontier_page(frontier, pictures), encoding="utf-8")
         card = (out / CARD).read_text(encoding="utf-8")
         (more / CARD).write_text(card + card_section(frontier), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,10 @@ def seen(bench: Bench, candidate: Candidate) -> dict[str, Any]:
     return found
 
 
-def draw(bench: Bench, candidate: Candidate, folder: Path) -> None:
-    """The pictures that the page shows, into a folder; none of the untouched network."""
+def drawn(bench: Bench, candidate: Candidate) -> dict[str, bytes]:
+    """The pictures that the page shows, as JPEG by name; none of the untouched network."""
     if candidate == Candidate():
-        return
+        return {}
     errors = bench.confirm
     before, after = (errors(each).errors for each in (Candidate(), candidate))
     batch = _batch(bench, errors.indices[_worst(before, after)])
@@ -62,12 +62,13 @@ def draw(bench: Bench, candidate: Candidate, folder: Path) -> None:
     with torch.no_grad():
         outputs = [network(*batch.inputs()) for network in networks]
         sheet = side_by_side(crop_pictures(batch.images.cpu().numpy()), outputs, bench.measure.body)
-    _save(sheet, folder / WORST_PICTURE)
+    found = {WORST_PICTURE: _jpeg(sheet)}
     if candidate.keep is not None:
         batch = _batch(bench, errors.indices[:: max(1, len(errors.indices) // EXAMPLES)][:EXAMPLES])
         owners = patch_owners(networks[1], batch).numpy()
         tokens = tokens_of(crop_pictures(batch.images.cpu().numpy()), owners, *bench.network.config.grid)
-        _save(tokens, folder / TOKENS_PICTURE)
+        found[TOKENS_PICTURE] = _jpeg(tokens)
+    return found
 
 
 def _worst(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -81,5 +82,7 @@ def _batch(bench: Bench, indices: np.ndarray) -> FrameBatch:
     return batch.to(errors.device)
 
 
-def _save(picture: Picture, path: Path) -> None:
-    Image.fromarray(picture).save(path, format="JPEG", quality=85, optimize=True)
+def _jpeg(picture: Picture) -> bytes:
+    made = BytesIO()
+    Image.fromarray(picture).save(made, format="JPEG", quality=85, optimize=True)
+    return made.getvalue()
