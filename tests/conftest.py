@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from typer import testing
 
 from hmrcompress.api import opening
 from hmrcompress.body.files import load_body
@@ -55,6 +57,14 @@ def graphs() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         traced.use(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_are_made_once() -> Iterator[None]:
+    """The command of an app is made once a process, not for each line that a test gives it: that takes 0.1 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(testing, "_get_command", lru_cache(testing._get_command))
         yield
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmrcompress.geometry.rotations import sixd_to_matrix
+from hmrcompress.models.layers import LayerNorm, Linear
 from hmrcompress.records import BodyParams, HMROutput
 
 
@@ -21,8 +22,8 @@ class _SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_qkv = nn.Linear(width, 3 * heads * dim_head, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, width))
+        self.to_qkv = Linear(width, 3 * heads * dim_head, bias=False)
+        self.to_out = nn.Sequential(Linear(heads * dim_head, width))
 
     def forward(self, query: Tensor) -> Tensor:
         q, k, v = (_split_heads(part, self.heads) for part in self.to_qkv(query).chunk(3, dim=-1))
@@ -33,9 +34,9 @@ class _CrossAttention(nn.Module):
     def __init__(self, width: int, context_dim: int, heads: int, dim_head: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_kv = nn.Linear(context_dim, 2 * heads * dim_head, bias=False)
-        self.to_q = nn.Linear(width, heads * dim_head, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, width))
+        self.to_kv = Linear(context_dim, 2 * heads * dim_head, bias=False)
+        self.to_q = Linear(width, heads * dim_head, bias=False)
+        self.to_out = nn.Sequential(Linear(heads * dim_head, width))
 
     def forward(self, query: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
         k, v = (_split_heads(part, self.heads) for part in self.to_kv(context).chunk(2, dim=-1))
@@ -49,7 +50,7 @@ class _FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         # The third place was a dropout; it keeps the second linear layer at index 3.
-        self.net = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width))
+        self.net = nn.Sequential(Linear(width, hidden), nn.GELU(), nn.Identity(), Linear(hidden, width))
 
     def forward(self, query: Tensor) -> Tensor:
         return self.net(query)
@@ -58,7 +59,7 @@ class _FeedForward(nn.Module):
 class _PreNorm(nn.Module):
     def __init__(self, width: int, fn: nn.Module) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.norm = LayerNorm(width, eps=1e-5)
         self.fn = fn
 
     def forward(self, query: Tensor, *args: Tensor | None) -> Tensor:
@@ -94,7 +95,7 @@ class _Decoder(nn.Module):
     def __init__(self, token_dim: int, width: int, **layers: int) -> None:
         super().__init__()
         self.pos_embedding = nn.Parameter(torch.zeros(1, 1, width))
-        self.to_token_embedding = nn.Linear(token_dim, width)
+        self.to_token_embedding = Linear(token_dim, width)
         self.transformer = _DecoderLayers(width, **layers)
 
     def forward(self, token: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
@@ -148,12 +149,12 @@ class SMPLHead(nn.Module):
             mlp_dim=mlp_dim,
         )
         self.make_pose_readout(width, pose)
-        self.decshape = nn.Linear(width, num_betas)
-        self.deccam = nn.Linear(width, 3)
+        self.decshape = Linear(width, num_betas)
+        self.deccam = Linear(width, 3)
 
     def make_pose_readout(self, width: int, pose: int) -> None:
         """Adds the modules that `read_pose` uses: from `width` features to `pose` numbers, six a joint."""
-        self.decpose = nn.Linear(width, pose)
+        self.decpose = Linear(width, pose)
 
     @property
     def init_pose(self) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmrcompress.errors import ShapeError
+from hmrcompress.models.layers import Conv2d, LayerNorm, Linear
 
 NORM_EPS = 1e-6
 PATCH_PADDING = 2
@@ -50,8 +51,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """tokens (B,M,D), bias broadcastable to (B,heads,M,M) -> attended (B,M,D), keys (B,heads,M,D/heads)."""
@@ -68,8 +69,8 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(tokens)))
@@ -85,10 +86,10 @@ class Block(nn.Module):
         super().__init__()
         self.has_attention, self.has_mlp = has_attention, has_mlp
         if has_attention:
-            self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.norm1 = LayerNorm(dim, eps=NORM_EPS)
             self.attn = Attention(dim, num_heads)
         if has_mlp:
-            self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.norm2 = LayerNorm(dim, eps=NORM_EPS)
             self.mlp = MLP(dim, mlp_dim)
 
     def attend(self, tokens: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -113,7 +114,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, dim: int, patch: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch, padding=PATCH_PADDING)
+        self.proj = Conv2d(3, dim, kernel_size=patch, stride=patch, padding=PATCH_PADDING)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) -> (B,dim,H/patch,W/patch)."""
@@ -153,7 +154,7 @@ class ViT(nn.Module):
             )
             for layer in range(depth)
         )
-        self.last_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.last_norm = LayerNorm(dim, eps=NORM_EPS)
 
     @property
     def depth(self) -> int:

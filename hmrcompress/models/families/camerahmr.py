@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hmrcompress.data.conditions import CONDITION
 from hmrcompress.errors import UserError
 from hmrcompress.models.families.family import BACKBONE, DepthLine, Family
 from hmrcompress.models.heads import SMPLHead
+from hmrcompress.models.layers import Linear
 from hmrcompress.models.network import HMR2, NetworkConfig, Shape
 
 
@@ -38,7 +39,7 @@ class CameraHead(SMPLHead):
 
     def __init__(self, *, width: int, keypoints: int, **sizes: Any) -> None:
         super().__init__(width=width, more_inputs=CONDITION, **sizes)
-        self.deckp = nn.Linear(width, 2 * keypoints)
+        self.deckp = Linear(width, 2 * keypoints)
 
     def query(self, estimate: Tensor, condition: Tensor | None) -> Tensor:
         """estimate (B,6J+S+3), condition (B,3) -> (B,3+6J+S+3)."""

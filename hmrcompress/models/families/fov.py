@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hmrcompress.errors import ShapeError, UserError
 from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.models.families.family import check_keys
+from hmrcompress.models.layers import Conv2d, Linear
 from hmrcompress.models.network import count_numbers
 from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD
 
@@ -50,8 +51,8 @@ class FovConfig:
         return [self.width * 2**branch for branch in range(branches)]
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Conv2d:
+    return Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def _normed(inputs: int, outputs: int, kernel: int, stride: int = 1, *more: nn.Module) -> nn.Sequential:
@@ -147,7 +148,7 @@ class _HRNet(nn.Module):
             self.add_module(f"stage{stage}", nn.Sequential(*(_Module(after, config.blocks) for _ in range(modules))))
             before = after
         # Heat maps of the pose network that it was made from; nothing asks for them.
-        self.final_layer = nn.Conv2d(config.width, config.heatmaps, 1)
+        self.final_layer = Conv2d(config.width, config.heatmaps, 1)
         for branch, size in enumerate(config.channels(3)):
             steps = [layer for _ in range(3 - branch) for layer in _normed(size, size, 3, 2, nn.ReLU())]
             self.add_module(f"downsample_stage_{branch + 1}", nn.Sequential(*steps))
@@ -172,9 +173,9 @@ class FieldOfView(nn.Module):
         self.config = config or FovConfig()
         hidden = self.config.hidden
         self.backbone = _HRNet(self.config)
-        self.fc1 = nn.Linear(15 * self.config.width, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)  # in the file, but the original never uses it
-        self.fc3 = nn.Linear(hidden, 2)
+        self.fc1 = Linear(15 * self.config.width, hidden)
+        self.fc2 = Linear(hidden, hidden)  # in the file, but the original never uses it
+        self.fc3 = Linear(hidden, 2)
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.fc3(self.fc1(self.backbone(pictures).mean((2, 3))))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hmrcompress.errors import UserError
 from hmrcompress.models.families.family import BACKBONE, DepthLine, Family, Part
 from hmrcompress.models.heads import SMPLHead
+from hmrcompress.models.layers import LayerNorm, Linear
 from hmrcompress.models.network import HMR2, NetworkConfig, Shape, count_numbers
 
 HANDS = 2
@@ -68,7 +69,7 @@ class _NormedLinear(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.ff = nn.Sequential(nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.ReLU())
+        self.ff = nn.Sequential(Linear(inputs, outputs), LayerNorm(outputs), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ff(x)
@@ -78,7 +79,7 @@ class _MixerMLP(nn.Module):
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
         # The third place was a dropout; it keeps the second linear layer at index 3.
-        self.ff = nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, size))
+        self.ff = nn.Sequential(Linear(size, hidden), nn.GELU(), nn.Identity(), Linear(hidden, size))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ff(x)
@@ -89,9 +90,9 @@ class _Mixer(nn.Module):
 
     def __init__(self, config: TokenHMRConfig) -> None:
         super().__init__()
-        self.layernorm1 = nn.LayerNorm(config.token_dim)
+        self.layernorm1 = LayerNorm(config.token_dim)
         self.MLP_token = _MixerMLP(config.pose_tokens, config.mixer_tokens)
-        self.layernorm2 = nn.LayerNorm(config.token_dim)
+        self.layernorm2 = LayerNorm(config.token_dim)
         self.MLP_channel = _MixerMLP(config.token_dim, config.mixer_channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -191,7 +192,7 @@ class TokenClassifier(nn.Module):
         self.mixer_trans = _NormedLinear(width, config.pose_tokens * config.token_dim)
         self.mixer_head = nn.ModuleList(_Mixer(config) for _ in range(config.mixer_depth))
         self.mixer_norm_layer = _NormedLinear(config.token_dim, config.token_dim)
-        self.class_pred_layer = nn.Linear(config.token_dim, config.codes)
+        self.class_pred_layer = Linear(config.token_dim, config.codes)
         self.tokenizer = Tokenizer(config)
 
     def weights(self, features: Tensor) -> Tensor:
@@ -217,8 +218,8 @@ class TokenHead(SMPLHead):
 
     def make_pose_readout(self, width: int, pose: int) -> None:
         """The root's six numbers, the tokens, the hands' twelve."""
-        self.decpose_grot = nn.Linear(width, 6)
-        self.decpose_hands = nn.Linear(width, 6 * HANDS)
+        self.decpose_grot = Linear(width, 6)
+        self.decpose_hands = Linear(width, 6 * HANDS)
         self.add_module("decpose", TokenClassifier(width, self._config))
 
     def read_pose(self, features: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from hmrcompress.models.network import (
     NetworkConfig,
     build,
     config_from_state,
-    from_state,
     network_sha256,
     random_sha256,
 )
@@ -168,8 +167,10 @@ def load_checkpoint(
             kind=network_class(kind.name),
             known=known,
         )
-    expected = build(config, "meta").state_dict()
-    unknown = () if strict else tuple(name for name in state if name not in expected)
+    unknown: tuple[str, ...] = ()
+    if not strict:
+        expected = build(config, "meta").state_dict()
+        unknown = tuple(name for name in state if name not in expected)
     network, dtype = _network(config, {name: state[name] for name in state if name not in unknown}, path, widen)
     return Checkpoint(
         network=network,
@@ -228,13 +229,15 @@ def _from_folder(folder: Folder, given: Sizes, widen: bool) -> Checkpoint:
 def _network(config: NetworkConfig, state: dict[str, Tensor], where: Path, widen: bool) -> tuple[HMR2, str]:
     """The network over these tensors, and their dtypes; with `widen` those that are not float32 become it, no other is
     copied."""
-    check_keys(state, build(config, "meta").state_dict(), where)
+    network = build(config, "meta")
+    check_keys(state, network.state_dict(), where)
     if odd := [name for name, tensor in state.items() if not tensor.is_floating_point()]:
         raise UserError(f"{odd[0]} is {state[odd[0]].dtype}, expected floating-point weights", where)
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
     if widen:
         state = {name: tensor.to(torch.float32) for name, tensor in state.items()}
-    return from_state(config, state), " ".join(dtypes)
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval(), " ".join(dtypes)
 
 
 def _written(file: StateFile) -> dict[str, Any] | None:
