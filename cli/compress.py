@@ -128,6 +128,9 @@ def pick(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the plan.", show_default=False)],
     budget_mm: BudgetOption = None,
     fps: FpsOption = None,
+    layers: Annotated[
+        float | None, typer.Option("--layers", help="The best that leaves so many layers.", show_default=False)
+    ] = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -135,7 +138,7 @@ def pick(
     """Take another point of a frontier that was searched before, as a plan for `hmrcompress merge`."""
     from hmrcompress.api.pick import pick as take
 
-    point = take(frontier, out, budget_mm=budget_mm, fps=fps, overwrite=outputs_here())
+    point = take(frontier, out, budget_mm=budget_mm, fps=fps, layers=layers, overwrite=outputs_here())
     printer = Printer(quiet)
     printer.say(f"{point['words']}, {point['fps']:.1f} frames/s predicted")
     printer.say(f"{out}")

@@ -97,9 +97,9 @@ def test_greedy_removes_what_costs_least_and_swaps_mend_it() -> None:
     assert near == {size: sizes[size] for size in (6.0, 5.0, 4.0)}, "one beyond the ceiling is the last"
 
 
-@pytest.mark.parametrize(("budget_mm", "fewest"), [(None, 2.0), (1.1, 2.0), (0.9, 3.0), (0.1, 3.0)])
+@pytest.mark.parametrize(("budget_mm", "fewest"), [(None, 2.0), (2.7, 2.0), (1.4, 3.0), (1.2, 4.0), (0.1, 4.0)])
 def test_no_sets_are_looked_for_far_beyond_the_budget(budget_mm: float | None, fewest: float) -> None:
-    """One layer after the other costs 1, 4, 8 and 13 mm: within 8 budgets, and within 4 mm, it goes on."""
+    """One layer after the other costs 1, 4, 8 and 13 mm: within 3 budgets, and within 2 mm, it goes on."""
     bench = SimpleNamespace(depth=6, search=Made([5, 1, 6, 4, 3, 9]))
     chosen = replace(PRESETS["quick"], deepest=0.67, effort=Effort(finalists=2, swaps=0))
     found = Bench.sizes(bench, chosen, budget_mm, no_progress)  # type: ignore[arg-type]
@@ -242,6 +242,18 @@ def test_one_command_and_once_more_from_its_journal(
     assert Plan.read(tmp_path / "other.yaml").layers == 4
     none = hmr("pick", tmp_path / "fast", "--fps", 1e9, "-o", tmp_path / "none.yaml")
     assert none.exit_code == 2 and "no point meets 1e+09 frames a second" in " ".join(none.output.split())
+    assert hmr("pick", tmp_path / "fast", "--layers", 3, "-o", tmp_path / "three.yaml").exit_code == 0
+    three = Plan.read(tmp_path / "three.yaml")
+    assert len(three.removed) == 1 and three.tokens is None
+    rivals = [each for each in found["points"] if each["layers"] == 3 and each["candidate"]["tokens"] is None]
+    costs = {
+        each["name"]: each["confirmed"]["ci95_mm"][1] if each["confirmed"] else each["search"]["increase_mm"]
+        for each in rivals
+    }
+    best = next(each for each in rivals if each["name"] == min(costs, key=costs.__getitem__))
+    assert best["plan"]["removed"] == three.to_dict()["removed"]
+    none = hmr("pick", tmp_path / "fast", "--layers", 9, "-o", tmp_path / "none.yaml")
+    assert none.exit_code == 2 and "no point meets 9 layers" in " ".join(none.output.split())
     for more, message in (
         (["--fps", 3], "give exactly one of a budget"),
         (["--preset", "slow"], "slow"),

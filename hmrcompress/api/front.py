@@ -76,7 +76,7 @@ class Preset:
     """The share of layers that is removed at most."""
 
 
-FAR, FAR_MM = 8.0, 4.0
+FAR, FAR_MM = 3.0, 2.0
 """So many times the budget, and mm at least, may a set of layers cost before smaller ones are not looked for: neither
 patches nor healing of minutes bring that back."""
 PRESETS = {

@@ -19,12 +19,14 @@ def pick(
     *,
     budget_mm: float | None = None,
     fps: float | None = None,
+    layers: float | None = None,
     overwrite: bool | OutputRule = False,
 ) -> dict[str, Any]:
     """Writes the plan of another point of a frontier that was searched before: the fastest within a budget (by the
-    upper end of its interval where it was confirmed), or the most accurate at a speed. Gives the point. UserError."""
-    if (budget_mm is None) == (fps is None):
-        raise UserError("give exactly one of a budget and a speed", "--budget-mm, --fps")
+    upper end of its interval where it was confirmed), the most accurate at a speed, or the most accurate that leaves so
+    many layers (halves count) and is otherwise untouched. Gives the point. UserError."""
+    if [budget_mm, fps, layers].count(None) != 2:
+        raise UserError("give exactly one of a budget, a speed and a number of layers", "--budget-mm, --fps, --layers")
     path = Path(frontier)
     path = path / FRONTIER if path.is_dir() else path
     outputs = OutputRule.of(overwrite, path)
@@ -39,18 +41,27 @@ def pick(
         if budget_mm is not None:
             fitting = [each for each in rated if each[2] <= budget_mm]
             best = max(fitting, key=lambda each: each[1], default=None)
-        else:
-            assert fps is not None
+        elif fps is not None:
             fitting = [each for each in rated if each[1] >= fps]
+            best = min(fitting, key=lambda each: each[2], default=None)
+        else:
+            fitting = [each for each in rated if each[0]["layers"] == layers and _only_layers(each[0])]
             best = min(fitting, key=lambda each: each[2], default=None)
         if best is None:
             wanted = f"{budget_mm:g} mm" if budget_mm is not None else f"{fps:g} frames a second"
+            wanted = wanted if layers is None else f"{layers:g} layers"
             raise UserError(f"no point meets {wanted}", path, "Search again with `hmrcompress compress`")
         plan = Plan.from_dict(best[0]["plan"], path)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"a point of it lacks what it should have ({error})", path) from error
     plan.write(out, overwrite=outputs)
     return dict(best[0])
+
+
+def _only_layers(point: Mapping[str, Any]) -> bool:
+    """Whether a point is what it is by removed layers and their patch alone."""
+    candidate = point["candidate"]
+    return candidate["tokens"] is None and not {"dtype", "stride"} & set(candidate)
 
 
 def _rated(point: Mapping[str, Any]) -> tuple[float, float]:
