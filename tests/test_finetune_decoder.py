@@ -25,6 +25,7 @@ from hmrcompress.decoder.files import build_decoder
 from hmrcompress.errors import UserError
 from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.training import loop
+from hmrcompress.training.book import steps_done
 from hmrcompress.training.finetune_decoder import Fitted
 from hmrcompress.training.loop import LoopSettings
 from hmrcompress_cli.main import app
@@ -163,7 +164,7 @@ def test_sigkill(
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert 0 < loop.steps_done(state.parent) < 28
+    assert 0 < steps_done(state.parent) < 28
     monkeypatch.setattr(
         decoder_tuning, "LoopSettings", lambda *args, **more: LoopSettings(*args, **more, save_seconds=0.1)
     )

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.io import keys
 from hmrcompress.training import loop
-from hmrcompress.training.loop import LOG_FILE, STATE_FILE, LoopSettings, steps_done, train
+from hmrcompress.training.book import LOG_FILE, STATE_FILE, steps_done
+from hmrcompress.training.loop import LoopSettings, train
 from hmrcompress.training.optimisers import ParameterGroup, rate_share
 
 

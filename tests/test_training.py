@@ -21,23 +21,22 @@ from hmrcompress.records import BodyParams
 from hmrcompress.starter.data.batches import Pool, mirror, to_tensors
 from hmrcompress.starter.data.rendering import _remove_others, schedule, shard_home, shard_range
 from hmrcompress.starter.data.shards import ShardSettings, make_shard, shard_path, write_shard
+from hmrcompress.starter.network import course as course_module
 from hmrcompress.starter.network import validate
-from hmrcompress.starter.network.log import LOG_FILE, crossed
+from hmrcompress.starter.network.book import StarterBook
+from hmrcompress.starter.network.course import CropCourse
+from hmrcompress.starter.network.log import LOG_FILE
 from hmrcompress.starter.network.losses import DenseReadout, body_losses, dense_losses, joint_spots
 from hmrcompress.starter.network.recipe import Recipe, Stage
-from hmrcompress.starter.network.step import choose_tokens, encode_with_layer_drop, follow, survivors, wake
-from hmrcompress.starter.network.train import (
-    STATE_FILE,
-    Trainer,
-    TrainOptions,
-    _seen,
-    check_train,
-    save_state,
-    train,
-    training_key,
-)
+from hmrcompress.starter.network.step import choose_tokens, encode_with_layer_drop, survivors, wake
+from hmrcompress.starter.network.task import StarterFit
+from hmrcompress.starter.network.train import TrainOptions, _seen, check_train, train, training_key
 from hmrcompress.starter.scene.filming import surface_of
+from hmrcompress.training.book import STATE_FILE, write_state
+from hmrcompress.training.distributed import Team
+from hmrcompress.training.loop import run
 from hmrcompress.training.muon import Muon, orthogonalised
+from hmrcompress.training.optimisers import Optimisers, follow
 
 TINY = NetworkConfig(
     dim=32, depth=3, num_heads=2, mlp_dim=48, head_width=32, head_depth=1, head_heads=2, head_dim=16, head_mlp_dim=32
@@ -63,6 +62,27 @@ def few_clips_for_the_mean_pose():
         validate.mean_state.cache_clear()
         yield
     validate.mean_state.cache_clear()
+
+
+def fit_of(recipe, start=None, seed=0):
+    return StarterFit(CropCourse(recipe), seed, torch.device("cpu"), start=start)
+
+
+def snapshot_of(fit, folder, path, seen=0, **options):
+    """What a validation after `seen` crops writes."""
+    book = StarterBook(folder, fit, {}, snapshot=path, **options)
+    book.validation(seen, {}, 0.1)
+    return book
+
+
+def state_of(fit, seen, factor=1.0):
+    """What the loop gives a book to save, the average being so many times the weights."""
+    parameters = {name: p.detach() for group in fit.groups for name, p in group.parameters.items()}
+    average = {name: factor * p for name, p in parameters.items()}
+    return {
+        "step": seen, "minutes": 1.0, "parameters": parameters, "average": average, "best": None,
+        "optimisers": Optimisers(fit.groups, (0.9, 0.98), fused=True).state_dict(),
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -290,25 +310,24 @@ def test_muon_takes_the_step_of_its_formula(monkeypatch):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights, before, strict=True))
 
 
-def test_training_goes_on_from_the_shipped_network(tmp_path):
-    trainer = Trainer(Recipe.going_on(), TrainOptions(tmp_path, start=STARTER_MODEL), 0)
+def test_training_goes_on_from_the_shipped_network():
+    fit = fit_of(Recipe.going_on(), STARTER_MODEL)
     config = json.loads((STARTER_MODEL / "config.json").read_text())
-    assert trainer.before == config["provenance"]["images"]
+    assert fit.before == config["provenance"]["images"]
     shipped = safetensors.torch.load_file(STARTER_MODEL / "model.safetensors")
-    found = trainer.network.state_dict()
+    found = fit.network.state_dict()
     assert found.keys() == shipped.keys()
     expected = from_state(Recipe().config, {name: tensor.float() for name, tensor in shipped.items()})
     wake(expected.backbone)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
     with pytest.raises(UserError, match="has other sizes than the recipe"):
-        Trainer(TINY_RECIPE, TrainOptions(tmp_path, start=STARTER_MODEL), 0)
+        fit_of(TINY_RECIPE, STARTER_MODEL)
 
 
 def test_a_training_writes_over_nothing_of_others_nor_what_it_began_with(tmp_path):
     start, out, snapshot = tmp_path / "start.safetensors", tmp_path / "out", tmp_path / "snapshot.safetensors"
-    first = Trainer(TINY_RECIPE, TrainOptions(tmp_path), 0)
     (tmp_path / LOG_FILE).write_text('{"seen": 1, "minutes": 0.1}\n')
-    first.write_snapshot(start)
+    snapshot_of(fit_of(TINY_RECIPE), tmp_path, start)
     check_train(TrainOptions(out, start=start, snapshot=snapshot))
     for bad in (start, tmp_path / "link.safetensors", tmp_path / "start.other"):
         (tmp_path / "link.safetensors").unlink(missing_ok=True)
@@ -327,20 +346,112 @@ def test_a_training_writes_over_nothing_of_others_nor_what_it_began_with(tmp_pat
 
 
 def test_training_goes_on_from_a_snapshot(tmp_path):
-    first = Trainer(TINY_RECIPE, TrainOptions(tmp_path), 0)
-    first.seen, first.before = 32, 10
-    with torch.no_grad():
-        torch._foreach_mul_(first.average, 1.5)
-    (tmp_path / LOG_FILE).write_text("{}\n")
-    first.write_snapshot(tmp_path / "s.safetensors")
-    assert (tmp_path / "s.jsonl").read_text() == "{}\n"
-    second = Trainer(TINY_RECIPE, TrainOptions(tmp_path / "on", start=tmp_path / "s.safetensors"), 0)
-    assert second.before == 42 and second.seen == 0
-    for ours, theirs in zip(second.network.parameters(), first.average, strict=False):
+    first = fit_of(TINY_RECIPE)
+    first.before = 10
+    snapshot_of(first, tmp_path, tmp_path / "s.safetensors", seen=32)
+    assert (tmp_path / "s.jsonl").read_text() == (tmp_path / LOG_FILE).read_text()
+    assert json.loads((tmp_path / LOG_FILE).read_text())["seen"] == 42
+    second = fit_of(TINY_RECIPE, tmp_path / "s.safetensors", seed=1)
+    assert second.before == 42
+    for ours, theirs in zip(second.network.parameters(), first.network.parameters(), strict=True):
         assert torch.equal(ours, theirs.half().float())
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="is no snapshot"):
-        Trainer(TINY_RECIPE, TrainOptions(tmp_path, start=tmp_path / "other.safetensors"), 0)
+        fit_of(TINY_RECIPE, tmp_path / "other.safetensors")
+
+
+class Cheap(StarterFit):
+    """Everything but the network's losses, which are a parabola: what the loop makes of course and book."""
+
+    def __init__(self, course, **options):
+        super().__init__(course, 0, torch.device("cpu"), **options)
+        self.at_all, self.seen_by = [], []
+        self.validator = lambda network, size: {"mpjpe_mm": self._sum(network), "pa_mpjpe_mm": size[0]}
+
+    @staticmethod
+    def _sum(network):
+        assert not network.training
+        return float(sum(p.detach().double().abs().sum() for p in network.parameters()))
+
+    def losses(self, step):
+        self.at = step
+        self.at_all.append(step)
+        learn = [p for group in self.groups for p in group.parameters.values()]
+        loss = sum((p - 0.01 * (step % 7)).square().sum() for p in learn)
+        return loss, {"spot": loss / 2}
+
+
+def test_the_loop_trains_it_as_its_recipe_says(tmp_path, monkeypatch):
+    """Rates, clipping, average, log and state of a whole run and of one that was cut, against a loop of a few lines."""
+    monkeypatch.setattr(course_module, "LOG_STEPS", 10)
+    stages = (replace(TINY_RECIPE.stages[0], images=80), replace(TINY_RECIPE.stages[1], images=80, adam_rate=0.25))
+    recipe = replace(TINY_RECIPE, clip_norm=0.5, stages=stages)
+    slow = Cheap(CropCourse(recipe))
+    learn = [*slow.network.parameters(), *slow.dense.parameters()]
+    inside = [*slow.network.backbone.blocks.parameters(), *slow.network.smpl_head.transformer.transformer.parameters()]
+    matrices = [p for p in inside if p.ndim == 2]
+    beside = [p for p in learn if not any(p is each for each in matrices)]
+    adam = torch.optim.AdamW(
+        [
+            {"params": [p for p in beside if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in beside if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=0.0,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    muon = Muon(matrices, lr=0.0, weight_decay=recipe.weight_decay)
+    average = [p.detach().clone() for p in learn]
+    for seen in range(0, recipe.images, 8):
+        stage = recipe.stages[recipe.at(seen)[0]]
+        adam.param_groups[0]["lr"] = adam.param_groups[1]["lr"] = stage.adam_rate * recipe.rate(seen)
+        muon.param_groups[0]["lr"] = recipe.rate(seen)
+        slow.losses(seen)[0].backward()
+        torch.nn.utils.clip_grad_norm_(learn, 0.5)
+        for optimiser in (adam, muon):
+            optimiser.step()
+            optimiser.zero_grad()
+        if (seen + 8) // 8 % 4 == 0:
+            decay = min(0.999, 1 - 160 / (seen + 8 + 160)) ** 4
+            for mean, p in zip(average, learn, strict=True):
+                mean += (1 - decay) * (p.detach() - mean)
+
+    def go(folder, **options):
+        course = CropCourse(recipe, validate_every=48, **options)
+        fit = Cheap(course)
+        book = StarterBook(folder, fit, {"recipe": "tiny"}, snapshot=folder / "s.safetensors")
+        return fit, book, run(fit, course, book)
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole, book, result = go(tmp_path / "whole")
+    assert result.finished and whole.at_all == list(range(0, recipe.images, 8))
+    state = torch.load(tmp_path / "whole" / STATE_FILE, weights_only=True)
+    assert state["seen"] == recipe.images and state["inputs"] == {"recipe": "tiny"} and state["before"] == 0
+    found = [*(state["network"][n] for n, _ in slow.network.named_parameters()), *state["dense"].values()]
+    assert all(torch.equal(a, b) for a, b in zip(found, learn, strict=True))
+    bound = 1e-6  # a few float32 roundings of numbers below 1, of an average in one formula and in another
+    assert max(float((a - b).abs().max()) for a, b in zip(state["average"], average, strict=True)) < bound
+    for saved, optimiser in zip(state["optimisers"], (adam, muon), strict=True):
+        wanted = optimiser.state_dict()
+        assert [group["params"] for group in saved["param_groups"]] == [g["params"] for g in wanted["param_groups"]]
+        for number, of in wanted["state"].items():
+            assert all(torch.equal(of[name], saved["state"][number][name]) for name in of)
+    records = [json.loads(line) for line in (tmp_path / "whole" / LOG_FILE).read_text().splitlines()]
+    assert [record["seen"] for record in records] == [80, 96, 144, 160, 160], "where there is a head, and last"
+    assert records[0].keys() == {"seen", "stage", "minutes", "rate", "loss"} and records[0]["stage"] == "dense"
+    assert records[0]["loss"].keys() == {"spot"} and records[0]["rate"] == 1e-3
+    assert records[1].keys() == {"seen", "minutes", "val"} and book.last == records[-1]
+    with torch.no_grad():
+        total = float(sum(p.double().abs().sum() for p in average[: -len([*slow.dense.parameters()])]))
+    assert records[-1]["val"]["mpjpe_mm"] == pytest.approx(total, rel=1e-6), "the average is measured"
+    cut, _, result = go(tmp_path / "parts", max_minutes=0.0)
+    assert not result.finished and cut.at_all == [0] and len(result.validations) == 1
+    rest, _, result = go(tmp_path / "parts")
+    assert result.finished and rest.at_all == whole.at_all[1:]
+    again = torch.load(tmp_path / "parts" / STATE_FILE, weights_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(again["average"], state["average"], strict=True))
+    assert (tmp_path / "parts" / "s.safetensors").read_bytes() == (tmp_path / "whole" / "s.safetensors").read_bytes()
 
 
 def test_every_weight_gets_a_gradient(body, shard):
@@ -367,7 +478,11 @@ def test_rates_warm_up_and_fall_at_the_end():
     assert recipe.rate(0) == pytest.approx(1e-3 * 0.5) and recipe.rate(40) == pytest.approx(1e-3)
     assert recipe.rate(239) == pytest.approx(1e-3 / 160) and recipe.rate(160) == pytest.approx(0.5e-3)
     assert recipe.with_images({"body": 16}).images == 96
-    assert crossed(96, 8, 32) and not crossed(104, 8, 32)
+    course = CropCourse(recipe, validate_every=32)
+    looks = [course.looks(seen, 0.0) for seen in range(0, 241, 8)]
+    passed = [8 * step for step in range(1, 31) if looks[step] > looks[step - 1]]
+    assert passed == [96, 128, 160, 192, 224], "without the first stage, which has no head"
+    assert CropCourse(recipe, processes=3).after(80) == 86, "two crops of eight for each of three"
 
 
 def test_the_schedule_covers_every_shard_that_a_batch_draws_from():
@@ -381,13 +496,13 @@ def test_the_schedule_covers_every_shard_that_a_batch_draws_from():
 
 
 def test_batches_depend_on_the_step_alone(shard):
-    make = lambda: Pool(lambda index: shard, lambda seen: 1, 2, seed=5)  # noqa: E731
+    make = lambda: Pool(lambda index: shard, 2, seed=5)  # noqa: E731
     fresh = make()
-    fresh.draw(0, 4, 0)
-    first, _ = fresh.draw(8, 4, 0)
-    again, _ = make().draw(8, 4, 0)
+    fresh.draw(0, 4, 0, 1)
+    first, _ = fresh.draw(8, 4, 0, 1)
+    again, _ = make().draw(8, 4, 0, 1)
     assert all((first[name] == again[name]).all() for name in first)
-    assert not (first["images"] == make().draw(8, 4, 1)[0]["images"]).all()
+    assert not (first["images"] == make().draw(8, 4, 1, 1)[0]["images"]).all()
 
 
 @pytest.mark.slow
@@ -396,7 +511,7 @@ def test_a_shipped_network_is_gone_on_with(tmp_path, monkeypatch):
     from dataclasses import replace
 
     from hmrcompress.api.opening import STARTER_MODEL, load
-    from hmrcompress.starter.network.train import averaged_state
+    from hmrcompress.starter.network.book import averaged_state
 
     monkeypatch.setenv("HMRCOMPRESS_HOME", str(tmp_path / "home"))
     stages = tuple(replace(stage, rate=0.0, rate_end=0.0, batch=8, images=16) for stage in Recipe.going_on().stages[:2])
@@ -414,9 +529,8 @@ def test_a_shipped_network_is_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_a_state_of_other_code_is_gone_on_from_and_of_another_recipe_refused(tmp_path, monkeypatch):
-    options = TrainOptions(tmp_path, seed=1)
-    trainer = Trainer(TINY_RECIPE, options, 0)
-    trainer.seen = 48
+    options, fit = TrainOptions(tmp_path, seed=1), fit_of(TINY_RECIPE, seed=1)
+    book = StarterBook(tmp_path, fit, training_key(TINY_RECIPE, options).inputs)
 
     def seen(**changes):
         """What a training with these settings makes of the state that is there."""
@@ -425,7 +539,7 @@ def test_a_state_of_other_code_is_gone_on_from_and_of_another_recipe_refused(tmp
         return _seen(tmp_path / STATE_FILE, training_key(recipe, replace(options, **rest)))
 
     assert seen() == 0
-    save_state(trainer.state(), tmp_path / STATE_FILE)
+    book.save(state_of(fit, 48))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert seen() == seen(processes=2, out=tmp_path / "moved") == 48
@@ -436,10 +550,14 @@ def test_a_state_of_other_code_is_gone_on_from_and_of_another_recipe_refused(tmp
         patch.setattr(keys, "code_sha256", lambda *names: "another")
         with pytest.warns(Notice, match="another version of hmrcompress, torch or numpy; it goes on"):
             assert seen() == 48
-    save_state({name: value for name, value in trainer.state().items() if name != "inputs"}, tmp_path / STATE_FILE)
+    saved = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    write_state({name: value for name, value in saved.items() if name != "inputs"}, tmp_path / STATE_FILE)
     with pytest.warns(Notice, match="did not note what it used; it goes on"):
         assert seen(layer_drop=0.2) == 48
-    trainer.load(tmp_path / STATE_FILE)
+    team = Team(torch.device("cpu"))
+    assert StarterBook(tmp_path, fit, {}).open(team)["step"] == 48
+    with pytest.raises(UserError, match="made with another network or seed"):
+        StarterBook(tmp_path, fit_of(TINY_RECIPE, seed=2), {}).open(team)
 
 
 def test_shards_that_other_code_rendered_are_removed_and_nothing_else(tmp_path):

@@ -37,6 +37,7 @@ from hmrcompress.models.files.folder import Folder
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.starter.data.stream import ShardStream
+from hmrcompress.training.book import steps_done
 from hmrcompress.training.finetune import (
     PROBE_FRAMES,
     Healed,
@@ -48,7 +49,7 @@ from hmrcompress.training.finetune import (
 )
 from hmrcompress.training.finetune import heal as heal_checkpoint
 from hmrcompress.training.heal import HealSettings
-from hmrcompress.training.loop import LoopSettings, steps_done
+from hmrcompress.training.loop import LoopSettings
 from hmrcompress.training.probe_fit import ProbeFit
 from hmrcompress.training.streams import CropStream, Stream, held_out
 

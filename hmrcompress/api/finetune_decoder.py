@@ -28,6 +28,7 @@ from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.starter.data.captured import HELD_OUT
 from hmrcompress.starter.motion import procedural
 from hmrcompress.starter.scene.world import CLIP_FRAMES
+from hmrcompress.training.book import check_work
 from hmrcompress.training.decoder_fit import DecoderSettings
 from hmrcompress.training.features import CropClips, FeatureSet
 from hmrcompress.training.finetune import check_out, work_folder
@@ -41,7 +42,7 @@ from hmrcompress.training.finetune_decoder import (
     fit_vae,
     write_decoder,
 )
-from hmrcompress.training.loop import LoopSettings, check_work
+from hmrcompress.training.loop import LoopSettings
 from hmrcompress.training.motions import MotionBank, MotionSettings, motion_files
 from hmrcompress.training.vae_fit import VAESettings
 

@@ -24,8 +24,9 @@ from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import REACH, SaliencyProbe
 from hmrcompress.plan import Plan
 from hmrcompress.runtime import Progress, no_progress
+from hmrcompress.training.book import check_work
 from hmrcompress.training.heal import Healing, HealSettings, Pair, Validation
-from hmrcompress.training.loop import LoopSettings, Trained, check_work, train
+from hmrcompress.training.loop import LoopSettings, Trained, train
 from hmrcompress.training.probe_fit import ProbeFit, fit_probe
 from hmrcompress.training.streams import Crops, Stream
 

@@ -1,16 +1,16 @@
-"""The one training loop: seeded, resumable, with warm-up, cosine decay, clipping, a moving average and a log.
+"""The one training loop: seeded, resumable, with clipping, a moving average, validations and a log.
 
-What is trained is a `Task`; the loop knows parameters and losses, nothing of networks. Everything that a step depends
-on is its number and the state that is saved, so a run that was killed and goes on ends with the same bytes (on the same
-machine) as one that was not. Several processes (`training.distributed`) take the same steps together.
+What is trained is a `Task`; the loop knows parameters and losses, nothing of networks. How far it goes, at which rates,
+and when it is looked at says a `Course` (`LoopSettings`: warm-up and half a cosine); where state and log are kept, a
+`Book` (`training.book`: a folder). Everything that a step depends on is its number and the state that is saved, so a
+run that was killed and goes on ends with the same bytes (on the same machine) as one that was not. Several processes
+(`training.distributed`) take the same steps together.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,32 +20,27 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hmrcompress.errors import UserError, tell
-from hmrcompress.io.figures import json_line
-from hmrcompress.io.keys import Key, listed
-from hmrcompress.io.outputs import OutputRule
-from hmrcompress.io.torch_file import STATE, save_torch
+from hmrcompress.errors import UserError
+from hmrcompress.io.keys import Key
 from hmrcompress.runtime import Progress, no_progress
+from hmrcompress.training.book import FolderBook
 from hmrcompress.training.distributed import Team
-from hmrcompress.training.optimisers import Optimisers, ParameterGroup, rate_share
+from hmrcompress.training.optimisers import Optimisers, ParameterGroup, follow, rate_share
 
-STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
-LOG = "log"
 SCHEMA = 3
 LOG_STEPS = 20
-OTHER_CODE = (
-    "the training began under another version of hmrcompress, torch or numpy and goes on under this one, so that no "
-    "single version gives its result"
-)
 
 
 class Task(Protocol):
     """What the loop trains. `identity`: plain values that a run which goes on must share with its beginning: hashes of
     all that the task is made of, and its settings."""
 
-    name: str
     identity: dict[str, Any]
     groups: list[ParameterGroup]
+
+    @property
+    def name(self) -> str:
+        """In messages."""
 
     def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a step and its parts, told by parameters and step; of several processes, that of `own_rows` each."""
@@ -55,9 +50,78 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What stays the same throughout a run. keep: see `LoopSettings`; betas: of AdamW, which takes its step in one pass
+    over all parameters if `fused`; save_seconds: how much a kill may lose.
+
+    pause_minutes: after how long this run ends, for a later one to go on; it takes one step at least, and is measured
+    then if `measured_when_cut`. by_clock: minutes say how far the run is. measured_at_start: validated before any step.
+    """
+
+    clip_norm: float
+    betas: tuple[float, float]
+    save_seconds: float
+    keep: str | None = None
+    fused: bool = False
+    pause_minutes: float | None = None
+    by_clock: bool = False
+    measured_at_start: bool = True
+    measured_when_cut: bool = False
+
+
+class Course(Protocol):
+    """How far a run goes, and what is due when. Its position counts steps, or whatever the course counts (crops); what
+    is asked of a step is told by the position at which it begins."""
+
+    def terms(self) -> Terms:
+        """What stays the same throughout."""
+
+    def fraction(self, step: int, minutes: float) -> float:
+        """How much of the run is done, 0..1, after so many minutes in all runs."""
+
+    def after(self, step: int) -> int:
+        """Where the step ends."""
+
+    def rates(self, step: int, fraction: float) -> tuple[float, float]:
+        """The rate of the step, and what multiplies it for what Muon does not train."""
+
+    def decay(self, step: int) -> float | None:
+        """Of the moving average after the step; None where it stays."""
+
+    def logs(self, step: int) -> bool:
+        """Whether the losses of the step go into the log."""
+
+    def looks(self, step: int, fraction: float) -> int:
+        """How many validations are due by then, beside those at start and end."""
+
+    def told(self, step: int, minutes: float) -> tuple[int, int]:
+        """(done, whole) for whoever watches."""
+
+
+class Book(Protocol):
+    """Where a run is written down. Of several processes each opens it, and only the first one writes."""
+
+    @property
+    def validations(self) -> list[dict[str, Any]]:
+        """Those of all runs that it knows of: {step, ...figures}."""
+
+    def open(self, team: Team) -> dict[str, Any] | None:
+        """What `save` was given last, with step, minutes, parameters, average, best and optimisers; None to begin."""
+
+    def losses(self, step: int, parts: dict[str, float], rate: float, minutes: float) -> None:
+        """Takes down the loss of a step and its parts."""
+
+    def validation(self, step: int, figures: dict[str, float], minutes: float) -> None:
+        """Takes down a validation. The task's parameters are their moving average meanwhile."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keeps all that is needed to go on."""
+
+
+@dataclass(frozen=True)
 class LoopSettings:
-    """How to train. `steps` None: until `max_minutes` are over, the schedule going by the clock; else `max_minutes`
-    interrupts the run, and a later one goes on.
+    """A course of warm-up and half a cosine. `steps` None: until `max_minutes` are over, the schedule going by the
+    clock; else `max_minutes` interrupts the run, and a later one goes on.
 
     rate: the highest, after a linear warm-up over the first `warmup` (share of the run); then half a cosine down to
     `rate_end` times that. clip_norm: of the whole gradient. ema: decay of the moving average, which is what is kept:
@@ -75,6 +139,47 @@ class LoopSettings:
     betas: tuple[float, float] = (0.9, 0.99)
     validations: int = 10
     save_seconds: float = 60.0
+
+    def terms(self) -> Terms:
+        """See `Course`."""
+        by_clock = self.steps is None
+        pause = None if by_clock else self.max_minutes
+        return Terms(
+            self.clip_norm, self.betas, self.save_seconds, keep=self.keep, pause_minutes=pause, by_clock=by_clock
+        )
+
+    def fraction(self, step: int, minutes: float) -> float:
+        """See `Course`."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps) if self.steps else 1.0
+        assert self.max_minutes is not None
+        return min(1.0, minutes / self.max_minutes)
+
+    def after(self, step: int) -> int:
+        """The next step."""
+        return step + 1
+
+    def rates(self, step: int, fraction: float) -> tuple[float, float]:
+        """One for all; at the very beginning, where the schedule is at zero, the first step is to move something."""
+        return self.rate * rate_share(max(fraction, 1e-3), self.warmup, self.rate_end), 1.0
+
+    def decay(self, step: int) -> float:
+        """Short at first, so that the start is forgotten."""
+        return min(self.ema, (step + 1) / (step + 10))
+
+    def logs(self, step: int) -> bool:
+        """Every so many steps."""
+        return (step + 1) % LOG_STEPS == 0
+
+    def looks(self, step: int, fraction: float) -> int:
+        """Evenly over the run."""
+        return int(fraction * self.validations)
+
+    def told(self, step: int, minutes: float) -> tuple[int, int]:
+        """Steps, or seconds."""
+        if self.steps is not None:
+            return step, self.steps
+        return round(60 * minutes), round(60 * (self.max_minutes or 0))
 
 
 @dataclass(frozen=True)
@@ -111,30 +216,20 @@ def train(
     """
     if settings.steps is None and settings.max_minutes is None:
         raise UserError("got neither a number of steps nor of minutes", "training")
-    return _Loop(task, settings, folder, progress, report).run()
+    book = FolderBook(folder, lambda processes: state_key(task, settings, processes))
+    return run(task, settings, book, progress=progress, report=report)
 
 
-def steps_done(folder: Path) -> int:
-    """Steps of the unfinished run that `folder` holds the state of; 0 where there is none."""
-    state = folder / STATE_FILE
-    return int(_read(state, mmap=True)["step"]) if state.exists() else 0
-
-
-def _read(path: Path, **options: Any) -> dict[str, Any]:
-    """A state as it was saved. UserError where the file is something else, or damaged."""
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu", **options)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise UserError(f"not the state of a training ({type(error).__name__})", path, "Remove the folder") from error
-    if not isinstance(state, dict) or not {"identity", "step", "records"} <= set(state):
-        raise UserError("not the state of a training", path, "Remove the folder")
-    return state
-
-
-def check_work(folder: Path) -> None:
-    """UserError where something else than state and log of a training has their names in `folder`."""
-    OutputRule().check_file(folder / STATE_FILE, STATE)
-    OutputRule().check_file(folder / LOG_FILE, LOG)
+def run(
+    task: Task,
+    course: Course,
+    book: Book,
+    *,
+    progress: Progress = no_progress,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Trained:
+    """`train` by any course, written down in any book."""
+    return _Loop(task, course, book, progress, report).run()
 
 
 def state_key(task: Task, settings: LoopSettings, processes: int = 1) -> Key:
@@ -150,29 +245,24 @@ class _Loop:
     def __init__(
         self,
         task: Task,
-        settings: LoopSettings,
-        folder: Path,
+        course: Course,
+        book: Book,
         progress: Progress,
         report: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.task, self.settings, self.folder = task, settings, folder
+        self.task, self.course, self.book = task, course, book
+        self.terms = course.terms()
         self.progress, self.report = progress, report
         self.parameters = {name: p for group in task.groups for name, p in group.parameters.items()}
-        self.optimisers = Optimisers(task.groups, settings.betas)
+        self.optimisers = Optimisers(task.groups, self.terms.betas, fused=self.terms.fused)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.team = Team(next(iter(self.parameters.values())).device)
-        self.key = state_key(task, settings, self.team.count)
         self.step, self.before = 0, 0.0
         self.best, self.lowest = self.average, math.inf
-        self.records: list[dict[str, Any]] = []
         self.started = self.saved = time.monotonic()
-        check_work(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / STATE_FILE).exists():
-            self._load(folder / STATE_FILE)
+        if (state := book.open(self.team)) is not None:
+            self._load(state)
         self.begun_at = self.step
-        if self.team.leads:
-            (folder / LOG_FILE).write_text("".join(map(json_line, self.records)))
         self.team.wait()
 
     @property
@@ -182,90 +272,76 @@ class _Loop:
 
     def fraction(self) -> float:
         """How much of the run is done, 0..1."""
-        settings = self.settings
-        if settings.steps is not None:
-            return min(1.0, self.step / settings.steps) if settings.steps else 1.0
-        assert settings.max_minutes is not None
-        return self.team.agreed(min(1.0, self.minutes / settings.max_minutes))
+        minutes = self.team.agreed(self.minutes) if self.terms.by_clock else 0.0
+        return self.course.fraction(self.step, minutes)
 
     def run(self) -> Trained:
         """All steps that are left."""
-        settings = self.settings
-        shown = int(self.fraction() * settings.validations)
-        if self.step == 0:
+        course = self.course
+        shown = course.looks(self.step, self.fraction())
+        if self.step == 0 and self.terms.measured_at_start:
             self._validate()
         while (fraction := self.fraction()) < 1:
-            if settings.steps is not None and self._out_of_time():
+            if self.step > self.begun_at and self._out_of_time():
+                if self.terms.measured_when_cut:
+                    self._validate()
                 self._save()
-                return Trained(self.step, self.step - self.begun_at, self._validations(), False)
+                return self._trained(finished=False)
             self._step(fraction)
-            if (now := int(self.fraction() * settings.validations)) > shown and self.fraction() < 1:
-                shown = now
+            now = course.looks(self.step, fraction := self.fraction())
+            if now > shown and fraction < 1:
                 self._validate()
-            if time.monotonic() - self.saved > settings.save_seconds:
+            shown = now
+            if time.monotonic() - self.saved > self.terms.save_seconds:
                 self._save()
-        if not any(record["step"] == self.step for record in self._validations()):
+        if not any(record["step"] == self.step for record in self.book.validations):
             self._validate()
         self._save()
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_((self.average if settings.keep is None else self.best)[name])
-        return Trained(self.step, self.step - self.begun_at, self._validations(), True, settings.keep)
+        self._put(self.average if self.terms.keep is None else self.best)
+        return self._trained(finished=True)
+
+    def _trained(self, finished: bool) -> Trained:
+        done = self.step - self.begun_at
+        return Trained(self.step, done, self.book.validations, finished, self.terms.keep)
 
     def _out_of_time(self) -> bool:
-        limit = self.settings.max_minutes
+        limit = self.terms.pause_minutes
         return limit is not None and self.team.agreed((time.monotonic() - self.started) / 60) > limit
 
     def _step(self, fraction: float) -> None:
-        settings = self.settings
-        # The rate at the very beginning of the schedule is zero; the first step is to move something.
-        share = rate_share(max(fraction, 1e-3), settings.warmup, settings.rate_end)
-        loss, parts = self.task.losses(self.step)
+        course, at = self.course, self.step
+        rate, beside_muon = course.rates(at, fraction)
+        loss, parts = self.task.losses(at)
         loss.backward()
         self.team.average_gradients(self.parameters.values())
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.terms.clip_norm)
         if not bool(torch.isfinite(norm)):
-            fault = f"the loss of step {self.step} or its gradient is not finite"
+            fault = f"the loss of step {at} or its gradient is not finite"
             raise UserError(fault, self.task.name, "Try a lower rate, or --dtype float32")
-        self.optimisers.step(settings.rate * share)
-        self.step += 1
-        decay = min(settings.ema, self.step / (self.step + 9))  # short at first, so that the start is forgotten
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                self.average[name].lerp_(parameter, 1 - decay)
-        if self.step % LOG_STEPS == 0:
-            self._log_losses({"loss": loss, **parts}, settings.rate * share)
+        self.optimisers.step(rate, beside_muon)
+        self.step = course.after(at)
+        if (decay := course.decay(at)) is not None:
+            follow(self.average.values(), self.parameters.values(), decay)
+        if course.logs(at):
+            self._log_losses({"loss": loss, **parts}, rate)
 
     def _log_losses(self, parts: dict[str, Tensor], rate: float) -> None:
-        values = {name: round(mean, 6) for name, mean in zip(parts, self.team.means([*parts.values()]), strict=True)}
-        self._record({"step": self.step, "rate": float(f"{rate:.4g}"), "losses": values})
-        if self.settings.steps is not None:
-            done, whole = self.step, self.settings.steps
-        else:
-            done, whole = round(60 * self.minutes), round(60 * (self.settings.max_minutes or 0))
-        self.progress(f"{self.task.name}: loss {values['loss']:.3f}", done, whole)
+        values = dict(zip(parts, self.team.means([*parts.values()]), strict=True))
+        minutes = self.minutes
+        self.book.losses(self.step, values, rate, minutes)
+        self.progress(f"{self.task.name}: loss {values['loss']:.3f}", *self.course.told(self.step, minutes))
 
     def _validate(self) -> None:
         with self._averaged():
             figures = self.task.validate()
-        if self.settings.keep is not None and figures[self.settings.keep] < self.lowest:
-            self.lowest = figures[self.settings.keep]
+            self.book.validation(self.step, figures, self.minutes)
+        keep = self.terms.keep
+        if keep is not None and figures[keep] < self.lowest:
+            self.lowest = figures[keep]
             self.best = {name: tensor.clone() for name, tensor in self.average.items()}
-        record = {"step": self.step, "val": figures}
-        self._record(record)
         fraction = self.fraction()
         if self.report is not None:
-            self.report({**record, "fraction": fraction, "minutes": self.minutes})
-
-    def _validations(self) -> list[dict[str, Any]]:
-        return [{"step": record["step"], **record["val"]} for record in self.records if "val" in record]
-
-    def _record(self, record: dict[str, Any]) -> None:
-        self.records.append({**record, "minutes": round(self.minutes, 2)})
-        if not self.team.leads:
-            return
-        with (self.folder / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json_line(self.records[-1]))
+            self.report({"step": self.step, "val": figures, "fraction": fraction, "minutes": self.minutes})
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -286,38 +362,21 @@ class _Loop:
         self.saved = time.monotonic()
         if not self.team.leads:
             return
-        settings = self.settings
         state = {
-            "identity": dict(self.key.inputs),
             "step": self.step,
             "minutes": self.minutes,
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "average": self.average,
-            "best": None if settings.keep is None else {"lowest": self.lowest, "parameters": self.best},
+            "best": None if self.terms.keep is None else {"lowest": self.lowest, "parameters": self.best},
             "optimisers": self.optimisers.state_dict(),
-            "records": self.records,
         }
-        with OutputRule().file(self.folder / STATE_FILE, STATE, hashed=False) as temporary:
-            save_torch(state, temporary)
+        self.book.save(state)
 
-    def _load(self, path: Path) -> None:
-        state, key = _read(path), self.key
-        before = state["identity"]
-        if not isinstance(before, dict) or before.get("schema") != SCHEMA:
-            what = "holds an unfinished run of another version of hmrcompress, whose states are made otherwise"
-            raise UserError(what, path.parent, "Finish it with that version, or remove the folder")
-        if other := key.changed_beside_code(before):
-            raise UserError(
-                f"holds an unfinished run with other settings ({listed(sorted(other))})",
-                path.parent,
-                "Give the settings it began with, remove the folder, or choose another --out",
-            )
-        if key.changed(before) and self.team.leads:
-            tell(OTHER_CODE, path.parent)
+    def _load(self, state: dict[str, Any]) -> None:
         self._put(state["parameters"])
         for name, tensor in state["average"].items():
             self.average[name].copy_(tensor)
         self.optimisers.load_state_dict(state["optimisers"])
-        if self.settings.keep is not None:
+        if self.terms.keep is not None:
             self.lowest, self.best = state["best"]["lowest"], state["best"]["parameters"]
-        self.step, self.before, self.records = state["step"], state["minutes"], state["records"]
+        self.step, self.before = state["step"], state["minutes"]

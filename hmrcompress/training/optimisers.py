@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hmrcompress.training.muon import Muon
 
@@ -33,23 +33,30 @@ class ParameterGroup:
 
 
 class Optimisers:
-    """One step of all groups at their rates; its state goes into the loop's."""
+    """One step of all groups at their rates; its state goes into the loop's. Groups with the same settings are one to
+    AdamW or Muon, so that parameters may be listed in an order of their own. fused: see `training.loop.Terms`."""
 
-    def __init__(self, groups: Sequence[ParameterGroup], betas: tuple[float, float]) -> None:
-        self._groups = {kind: [group for group in groups if group.muon == kind] for kind in (False, True)}
+    def __init__(self, groups: Sequence[ParameterGroup], betas: tuple[float, float], fused: bool = False) -> None:
+        self._factors: dict[bool, list[float]] = {}
         self._each: dict[bool, torch.optim.Optimizer] = {}
-        for kind, its in self._groups.items():
-            options = [{"params": [*group.parameters.values()], "weight_decay": group.weight_decay} for group in its]
-            if its and kind:
+        for kind in (False, True):
+            alike: dict[tuple[float, float], list[nn.Parameter]] = {}
+            for group in groups:
+                if group.muon == kind:
+                    alike.setdefault((group.rate_factor, group.weight_decay), []).extend(group.parameters.values())
+            options = [{"params": its, "weight_decay": decay} for (_, decay), its in alike.items()]
+            if options and kind:
                 self._each[kind] = Muon(options, lr=0.0, weight_decay=0.0)
-            elif its:
-                self._each[kind] = torch.optim.AdamW(options, lr=0.0, betas=betas)
+            elif options:
+                self._each[kind] = torch.optim.AdamW(options, lr=0.0, betas=betas, fused=fused or None)
+            self._factors[kind] = [factor for factor, _ in alike]
 
-    def step(self, rate: float) -> None:
-        """Updates all parameters; the highest rate of a group is `rate` times its factor. Gradients are gone then."""
+    def step(self, rate: float, beside_muon: float = 1.0) -> None:
+        """Updates all parameters; the highest rate of a group is `rate` times its factor, and times `beside_muon` where
+        it is AdamW's. Gradients are gone then."""
         for kind, optimiser in self._each.items():
-            for optimised, group in zip(optimiser.param_groups, self._groups[kind], strict=True):
-                optimised["lr"] = rate * group.rate_factor
+            for group, factor in zip(optimiser.param_groups, self._factors[kind], strict=True):
+                group["lr"] = rate * factor * (1.0 if kind else beside_muon)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
 
@@ -61,3 +68,9 @@ class Optimisers:
         """What `state_dict` gave."""
         for optimiser, state in zip(self._each.values(), states, strict=True):
             optimiser.load_state_dict(state)
+
+
+@torch.no_grad()
+def follow(average: Iterable[Tensor], parameters: Iterable[nn.Parameter], decay: float) -> None:
+    """Exponential moving average of the parameters, in place."""
+    torch._foreach_lerp_([*average], [p.detach() for p in parameters], 1.0 - decay)

@@ -19,16 +19,16 @@ Shard = dict[str, NDArray]
 class Pool:
     """The last `window` shards of a run. Batches are drawn by (seed, step): a resumed run sees what it would have seen.
 
-    load(index) gives a shard; newest(step) says which shard a step may reach at most.
+    load(index) gives a shard.
     """
 
-    def __init__(self, load: Callable[[int], Shard], newest: Callable[[int], int], window: int, seed: int) -> None:
-        self.load, self.newest, self.window, self.seed = load, newest, window, seed
+    def __init__(self, load: Callable[[int], Shard], window: int, seed: int) -> None:
+        self.load, self.window, self.seed = load, window, seed
         self.shards: dict[int, Shard] = {}
 
-    def draw(self, step: int, count: int, rank: int) -> tuple[Shard, np.random.Generator]:
-        """`count` crops for one process of one step (arrays as in `shards.make_shard`), and the generator in use."""
-        newest = self.newest(step)
+    def draw(self, step: int, count: int, rank: int, newest: int) -> tuple[Shard, np.random.Generator]:
+        """`count` crops for one process of one step (arrays as in `shards.make_shard`), and the generator in use.
+        newest: the last shard that the step may reach."""
         wanted = range(max(0, newest - self.window + 1), newest + 1)
         self.shards = {index: self.shards.get(index) or self.load(index) for index in wanted}
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, step, rank]))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import multiprocessing as mp
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hmrcompress.body.files import starter_body
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.keys import KEY_FILE, Key, folder_of
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.motion.clip import Motion
+from hmrcompress.starter.data.batches import Pool, Shard
 from hmrcompress.starter.data.captured import load_captured, training_files
 from hmrcompress.starter.data.shards import (
     KIND,
@@ -99,7 +103,29 @@ def _remove_others(folder: Path, own: Path) -> None:
                 OutputRule().remove_file(path, KIND)
 
 
-class ShardSource:
+class ShardReader:
+    """The shards of a run in `folder` (`shard_home`), which somebody else renders."""
+
+    def __init__(self, folder: Path, recipe: Recipe, captured: bool) -> None:
+        self.folder, self.recipe, self.captured = folder, recipe, captured
+
+    def path(self, stage: int, index: int) -> Path:
+        """The file of a shard."""
+        settings = settings_of(self.recipe, stage, self.captured)
+        return shard_path(self.folder, stage * STAGE_STRIDE + index, settings)
+
+    def advance(self, stage: int, newest: int) -> None:
+        """Takes note of how far training has come."""
+
+    def load(self, stage: int, index: int) -> dict[str, Any]:
+        """A shard, once it is rendered."""
+        path = self.path(stage, index)
+        while not path.exists():
+            time.sleep(POLL_SECONDS)
+        return read_shard(path)
+
+
+class ShardSource(ShardReader):
     """Background processes that render the shards of a run, and the way to read them.
 
     Shards lie below `folder` (`shard_home`), which is the run's own; those that it is done with are deleted as
@@ -111,7 +137,7 @@ class ShardSource:
     ) -> None:
         if motions is not None and workers:
             training_files(motions).tell()
-        self.folder, self.recipe, self.captured = shard_home(folder, seed, motions), recipe, motions is not None
+        super().__init__(shard_home(folder, seed, motions), recipe, motions is not None)
         if workers:
             _remove_others(folder, self.folder)
         self.wanted = schedule(recipe, seen)
@@ -124,11 +150,6 @@ class ShardSource:
             named = None if motions is None else str(motions)
             self.renderers.start(_render, str(self.folder), seed, recipe, named, part, self.used, ahead)
 
-    def path(self, stage: int, index: int) -> Path:
-        """The file of a shard."""
-        settings = settings_of(self.recipe, stage, self.captured)
-        return shard_path(self.folder, stage * STAGE_STRIDE + index, settings)
-
     def advance(self, stage: int, newest: int) -> None:
         """Tell the renderers how far training has come."""
         self.used.value = max(self.used.value, self.place.get((stage, newest), 0))
@@ -140,7 +161,26 @@ class ShardSource:
         """Stop the renderers."""
         self.renderers.close()
 
-    def wait(self, path: Path) -> dict[str, Any]:
-        """The shard of a file, once it is rendered. UserError where that failed."""
+    def load(self, stage: int, index: int) -> dict[str, Any]:
+        """A shard, once it is rendered. UserError where that failed."""
+        path = self.path(stage, index)
         self.renderers.wait(path, others=not self.renderers.started)
         return read_shard(path)
+
+
+class StageCrops:
+    """Crops of the stages of a recipe, each drawn from shards of its own. Those of a resumed run are the same."""
+
+    def __init__(self, recipe: Recipe, seed: int, shards: ShardReader) -> None:
+        self.recipe, self.seed, self.shards = recipe, seed, shards
+        self._pools: dict[int, Pool] = {}
+
+    def draw(self, seen: int, count: int, rank: int) -> tuple[Shard, np.random.Generator]:
+        """See `Pool.draw`, after `seen` crops in all; past the end of the recipe as at its end."""
+        number, within = self.recipe.at(min(seen, self.recipe.images - 1))
+        newest = shard_range(self.recipe, number, within)[1]
+        self.shards.advance(number, newest)
+        if number not in self._pools:
+            load = partial(self.shards.load, number)
+            self._pools = {number: Pool(load, self.recipe.window, self.seed)}
+        return self._pools[number].draw(seen, count, rank, newest)

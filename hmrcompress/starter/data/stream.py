@@ -11,8 +11,8 @@ from hmrcompress.data.masks import PERSON_THRESHOLD, MaskSource, person_tokens
 from hmrcompress.errors import UserError
 from hmrcompress.io.code import code_sha256
 from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
-from hmrcompress.starter.data.batches import Pool, to_tensors
-from hmrcompress.starter.data.rendering import ShardSource, shard_range
+from hmrcompress.starter.data.batches import to_tensors
+from hmrcompress.starter.data.rendering import ShardSource, StageCrops
 from hmrcompress.starter.network.recipe import Recipe, Stage
 from hmrcompress.starter.scene.world import VERSION
 from hmrcompress.training.streams import Crops
@@ -64,13 +64,11 @@ class ShardStream:
         }
         seen = min(done * batch_size, self.stage.images - 1)
         self.source = ShardSource(folder, seed, self.recipe, None, seen=seen, workers=workers)
-        self.pool = Pool(self._load, self._newest, WINDOW, seed)
+        self.crops = StageCrops(self.recipe, seed, self.source)
 
     def batch(self, step: int) -> Crops:
         """`batch_size` crops, drawn by (seed, step)."""
-        seen = step * self.batch_size
-        self.source.advance(0, self._newest(seen))
-        crops, rng = self.pool.draw(seen, self.batch_size, rank=0)
+        crops, rng = self.crops.draw(step * self.batch_size, self.batch_size, rank=0)
         rows, columns = crops["parts"].shape[1:3]
         images, target = to_tensors(crops, rng)
         if not self.masked:
@@ -87,9 +85,3 @@ class ShardStream:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    def _newest(self, seen: int) -> int:
-        return shard_range(self.recipe, 0, min(seen, self.stage.images - 1))[1]
-
-    def _load(self, index: int) -> dict[str, Any]:
-        return self.source.wait(self.source.path(0, index))

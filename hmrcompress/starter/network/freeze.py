@@ -18,13 +18,14 @@ from hmrcompress.models.network import HMR2, NetworkConfig, from_state
 from hmrcompress.runtime import Progress, environment, no_progress
 from hmrcompress.starter.data.captured import MOCAP_SPLIT
 from hmrcompress.starter.data.dataset import open_split
+from hmrcompress.starter.network.book import averaged_state
 from hmrcompress.starter.network.breakdown import by_joint, by_kind, by_occlusion, drop_costs
 from hmrcompress.starter.network.card import Figures, network_card
 from hmrcompress.starter.network.golden import write_golden
 from hmrcompress.starter.network.log import LOG_FILE, SHIPPED_LOG, read_log, training_minutes
-from hmrcompress.starter.network.train import STATE_FILE, averaged_state
 from hmrcompress.starter.network.validate import Validator
 from hmrcompress.starter.scene.filming import SIZE
+from hmrcompress.training.book import STATE_FILE
 
 DROP_FRAMES_PER_CLIP = 40
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from hmrcompress.io.figures import json_line
 from hmrcompress.io.jsons import parse_json
 from hmrcompress.io.texts import read_bytes
@@ -31,20 +29,15 @@ class Log:
             file.write(json_line(record))
         return record
 
-    def losses(self, seen: int, stage: str, parts: dict[str, Tensor], rate: float, minutes: float) -> None:
+    def losses(self, seen: int, stage: str, parts: dict[str, float], rate: float, minutes: float) -> None:
         """Record the parts of a step's loss."""
-        values = {name: round(float(value.detach()), 4) for name, value in parts.items()}
+        values = {name: round(value, 4) for name, value in parts.items()}
         at = {"seen": self.before + seen, "stage": stage, "minutes": round(minutes, 2), "rate": round(rate, 6)}
         self.write(at | {"loss": values})
 
     def validation(self, seen: int, figures: dict[str, float], minutes: float) -> dict[str, Any]:
         """Record the figures of a validation."""
         return self.write({"seen": self.before + seen, "minutes": round(minutes, 2), "val": figures})
-
-
-def crossed(seen: int, batch: int, every: int) -> bool:
-    """Whether the last batch passed a multiple of `every`."""
-    return seen // every != (seen - batch) // every
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

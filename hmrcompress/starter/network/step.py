@@ -1,4 +1,4 @@
-"""One step of training the starter network: stochastic depth by whole layers, losses, gradients shared by processes."""
+"""One step of training the starter network: stochastic depth by whole layers, and the losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from statistics import median
 from typing import cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -135,22 +134,3 @@ def losses_of(
 def _braked(tokens: Tensor, share: float) -> Tensor:
     """The same tokens, through which only a share of the gradient flows back."""
     return tokens if share == 1.0 else share * tokens + (1 - share) * tokens.detach()
-
-
-def share_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average the gradients over all processes, in place (one flat all-reduce). Nothing in a single process."""
-    if not dist.is_initialized():
-        return
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    start = 0
-    for parameter in parameters:
-        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
-        start += parameter.numel()
-
-
-@torch.no_grad()
-def follow(average: list[Tensor], parameters: list[nn.Parameter], decay: float) -> None:
-    """Exponential moving average of the weights, in place."""
-    torch._foreach_lerp_(average, [p.detach() for p in parameters], 1.0 - decay)
