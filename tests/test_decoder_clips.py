@@ -1,4 +1,4 @@
-"""Clips of any length: windows, cross-fades, missing frames, the paper's resampling, and live streams."""
+"""Clips of any length: windows, cross-fades, missing frames, and live streams."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ import pytest
 import torch
 from test_decoder_nets import TINY, draw, every
 
-from hmrcompress.decoder.clips import (
-    StreamingDecoder,
-    decode_clip,
-    decode_streaming,
-    window_noise,
-    window_starts,
-)
+from hmrcompress.decoder.clips import decode_clip, decode_streaming
 from hmrcompress.decoder.model import TemporalDecoder
+from hmrcompress.decoder.windows import StreamingDecoder, window_noise, window_starts
 from hmrcompress.errors import ShapeError, UserError
 
 
@@ -145,26 +140,6 @@ def test_a_clip_of_one_window_with_all_to_come_is_the_whole_clip(decoder: Tempor
     features = draw(10, 8)
     streamed = decode_streaming(decoder, features, lookahead=11)
     torch.testing.assert_close(streamed, decode_clip(decoder, features), rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_resampling_as_the_paper_does(decoder: TemporalDecoder) -> None:
-    """Whole windows as they are; a rest of 5 frames stretched to 12 and its poses shrunk back, by numpy's interp."""
-    features, noise = draw(17, 8), window_noise(decoder, 0)
-
-    def stretch(values: np.ndarray, frames: int) -> np.ndarray:
-        at = np.linspace(0, len(values) - 1, frames)
-        return np.stack([np.interp(at, np.arange(len(values)), column) for column in values.T], axis=1)
-
-    whole = decoder(features[None, :12], every(1, 12), every(1, 12), noise=noise)[0]
-    rest = torch.from_numpy(stretch(features[12:].numpy(), 12)).float()
-    poses = decoder(rest[None], every(1, 12), every(1, 12), noise=noise)[0]
-    out = decode_clip(decoder, features, resample=True)
-    torch.testing.assert_close(out[:12], whole, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(out[12:], stretch(poses.numpy(), 5), rtol=1e-3, atol=1e-4)
-    assert decode_clip(decoder, features[:1], resample=True).shape == (1, 133)
-    with pytest.raises(UserError, match="resample: got frames without features"):
-        decode_clip(decoder, features, torch.arange(17) > 0, resample=True)
 
 
 def test_windows_go_in_batches() -> None:

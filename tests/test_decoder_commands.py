@@ -20,10 +20,11 @@ from hmrcompress.api import export as exports
 from hmrcompress.api import finetune as tuning
 from hmrcompress.api import finetune_decoder as decoder_tuning
 from hmrcompress.body.model import BodyModel
-from hmrcompress.decoder.clips import OVERLAP_SHARE, decode_clip, window_starts
+from hmrcompress.decoder.clips import decode_clip
 from hmrcompress.decoder.files import decoder_part
 from hmrcompress.decoder.model import TemporalDecoder, decoder_cost
 from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder.windows import OVERLAP_SHARE, window_starts
 from hmrcompress.errors import UserError
 from hmrcompress.exporting.onnx import OnnxExport
 from hmrcompress.exporting.parity import Parity
@@ -31,8 +32,8 @@ from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.recipe.reading import parse_recipe
 from hmrcompress.recipe.runner import run_recipe
-from hmrcompress.recipe.schema import parse_recipe
 from hmrcompress.timing import pipeline_bench
 from hmrcompress.timing.bench import BenchSettings, bench
 from hmrcompress.timing.contenders import Contender, cut

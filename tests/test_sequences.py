@@ -15,10 +15,11 @@ from test_evaluate import TOKENS, plan
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
-from hmrcompress.decoder.clips import decode_streaming, window_noise
+from hmrcompress.decoder.clips import decode_streaming
 from hmrcompress.decoder.config import DecoderConfig
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder.windows import window_noise
 from hmrcompress.errors import ShapeError, UserError
 from hmrcompress.evaluation.decoded import FILTERS, SequenceSettings, decode
 from hmrcompress.evaluation.evaluate import Evaluation, evaluate, stages_of

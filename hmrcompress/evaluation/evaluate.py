@@ -15,9 +15,9 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.data.provenance import seen
-from hmrcompress.decoder.clips import check_lookahead
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder.windows import check_lookahead
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 from hmrcompress.evaluation.forced import ForcedMerges

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from hmrcompress.decoder.clips import OVERLAP_SHARE, decode_clip, window_starts
+from hmrcompress.decoder.clips import decode_clip
 from hmrcompress.decoder.model import TemporalDecoder, decoder_cost
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.decoder.readout import decoder_inputs
+from hmrcompress.decoder.windows import OVERLAP_SHARE, window_starts
 from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import sixd_to_matrix
 from hmrcompress.models.fast.running import backbone_of, unwrapped
