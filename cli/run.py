@@ -49,8 +49,8 @@ def run(
 ) -> None:
     """Run a recipe from search to gates; RUN/summary.json holds every figure. Exit code 3 where a gate fails."""
     from hmrcompress.recipe.gates import require, unjudged
+    from hmrcompress.recipe.reading import read_recipe
     from hmrcompress.recipe.runner import run_recipe
-    from hmrcompress.recipe.schema import read_recipe
     from hmrcompress.runtime import pick_dtype, progress_bar
 
     given = {"batch_size": batch_size, "body": body, "seed": seed}

@@ -35,7 +35,7 @@ def takes_settings(
 
         @functools.wraps(command)
         def run(context: typer.Context, overrides: list[str] | None, list_settings: bool, **given: Any) -> None:
-            from hmrcompress.recipe.schema import read_section
+            from hmrcompress.recipe.reading import read_section
 
             settings = read_section(section, overrides or [])
             for key, instead in unused.items():

@@ -46,7 +46,7 @@ from hmrcompress.pipeline.detect import Detector
 from hmrcompress.pipeline.frames import Frame, open_source
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
 from hmrcompress.recipe.ablations import read_ablations
-from hmrcompress.recipe.schema import read_recipe
+from hmrcompress.recipe.reading import read_recipe
 from hmrcompress.report.results import read_tables
 from hmrcompress.searching.error import Measured
 from hmrcompress.searching.journal import Journal

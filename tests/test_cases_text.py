@@ -24,7 +24,7 @@ from hmrcompress.models.files.folder import read_model_folder, write_model_folde
 from hmrcompress.plan import Plan
 from hmrcompress.recipe.ablations import read_ablations
 from hmrcompress.recipe.benchmarks import read_suite
-from hmrcompress.recipe.schema import read_recipe
+from hmrcompress.recipe.reading import read_recipe
 from hmrcompress.searching.journal import Journal
 from hmrcompress_cli.common import DebugOption, SafeGroup, inputs_of, unexpected
 from hmrcompress_cli.main import app

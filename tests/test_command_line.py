@@ -17,7 +17,8 @@ from hmrcompress.errors import UserError
 from hmrcompress.plan import DropBackground, TokenSettings
 from hmrcompress.recipe.chosen import buckets_of, heal_settings, run_path, search_settings, sequence_settings
 from hmrcompress.recipe.listing import settings_of
-from hmrcompress.recipe.schema import SECTIONS, Eval, Finetuning, Recipe, Search, read_section
+from hmrcompress.recipe.reading import read_section
+from hmrcompress.recipe.schema import SECTIONS, Eval, Finetuning, Recipe, Search
 from hmrcompress_cli.common import SafeCommand
 from hmrcompress_cli.help import EXAMPLES, PANELS
 from hmrcompress_cli.main import app

@@ -24,8 +24,9 @@ from hmrcompress.recipe import runner, stages
 from hmrcompress.recipe.ablate import Ablation
 from hmrcompress.recipe.ablations import Ablations, Decode, Setting
 from hmrcompress.recipe.bed import Bed
+from hmrcompress.recipe.reading import parse_recipe
 from hmrcompress.recipe.runner import run_recipe
-from hmrcompress.recipe.schema import Recipe, parse_recipe
+from hmrcompress.recipe.schema import Recipe
 from hmrcompress.recipe.stages import FINETUNED, MODEL, OUTPUTS, PLAN, Line
 from hmrcompress.runtime import environment, no_progress
 from hmrcompress.searching.search import SearchSettings

@@ -9,7 +9,8 @@ import pytest
 
 from hmrcompress.errors import GateFailed, UserError
 from hmrcompress.recipe.gates import check_gates, figure, require
-from hmrcompress.recipe.schema import Gate, parse_recipe, read_recipe
+from hmrcompress.recipe.reading import parse_recipe, read_recipe
+from hmrcompress.recipe.schema import Gate
 
 TABLES = ("ablations", "benchmarks", "evidence")
 """Recipes of another kind, which tests/test_ablations.py and tests/test_suite.py read."""

@@ -14,8 +14,9 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.plan import Plan
 from hmrcompress.recipe import runner
+from hmrcompress.recipe.reading import parse_recipe, read_recipe
 from hmrcompress.recipe.runner import run_recipe
-from hmrcompress.recipe.schema import Recipe, parse_recipe, read_recipe
+from hmrcompress.recipe.schema import Recipe
 from hmrcompress.runtime import environment
 from hmrcompress_cli.main import app
 

@@ -15,7 +15,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
@@ -23,7 +22,7 @@ from typing import Any, NoReturn
 from hmrcompress.errors import UserError, tell
 from hmrcompress.io import atomic, manifests
 from hmrcompress.io.figures import json_text
-from hmrcompress.io.manifests import LITTER, FolderKind
+from hmrcompress.io.manifests import FolderKind
 from hmrcompress.io.places import (
     below,
     check_writable,
@@ -36,25 +35,15 @@ from hmrcompress.io.places import (
     signature,
     stream_of,
 )
-from hmrcompress.io.seals import form_of, of_an_earlier_version, read_seal, seal
+from hmrcompress.io.seals import read_seal, seal
+from hmrcompress.io.standing import EDITED, FREE, OTHER, OURS, Claim, Claims, folder_of, is_ours, standing
 
 BAK, NEW = ".bak", ".new"
 FILE_ELSEWHERE = "Choose another name, or give --overwrite to replace it"
 FOLDER_ELSEWHERE = "Choose another name, or give --overwrite, which replaces the files it writes and leaves all others"
 NAME_ANOTHER = "Choose another name"
-FREE, OURS, EDITED, OTHER = "free", "ours", "edited", "other"
 STAYS = (errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM, errno.ENOTEMPTY, errno.EEXIST)
 """Why a folder may not change its place though files can be put into it: a lower layer, a mount, …"""
-
-
-@dataclass
-class _Claim:
-    """An output that was looked at: its kind, what stood there, and what tells whether it was touched since."""
-
-    kind: str
-    standing: str
-    state: Any
-    strangers: tuple[str, ...] = ()
 
 
 class _Touched(Exception):
@@ -68,7 +57,7 @@ class OutputRule:
     def __init__(self, *, overwrite: bool = False, inputs: Iterable[Any] = ()) -> None:
         self.overwrite = overwrite
         self.inputs: list[Path] = []
-        self._claims: dict[Path, _Claim] = {}
+        self._claims = Claims()
         self.reads(*inputs)
 
     @classmethod
@@ -94,14 +83,14 @@ class OutputRule:
         if is_stream(path):
             atomic.clear_leftovers(_stream_room(path))
             if (stream := stream_of(path)) is not None:
-                self._check_once(stream, path, kind)
-                self._claims[stream] = _Claim(kind, OTHER, None)
+                self._claims.check_once(stream, path, kind)
+                self._claims[stream] = Claim(kind, OTHER, None)
             return
         target = real(path)
         if target.is_dir():
             raise UserError("is a folder, expected the name of a file", path)
         self._check_place(target, path, kind)
-        claim = self._look(target, kind, form)
+        claim = self._claims.look(target, kind, form)
         if claim.standing == OTHER and not self.overwrite:
             raise UserError(f"is there already, and no {kind} that hmrcompress wrote", path, FILE_ELSEWHERE)
 
@@ -115,7 +104,7 @@ class OutputRule:
         target = _stream_room(path) if stream else real(path)
         if target not in self._claims:
             self.check_file(path, kind, form)
-        self._check_once(target, path, kind)
+        self._claims.check_once(target, path, kind)
         with atomic.room(target) as made:
             yield made / target.name
             seal(made / target.name, kind, form, hashed=hashed)
@@ -136,7 +125,7 @@ class OutputRule:
                 self.put(nearer / made.name, path, kind, form)
             return
         atomic.flush(made)
-        claim = self._look(target, kind, form)
+        claim = self._claims.look(target, kind, form)
         if claim.standing == OTHER and not self.overwrite:
             self._too_late(made, target, path)
         if claim.standing == FREE:
@@ -148,7 +137,7 @@ class OutputRule:
             shutil.copymode(target, made)
             os.replace(made, target)
         atomic.flush(target.parent)
-        self._claims[target] = _Claim(kind, OURS, signature(target))
+        self._claims[target] = Claim(kind, OURS, signature(target))
 
     def write_text(self, path: Path | str, text: str, kind: str, form: str = "") -> None:
         """Writes a UTF-8 text file, with unix line ends. Raises as `file`."""
@@ -168,9 +157,9 @@ class OutputRule:
         target = real(path)
         if target.exists() and not target.is_dir():
             raise UserError("is a file, expected the name of a folder", path)
-        self._check_place(target, path, _folder_of(kind), partial(_is_ours, kind))
-        claim = self._look_into(target, kind)
-        others = self._others(claim, target)
+        self._check_place(target, path, folder_of(kind), partial(is_ours, kind))
+        claim = self._claims.look_into(target, kind)
+        others = self._claims.others(claim, target)
         if others and not self.overwrite:
             raise UserError(_loss(target, kind, others), path, FOLDER_ELSEWHERE)
         for each in self.inputs:
@@ -192,9 +181,9 @@ class OutputRule:
         path, target = Path(path), real(path)
         if target not in self._claims:
             self.check_folder(path, kind)
-        self._check_once(target, path, _folder_of(kind))
+        self._claims.check_once(target, path, folder_of(kind))
         inside = target.is_dir() and must_stay(target)
-        with atomic.room(target / target.name if inside else target, partial(_is_ours, kind)) as made:
+        with atomic.room(target / target.name if inside else target, partial(is_ours, kind)) as made:
             staged = made / target.name
             staged.mkdir()
             yield staged
@@ -203,7 +192,7 @@ class OutputRule:
             self._install(staged, target, path, kind, movable=not inside)
         atomic.clear_leftovers(target / target.name)
         atomic.flush(target.parent)
-        self._claims[target] = _Claim(_folder_of(kind), OTHER, None)
+        self._claims[target] = Claim(folder_of(kind), OTHER, None)
 
     @contextmanager
     def additions(self, path: Path | str, kind: FolderKind) -> Iterator[Path]:
@@ -234,57 +223,26 @@ class OutputRule:
 
     def remove_folder(self, path: Path, kind: FolderKind) -> bool:
         """Removes a folder of this kind that nobody changed; False, and it stays, where there is anything else."""
-        if not path.is_dir() or path.is_symlink() or not _is_ours(kind, path) or manifests.rooms(path):
+        if not path.is_dir() or path.is_symlink() or not is_ours(kind, path) or manifests.rooms(path):
             return False
-        with atomic.room(path, partial(_is_ours, kind)) as made:
+        with atomic.room(path, partial(is_ours, kind)) as made:
             os.rename(path, made / path.name)
         self._claims.pop(real(path), None)
         return True
 
     def _check_place(self, target: Path, path: Path, kind: str, ours: atomic.Ours = atomic.never) -> None:
-        self._check_once(target, path, kind)
+        self._claims.check_once(target, path, kind)
         for each in self.inputs:
             if same(each, target):
                 raise UserError("is an input, and would be written over", path, NAME_ANOTHER)
         check_writable(target, path)
         atomic.clear_leftovers(target, ours)
 
-    def _check_once(self, target: Path, path: Path, kind: str) -> None:
-        known = self._claims.get(target)
-        if known is not None and known.kind != kind:
-            raise UserError(f"is to be written twice, as {known.kind} and as {kind}", path, "Give two names")
-
-    def _look(self, target: Path, kind: str, form: str) -> _Claim:
-        """What stands in the place of a file; not looked at again unless it was touched."""
-        known, state = self._claims.get(target), signature(target)
-        if known is None or known.state != state:
-            known = self._claims[target] = _Claim(kind, _standing(target, kind, form), state)
-        return known
-
-    def _look_into(self, target: Path, kind: FolderKind) -> _Claim:
-        """What stands in the place of a folder, and what in it is not ours; not looked at again unless touched."""
-        known, state = self._claims.get(target), manifests.snapshot(target) if target.is_dir() else None
-        if known is None or known.state != state:
-            found: tuple[str, ...] = ()
-            if state is not None and not manifests.is_empty(target):
-                found = tuple(manifests.strangers(target, kind, more=_begun(target, kind)))
-            standing = FREE if state is None else OTHER if found else OURS
-            known = self._claims[target] = _Claim(_folder_of(kind), standing, state, found)
-        return known
-
-    def _others(self, claim: _Claim, target: Path) -> list[str]:
-        """Strangers that count: not what file managers leave, nor what this command is to write there itself."""
-        return [
-            name
-            for name in claim.strangers
-            if PurePosixPath(name).name not in LITTER and target / name not in self._claims
-        ]
-
     def _install(self, staged: Path, target: Path, path: Path, kind: FolderKind, *, movable: bool) -> None:
         if not target.exists() and atomic.put_new(staged, target):
             return
-        claim = self._look_into(target, kind)
-        if self._others(claim, target) and not self.overwrite:
+        claim = self._claims.look_into(target, kind)
+        if self._claims.others(claim, target) and not self.overwrite:
             self._too_late(staged, target, path)
         if movable and not claim.strangers and not manifests.rooms(target):
             try:
@@ -311,7 +269,7 @@ class OutputRule:
                 raise UserError("is in the way of what is to be written", path / name, NAME_ANOTHER)
         for name in names:
             place = real(target / name)
-            if place.suffix == ".yaml" and _standing(place, "plan", "plan") == EDITED:
+            if place.suffix == ".yaml" and standing(place, "plan", "plan") == EDITED:
                 self._keep(place, path / name)
             place.parent.mkdir(parents=True, exist_ok=True)
             _move(staged / name, place)
@@ -335,24 +293,6 @@ class OutputRule:
         raise UserError("somebody wrote there while the command ran", path, f"What it made is {kept.name}, beside it")
 
 
-def _folder_of(kind: FolderKind) -> str:
-    return f"{kind.name} folder"
-
-
-def _standing(target: Path, kind: str, form: str) -> str:
-    """What stands in the place of a file: nothing, ours, ours but edited, or another."""
-    if not os.path.lexists(target):
-        return FREE
-    if (form or form_of(target)) == "jsonl" and target.is_file() and not target.stat().st_size:
-        return OURS  # of a process that was killed before its first line
-    found = read_seal(target, form)
-    if found is None:
-        return EDITED if of_an_earlier_version(target, kind, form) else OTHER
-    if found.kind != kind:
-        return OTHER
-    return OURS if found.intact else EDITED
-
-
 def _loss(target: Path, kind: FolderKind, others: list[str]) -> str:
     """What a refusal says of a folder."""
     named = manifests.sentence(others)
@@ -364,19 +304,6 @@ def _loss(target: Path, kind: FolderKind, others: list[str]) -> str:
 def _stream_room(path: Path) -> Path:
     """Where what goes to a stream is made."""
     return Path(tempfile.gettempdir(), f"stream{path.suffix}")
-
-
-def _begun(target: Path, kind: FolderKind) -> list[dict[str, Any]]:
-    """Manifests of what killed commands had begun to put into a folder."""
-    if kind.main is None:
-        return []
-    rooms = (each for each in target.iterdir() if atomic.room_for(each) is not None)
-    found = (manifests.manifest(each / atomic.MADE / target.name, kind) for each in rooms)
-    return [each for each in found if each is not None]
-
-
-def _is_ours(kind: FolderKind, folder: Path) -> bool:
-    return not manifests.strangers(folder, kind)
 
 
 def _untouched(state: Any, folder: Path) -> None:

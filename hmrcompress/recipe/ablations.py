@@ -15,7 +15,8 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.texts import MOST, MOST_SEED
 from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import MergeRule, TokenSettings
-from hmrcompress.recipe.schema import Bench, Data, Start, recipe_text
+from hmrcompress.recipe.reading import recipe_text
+from hmrcompress.recipe.schema import Bench, Data, Start
 
 Column = Literal["groups", "evaluations", "calib_increase_mm", "forced", "draws", "accel"]
 

@@ -15,7 +15,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.texts import MOST, MOST_SEED
 from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import TokenSettings
-from hmrcompress.recipe.schema import recipe_text
+from hmrcompress.recipe.reading import recipe_text
 
 COMMAND = "bench suite"
 

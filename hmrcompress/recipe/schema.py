@@ -1,22 +1,14 @@
-"""What a recipe may say. Frozen, and closed to unknown keys; reading one needs neither torch nor the files it names."""
+"""What a recipe may say, and the settings of commands. Frozen, and closed to unknown keys; `reading` reads them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from functools import reduce
-from importlib import resources
-from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hmrcompress.errors import UserError, shown
-from hmrcompress.io.texts import DEEPEST, MOST, MOST_SEED, read_bytes
-from hmrcompress.io.yamls import parse_yaml
+from hmrcompress.io.texts import MOST, MOST_SEED
 from hmrcompress.plan import MergeRule, TokenSettings
-from hmrcompress.recipe.listing import field_at, is_union, type_text
 
 if TYPE_CHECKING:
     from hmrcompress.api.opening import ModelFile
@@ -55,20 +47,16 @@ GateName = Literal[
 ]
 
 
-UNKNOWN = "no such key in a recipe"
 Count = Annotated[int, Field(gt=0, le=MOST)]
 
 
-class _Part(BaseModel):
+class Section(BaseModel):
     """Strict: "4" is not 4. Fields that hold several values say strict=False: YAML has lists where we want tuples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-Part = TypeVar("Part", bound=_Part)
-
-
-class Data(_Part):
+class Data(Section):
     """Which frames are searched on and which are scored; they should not overlap."""
 
     search: str = Field(default="starter:calib", description="Data set that the search measures errors on")
@@ -78,7 +66,7 @@ class Data(_Part):
     )
 
 
-class Search(_Part):
+class Search(Section):
     """The choice of layers to merge."""
 
     method: Literal["eclm"] = Field(default="eclm", description="Search method")
@@ -108,7 +96,7 @@ class Search(_Part):
     )
 
 
-class Merge(_Part):
+class Merge(Section):
     """Applying a plan."""
 
     plan: str | None = Field(default=None, description="A plan file to apply instead of the one that was searched")
@@ -117,7 +105,7 @@ class Merge(_Part):
     )
 
 
-class Finetune(_Part):
+class Finetune(Section):
     """Training on the frozen merged network: motion VAE and temporal decoder, after healing the layers if wanted."""
 
     stages: tuple[Literal["heal", "vae", "decoder", "all"], ...] = Field(
@@ -162,7 +150,7 @@ class Finetuning(Finetune):
     )
 
 
-class Run(_Part):
+class Run(Section):
     """How a compressed network is run."""
 
     fast: bool = Field(default=False, description="On the fast path")
@@ -200,7 +188,7 @@ class Eval(Run):
     median_shape: bool = Field(default=False, description="One shape a clip, the median")
 
 
-class Bench(_Part):
+class Bench(Section):
     """Frames per second before and after, interleaved, on the machine at hand."""
 
     batch_size: int = Field(default=16, gt=0, le=MOST, description="Crops in a call")
@@ -246,13 +234,13 @@ class Predict(Run):
     worker_cpus: int = Field(default=1, gt=0, le=1024, description="With --on, cores and threads of each worker")
 
 
-class Export(_Part):
+class Export(Section):
     """A file for other run times, compared with torch before it gets its name."""
 
     format: Literal["onnx"] = Field(default="onnx", description="What to write")
 
 
-class Gate(_Part):
+class Gate(Section):
     """Bounds that a figure has to keep, both inclusive."""
 
     min: float | None = Field(default=None, description="Smallest value that passes")
@@ -268,7 +256,7 @@ class Gate(_Part):
         return self
 
 
-class Start(_Part):
+class Start(Section):
     """The network that everything starts from, and what its file does not tell."""
 
     model: str = Field(default="starter", description="CKPT: starter, random:FAMILY or a file")
@@ -324,37 +312,7 @@ class Recipe(Start):
         )
 
 
-def read_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Recipe from a YAML file, or by name from those shipped (`starter`), with `a.b=c` overrides (c is YAML).
-
-    Raises UserError naming file, field and fault for whatever is wrong.
-    """
-    path, text = Path(source), recipe_text(source, "starter, ci, hmr2 or camerahmr")
-    values = parse_yaml(text, path)
-    for override in overrides:
-        values = _override(values, override)
-    return parse_recipe(values, path)
-
-
-def recipe_text(source: str | Path, shipped: str) -> bytes:
-    """The text of a recipe file, or of a shipped one by its name. UserError naming those (`shipped`) otherwise."""
-    path = Path(source)
-    inside = resources.files("hmrcompress_recipes").joinpath(f"{source}.yaml")
-    if path.is_file():
-        return read_bytes(path)
-    if path.parent == Path() and not path.suffix and inside.is_file():
-        return inside.read_bytes()
-    raise UserError("no such recipe", path, f"Give a YAML file, or the name of a shipped recipe: {shipped}.")
-
-
-def parse_recipe(values: Any, where: object = "recipe") -> Recipe:
-    """Recipe from what a YAML file holds. Raises UserError naming `where`, the field and the fault."""
-    if not isinstance(values, dict):
-        raise UserError(f"got {type(values).__name__}, expected a mapping of stages", where)
-    return _validated(Recipe, values, where)
-
-
-SECTIONS: dict[str, type[_Part]] = {
+SECTIONS: dict[str, type[Section]] = {
     "search": Search,
     "finetune": Finetuning,
     "eval": Eval,
@@ -362,63 +320,3 @@ SECTIONS: dict[str, type[_Part]] = {
     "predict": Predict,
 }
 """Settings that commands take as `--set SECTION.KEY=VALUE`, by the section's name."""
-
-
-def read_section(name: str, overrides: Sequence[str]) -> _Part:
-    """The section of that name from `NAME.KEY=VALUE` overrides alone (VALUE is YAML); those that were given are its
-    `model_fields_set`. Raises UserError naming the key and the fault."""
-    values: Any = {}
-    for override in overrides:
-        values = _override(values, override)
-    if odd := [key for key in values if key != name]:
-        raise UserError(f"got {shown(odd[0])}, expected {name}.KEY", "--set", LISTED.format(name))
-    if not isinstance(values.get(name, {}), dict):
-        raise UserError(f"got {shown(values[name])}, expected {name}.KEY=VALUE", "--set", LISTED.format(name))
-    return _validated(SECTIONS[name], values.get(name, {}), f"--set {name}", unknown="no such setting", joint=".")
-
-
-LISTED = "`--settings` lists the keys of {}"
-
-
-def _validated(
-    model: type[Part], values: dict[str, Any], where: object, *, unknown: str = UNKNOWN, joint: str = ": "
-) -> Part:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        faults = error.errors()
-        first, (field, holder) = faults[0], field_at(model, faults[0]["loc"])
-        parts, value = [part for part in first["loc"] if part != "[key]"], first["input"]
-        text = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            text = unknown
-        elif holder is not None and len(parts) > len(field) and is_union(holder):
-            # Of a union: pydantic says what is wrong with it as each of its members.
-            parts, text, value = field, f"expected {type_text(holder)}", reduce(getitem, field, values)
-            faults = [first, *(each for each in faults if field_at(model, each["loc"])[0] != field)]
-        elif first["type"] == "tuple_type":
-            text = "expected a list such as [1, 2]"
-        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        got = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f"got {shown(value)}: "
-        remedy = "YAML reads 1e-4 as text; write 1.0e-4." if _like_1e4(first["input"]) else ""
-        place = f"{where}{joint}{'.'.join(map(str, parts))}" if parts else where
-        raise UserError(f"{got}{text[:1].lower()}{text[1:]}{more}", place, remedy) from error
-
-
-def _like_1e4(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value) is not None
-
-
-def _override(values: Any, override: str) -> Any:
-    """`values` with the field a.b set to c, for `a.b=c`. The input is left as it was."""
-    key, sign, text = override.partition("=")
-    names = key.split(".")
-    if not sign or not all(names) or len(names) > DEEPEST:
-        raise UserError(f"got {shown(override)}, expected a.b=c", "--set", "Try: --set search.tau_mm=0.2")
-    return _replaced(values, names, parse_yaml(text, f"--set {key}"))
-
-
-def _replaced(values: Any, names: Sequence[str], value: Any) -> dict[str, Any]:
-    values = dict(values) if isinstance(values, dict) else {}
-    values[names[0]] = _replaced(values.get(names[0]), names[1:], value) if names[1:] else value
-    return values
