@@ -78,7 +78,10 @@ FastOption = Annotated[
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, max=MOST, help="Crops at a time.")]
 BodyOption = Annotated[
-    str, typer.Option("--body", help="starter, a body file (npz), or a folder of SMPL_NEUTRAL, _MALE, _FEMALE.")
+    str,
+    typer.Option(
+        "--body", help="starter, a body file (npz), a folder of SMPL_NEUTRAL, _MALE, _FEMALE, or smplx:FOLDER."
+    ),
 ]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, max=MOST, help="At most this many frames.", show_default=False)

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from hmrcompress.body.by_smplx import PREFIX, is_smplx, open_smplx
 from hmrcompress.body.files import body_in_folder, load_body, require_joints, require_topology, starter_body
 from hmrcompress.body.hand import HAND_PARENTS, stick_hand
 from hmrcompress.body.model import BodyModel
@@ -177,14 +178,17 @@ def probe_for(checkpoint: Checkpoint, masks: MaskSource) -> SaliencyProbe | None
     return checkpoint.probe
 
 
-def open_body(body: Body = "starter") -> BodyModel:
-    """`starter`, a body file, or a folder of SMPL_NEUTRAL, SMPL_MALE and SMPL_FEMALE, whose neutral body it is. Raises
+def open_body(body: Body = "starter", *, joints: int | None = None, gender: str = "neutral") -> BodyModel:
+    """`starter`, a body file, a folder of SMPL_NEUTRAL, SMPL_MALE and SMPL_FEMALE, or `smplx:FOLDER`
+    (`body.by_smplx`); of a folder the body of that gender, and of smplx's the one of so many joints. Raises
     UserError."""
     if isinstance(body, BodyModel):
         return body
     if str(body) == "starter":
         return starter_body()
-    path = body_in_folder(Path(body), "neutral") if Path(body).is_dir() else Path(body)
+    if is_smplx(body):
+        return open_smplx(str(body), joints, gender)
+    path = body_in_folder(Path(body), gender) if Path(body).is_dir() else Path(body)
     if path.suffix == ".pkl" and path.is_file():
         refuse_other_pickles(path)
     return load_body(path)
@@ -207,8 +211,8 @@ def open_measure(
     """
     chosen = open_protocol(crops.protocol if protocol is None else protocol)
     where, others = torch.device(device), {}
-    if chosen.gendered and not isinstance(body, BodyModel) and Path(body).is_dir():
-        others = {name: load_body(body_in_folder(Path(body), name)) for name in GENDERS[1:]}
+    if chosen.gendered and not isinstance(body, BodyModel) and Path(str(body).removeprefix(PREFIX)).is_dir():
+        others = {name: open_body(body, joints=surface.num_joints, gender=name) for name in GENDERS[1:]}
         for name, other in others.items():
             require_topology(other, surface.faces_sha256, f"the {name} body in {body}")
     needed = chosen.source in ROWS and regressor is not None
@@ -226,7 +230,7 @@ def body_for(checkpoint: Checkpoint, body: Body = "starter") -> BodyModel:
     joints = checkpoint.config.num_joints
     if joints == len(HAND_PARENTS) and not isinstance(body, BodyModel) and str(body) == "starter":
         return stick_hand()
-    found = open_body(body)
+    found = open_body(body, joints=joints)
     require_joints(found.num_joints, [joints], found.name if isinstance(body, BodyModel) else body)
     return found
 

@@ -47,8 +47,11 @@ def load_body(path: Path | str, *, dtype: torch.dtype = torch.float32) -> BodyMo
     Raises UserError, in one sentence, for a missing or broken file, a missing key, a wrong shape, numbers that are
     not finite, faces or joints that do not exist, weights that do not sum to 1, or a hash that does not fit the faces.
     """
-    path = Path(path)
-    arrays = _read(path)
+    return body_of(_read(Path(path)), Path(path), dtype=dtype)
+
+
+def body_of(arrays: dict[str, np.ndarray], path: Path, *, dtype: torch.dtype = torch.float32) -> BodyModel:
+    """The body of arrays by key that were read from `path`. UserError as `load_body`, naming it."""
     template = _numbers(arrays, "v_template", path, (None, 3))
     vertices = len(template)
     parents = _parents(arrays, path)

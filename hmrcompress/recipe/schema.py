@@ -276,7 +276,7 @@ class Start(Section):
 class Recipe(Start):
     """The whole line: search, merge, finetune, eval, bench, export, gates. A stage that is not named is left out."""
 
-    body: str = Field(default="starter", description="starter, a body file, or a folder of SMPL's three")
+    body: str = Field(default="starter", description="starter, a body file, a folder of SMPL's three, or smplx:FOLDER")
     regressor: str | None = Field(default=None, description="Joint regressor that the data's protocol needs")
     data: Data = Data()
     masks: str = Field(default="data", description="Person masks: data, files:DIR, onnx:FILE, self or none")
