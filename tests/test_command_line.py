@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from typing import Any
+from typing import Any, get_args
 
 import command_line as surface
 import pytest
@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from hmrcompress.errors import UserError
-from hmrcompress.plan import DropBackground, TokenSettings
+from hmrcompress.plan import DropBackground, MergeRule, TokenSettings
 from hmrcompress.recipe.chosen import buckets_of, heal_settings, run_path, search_settings, sequence_settings
 from hmrcompress.recipe.listing import settings_of
 from hmrcompress.recipe.reading import read_section
@@ -43,6 +43,11 @@ def hmr(*arguments: str) -> Result:
 def test_commands_and_flags_are_those_of_the_file() -> None:
     """Meant to be changed? `make commands` writes the file anew."""
     assert json.loads(surface.FILE.read_text()) == surface.command_line()
+
+
+def test_help_names_every_merge_rule() -> None:
+    (option,) = (each for each in COMMANDS["search"].params if "--merge-rule" in each.opts)
+    assert option.help == f"How layers become one: {', '.join(get_args(MergeRule))}."
 
 
 @pytest.mark.parametrize("name", COMMANDS)
