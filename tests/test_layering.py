@@ -189,7 +189,7 @@ def test_training_starts_without_the_other_packages() -> None:
     """The modules that training imports, imported where the packages that may be missing raise ImportError."""
     code = f"""
 import sys
-for name in {(*NOT_FOR_TRAINING, "smplx", "onnx", "onnxruntime", "matplotlib")!r}:
+for name in {(*NOT_FOR_TRAINING, "smplx", "onnx", "onnxruntime", "matplotlib", "psutil")!r}:
     sys.modules[name] = None
 import hmrcompress.starter.network.train, hmrcompress_cli.starter
 """

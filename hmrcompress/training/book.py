@@ -87,7 +87,7 @@ class FolderBook:
         """See `training.loop.Book`."""
         self._add({"step": step, "val": figures}, minutes)
 
-    def save(self, state: dict[str, Any]) -> None:
+    def keep(self, state: dict[str, Any]) -> None:
         """See `training.loop.Book`."""
         write_state({"identity": self.inputs, **state, "records": self.records}, self.folder / STATE_FILE)
 

@@ -106,7 +106,7 @@ class Book(Protocol):
         """Those of all runs that it knows of: {step, ...figures}."""
 
     def open(self, team: Team) -> dict[str, Any] | None:
-        """What `save` was given last, with step, minutes, parameters, average, best and optimisers; None to begin."""
+        """What `keep` was given last, with step, minutes, parameters, average, best and optimisers; None to begin."""
 
     def losses(self, step: int, parts: dict[str, float], rate: float, minutes: float) -> None:
         """Takes down the loss of a step and its parts."""
@@ -114,7 +114,7 @@ class Book(Protocol):
     def validation(self, step: int, figures: dict[str, float], minutes: float) -> None:
         """Takes down a validation. The task's parameters are their moving average meanwhile."""
 
-    def save(self, state: dict[str, Any]) -> None:
+    def keep(self, state: dict[str, Any]) -> None:
         """Keeps all that is needed to go on."""
 
 
@@ -370,7 +370,7 @@ class _Loop:
             "best": None if self.terms.keep is None else {"lowest": self.lowest, "parameters": self.best},
             "optimisers": self.optimisers.state_dict(),
         }
-        self.book.save(state)
+        self.book.keep(state)
 
     def _load(self, state: dict[str, Any]) -> None:
         self._put(state["parameters"])

@@ -83,7 +83,7 @@ class StarterBook:
             if self.snapshot is not None:
                 self._write_snapshot(self.snapshot, step)
 
-    def save(self, state: dict[str, Any]) -> None:
+    def keep(self, state: dict[str, Any]) -> None:
         """Everything that a later run needs."""
         fit = self.fit
         kept = {
