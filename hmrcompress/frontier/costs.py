@@ -2,8 +2,9 @@
 tokens, at each number of tokens, from which the time of any candidate follows.
 
 Parts are timed as they run: all blocks of the network one after the other, so that weights come from where they come
-from in a forward pass, and by turns with the patch embedding, which ties runs at different numbers of tokens together
-however the machine drifts meanwhile (`timing.rounds`).
+from in a forward pass, and by turns with some blocks on the whole grid. These tie runs at different numbers of tokens
+together however the machine drifts meanwhile (`timing.rounds`): they are of the parts' own kind, and take long enough
+that no neighbour's burst falls on them alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hmrcompress.frontier.candidates import Candidate, Dtype
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.keys import Key
 from hmrcompress.merging.apply import token_counts, with_token_merging
+from hmrcompress.merging.merge import merge_network
 from hmrcompress.models.fast.network import make_fast
 from hmrcompress.models.network import HMR2, share
 from hmrcompress.plan import ALL, ATTENTION, MLP
@@ -31,7 +33,9 @@ from hmrcompress.runtime import Progress, dtype_name, environment, no_progress
 from hmrcompress.timing.rounds import time_interleaved
 
 ROUNDS, WARMUP = 9, 2
-EMBED, HEAD = "embed", "head"
+EMBED, HEAD, TIE = "embed", "head", "tie"
+TIED = 4
+"""The blocks that tie runs together are a network's first fourth, two at least."""
 
 
 @dataclass(frozen=True)
@@ -163,42 +167,41 @@ def measure_costs(
     counts = [everything, *reversed(kept)]
     crops = _crops(network, batch, device)
     blank = torch.zeros(batch, rows, columns, dtype=torch.bool, device=device)
-    parts: dict[str, dict[int, list[float]]] = {name: {} for name in (ATTENTION, MLP, HEAD)}
-    embeds: list[list[float]] = []
+    parts: dict[str, dict[int, float]] = {name: {} for name in (ATTENTION, MLP, HEAD)}
+    ties: list[float] = []
+    embeds: list[float] = []
     reducing: dict[str, float] = {}
-    reference = 0.0
+    tie = _tie(network, everything, batch, dtype, device)
     for number, count in enumerate(counts):
         fast = make_fast(share(network), dtype)  # anew: weights are laid out for the number of rows that comes first
-        runs = _runs(fast, count, batch, dtype, device)
+        runs = {TIE: tie} | _runs(fast, count, batch, dtype, device)
         ways = [each for each in _distinct(candidates) if each.keep == count]
         for each in ways:
             runs[_way(each)] = _reducing(network, each, dtype, crops, blank)
         timing = time_interleaved(runs, crops, rounds=rounds, warmup=WARMUP)
-        embeds.append(list(timing.seconds[EMBED]))
-        own = median(timing.seconds[EMBED])
-        reference = reference or own
-        # Round by round against the patch embedding of the same round, which saw the same machine.
+        ties += timing.seconds[TIE]
+        # Round by round against the blocks of the same round, which saw the same machine.
         relative = {
-            name: median(a / b for a, b in zip(taken, timing.seconds[EMBED], strict=True))
+            name: median(a / b for a, b in zip(taken, timing.seconds[TIE], strict=True))
             for name, taken in timing.seconds.items()
         }
+        embeds.append(relative[EMBED])
         for name in parts:
-            share_of = 1 if name == HEAD else config.depth
-            parts[name].setdefault(count, []).append(relative[name] / share_of)
+            parts[name][count] = relative[name] / (1 if name == HEAD else config.depth)
         for each in ways:
-            reducing[_way(each)] = max(relative[_way(each)] - 1, 0.0)
+            reducing[_way(each)] = max(relative[_way(each)] - relative[EMBED], 0.0)
         progress("timing the device", number + 1, len(counts))
-    embed = median(sum(embeds, []))
+    unit = median(ties)
     return CostTable(
         device=device_name(device),
         dtype=dtype_name(dtype),
         batch=batch,
         grid=everything,
-        embed=embed,
-        attention={count: embed * found[0] for count, found in parts[ATTENTION].items()},
-        mlp={count: embed * found[0] for count, found in parts[MLP].items()},
-        head={count: embed * found[0] for count, found in parts[HEAD].items()},
-        reducing={name: embed * found for name, found in reducing.items()},
+        embed=unit * median(embeds),
+        attention={count: unit * found for count, found in parts[ATTENTION].items()},
+        mlp={count: unit * found for count, found in parts[MLP].items()},
+        head={count: unit * found for count, found in parts[HEAD].items()},
+        reducing={name: unit * found for name, found in reducing.items()},
         key=cost_key(network, batch, dtype, candidates).sha256,
     )
 
@@ -215,6 +218,25 @@ def _crops(network: HMR2, batch: int, device: torch.device) -> FrameBatch:
     nobody = BodyParams(*(torch.zeros(batch, 1) for _ in range(3)))
     numbers = torch.zeros(batch, dtype=torch.int64)
     return FrameBatch(images=images.to(device), person_mask=None, params=nobody, clip=numbers, frame=numbers)
+
+
+def _tie(
+    network: HMR2, count: int, batch: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[FrameBatch], object]:
+    """Some blocks on the whole grid."""
+    depth = network.config.depth
+    rest = tuple((layer, ALL) for layer in range(min(max(2, depth // TIED), depth), depth))
+    fast = make_fast(merge_network(network, Candidate(rest).plan(None, depth)), dtype)
+    drawn = torch.randn(batch, count, network.config.dim, generator=torch.Generator().manual_seed(count))
+    drawn = drawn.to(device, dtype)
+    blocks: list[Any] = list(fast.backbone.blocks)
+
+    def run(_: FrameBatch) -> None:
+        tokens = drawn
+        for block in blocks:
+            tokens = block.feed(block.attend(tokens)[0])
+
+    return run
 
 
 def _runs(
