@@ -23,7 +23,7 @@ from hmrcompress.frontier.candidates import Candidate, singles
 from hmrcompress.frontier.costs import CostTable
 from hmrcompress.frontier.depth import Effort, Sized, greedy
 from hmrcompress.frontier.errors import Measured
-from hmrcompress.frontier.joint import Goal, Increase, Point, choose, front_of, increase_of
+from hmrcompress.frontier.joint import Goal, Increase, Point, choose, front_of, increase_of, race
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.summary import listed, told
 from hmrcompress.plan import Plan
@@ -127,6 +127,31 @@ def test_a_point_s_rate_is_of_frames() -> None:
     found = told(Point(candidate, 0.5, Increase(1.0, 0.5, 1.5, 2.0, 8, 4)), candidate.plan(None, 6), 6, 8, True)
     assert found["fps"] == 16.0 and found["seconds"] == 0.5 and found["layers"] == 6.0 and found["on_front"]
     assert found["search"]["increase_mm"] == 1.0 and found["confirmed"] is None
+
+
+class Patched(Made):
+    """A patch makes removed layers cost 0.2 mm more with all tokens, and 0.3 mm less with fewer."""
+
+    def fitter(self, candidate: Candidate) -> bool:  # type: ignore[override]
+        return bool(candidate.removed)
+
+    def __call__(self, candidate: Candidate, batches: int | None = None) -> Measured:
+        found = super().__call__(candidate, batches)
+        more = 0.0 if not candidate.strength else 0.2 if candidate.keep is None else -0.3
+        return Measured(found.errors + more, found.distances)
+
+
+def test_whether_a_cut_is_patched_is_asked_again_with_fewer_tokens() -> None:
+    bare = Candidate(((1, "all"),))
+    fewer = replace(bare, keep=96, way="drop")
+    found = [(fewer, 1.0, 1.5), (bare, 2.0, 1.0), (Candidate(keep=96, way="drop"), 3.0, 0.5)]
+    points = race(Patched([1, 1, 1]), found, Goal(budget_mm=2.0), 5)  # type: ignore[arg-type]
+    means = {each.candidate: each.search.mean for each in points if each.search}
+    assert means == {
+        replace(fewer, strength=1.0): pytest.approx(1.2), bare: pytest.approx(1.0), found[2][0]: pytest.approx(0.5),
+    }  # fmt: skip
+    never = race(Made([1, 1, 1]), found, Goal(budget_mm=2.0), 5)  # type: ignore[arg-type]
+    assert [each.candidate for each in never] == [each for each, _, _ in found]
 
 
 def table() -> CostTable:

@@ -48,8 +48,8 @@ def pick(
             fitting = [each for each in rated if each[0]["layers"] == layers and _only_layers(each[0])]
             best = min(fitting, key=lambda each: each[2], default=None)
         if best is None:
-            wanted = f"{budget_mm:g} mm" if budget_mm is not None else f"{fps:g} frames a second"
-            wanted = wanted if layers is None else f"{layers:g} layers"
+            asked = (budget_mm, "mm"), (fps, "frames a second"), (layers, "layers")
+            wanted = next(f"{value:g} {unit}" for value, unit in asked if value is not None)
             raise UserError(f"no point meets {wanted}", path, "Search again with `hmrcompress compress`")
         plan = Plan.from_dict(best[0]["plan"], path)
     except (KeyError, TypeError, AttributeError) as error:
