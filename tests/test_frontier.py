@@ -15,18 +15,19 @@ import tiny
 from PIL import Image
 from typer.testing import CliRunner
 
+from hmrcompress.api import front
 from hmrcompress.api.front import PRESETS, Bench
 from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.data.crops import write_crops
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.frontier.candidates import Candidate, singles
-from hmrcompress.frontier.costs import CostTable
+from hmrcompress.frontier.costs import CostTable, cost_key
 from hmrcompress.frontier.depth import Effort, Sized, greedy
 from hmrcompress.frontier.errors import Measured
 from hmrcompress.frontier.joint import Goal, Increase, Point, choose, front_of, increase_of, race
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.summary import listed, told
-from hmrcompress.plan import Plan
+from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import no_progress
 from hmrcompress_cli.main import app
 
@@ -40,6 +41,12 @@ def test_a_candidate_is_a_plan_and_a_text() -> None:
     assert plan.removed_parts == {2: "mlp"} and plan.tokens is not None and plan.tokens.keep == 96
     dropped = Candidate(keep=96, way="drop").tokens
     assert dropped is not None and dropped.drop_background is not None and dropped.biases_head
+    bare = replace(half, weighted=False)
+    assert (
+        Candidate.parsed(bare.key) == bare != half and bare.words(6) == "5.5 of 6 layers, 96 tokens (merge, unweighted)"
+    )
+    assert bare.tokens == TokenSettings(keep=96) and half.tokens != bare.tokens
+    assert Candidate().joined(bare) == Candidate(keep=96, way="merge", weighted=False)
     assert singles(3, half, ("all",)) == [(0, "all"), (1, "all")]
     assert (2, "attention") in singles(3, half, ("attention", "mlp"))
     assert singles(2, Candidate(((0, "all"),)), ("all",)) == [], "one layer stays"
@@ -290,6 +297,11 @@ def test_what_is_not_faster_by_the_clock_is_not_chosen(
     tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
+
+    def costs(network: Any, ways: Any, *, batch: int, dtype: Any, progress: Any) -> CostTable:
+        return replace(table(), batch=batch, key=cost_key(network, batch, dtype, ways).sha256)
+
+    monkeypatch.setattr(front, "measure_costs", costs)
     for times, faster in ((0.5, False), (2.0, True)):
         stop_the_clock(monkeypatch, times)
         out = tmp_path / f"fast{times}"

@@ -19,7 +19,7 @@ from hmrcompress.api import front
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.errors import UserError
 from hmrcompress.frontier.candidates import Candidate
-from hmrcompress.frontier.costs import CostTable, cost_key
+from hmrcompress.frontier.costs import CostTable, cost_key, way_of
 from hmrcompress.frontier.depth import Sized
 from hmrcompress.frontier.errors import Errors, check_strides, key_frames
 from hmrcompress.frontier.joint import combinations
@@ -113,7 +113,7 @@ def line(tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: py
 
     def costs(network: Any, ways: Any, *, batch: int, dtype: torch.dtype, progress: Any) -> CostTable:
         name = str(dtype).removeprefix("torch.")
-        slow = {f"merge {each.keep}": 99.0 for each in ways if each.way == "merge"}
+        slow = {way_of(each): 99.0 for each in ways if each.way == "merge"}
         found = table(dtype=name, batch=batch, reducing=slow, key=cost_key(network, batch, dtype, ways).sha256)
         half = {
             each: {count: value / 2 for count, value in getattr(found, each).items()} for each in ("attention", "mlp")
@@ -152,7 +152,7 @@ def test_the_choice_runs_as_it_was_chosen(line: list[object], tmp_path: Path, mo
     assert "bfloat16, a stride of 2" in found["sentence"] and "3.00 times the speed" in found["sentence"]
     listed = found["not_faster"]
     assert listed and {each["by"] for each in listed} == {"table"} and all(each["macs"] < 1 for each in listed)
-    assert all("(merge)" in each["words"] and each["speed"] <= 1 for each in listed)
+    assert all("(merge" in each["words"] and each["speed"] <= 1 for each in listed)
     assert not any("(merge)" in each["words"] for each in found["points"] if each["name"] == found["chosen"])
     wrong = hmr(*line, "--budget-mm", 500, "--strides", "0")
     assert wrong.exit_code == 2 and "--strides" in wrong.output

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from hmrcompress.data import provenance
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource, NoMasks, masks_sha256
 from hmrcompress.errors import UserError
-from hmrcompress.frontier.candidates import Candidate, Dtype
+from hmrcompress.frontier.candidates import Candidate, Dtype, Way
 from hmrcompress.frontier.costs import CostTable, cost_key, measure_costs, read_costs
 from hmrcompress.frontier.depth import Effort, Sized, greedy, increase
 from hmrcompress.frontier.errors import Errors, Measured, PatchFitter, check_strides, check_tokens
@@ -56,6 +57,9 @@ COSTS = "costs"
 FEWEST_CONFIRMING = 12
 KEPT_BACK = 3
 """Of data without a split to confirm on, every third clip is kept back."""
+WAYS: tuple[Way, ...] = ("drop", "merge")
+FIRST_LOOK = 2
+"""Batches of frames."""
 CACHE_BYTES = 1 << 29
 """Each of the two caches of tokens takes at most."""
 
@@ -218,7 +222,9 @@ class Bench:
         if isinstance(self.masks, NoMasks):
             return []
         keeps = sorted({round(rows * columns * share) for share in self.chosen.shares})
-        found = [Candidate(keep=keep, way=way) for keep in keeps for way in ("drop", "merge")]
+        found = [
+            Candidate(keep=keep, way=way, weighted=by) for keep in keeps for way, by in product(WAYS, (True, False))
+        ]
         return [each for each in found if check_tokens(self.network, each)]
 
     def costs(self, given: Path | str | None, outputs: OutputRule, progress: Progress) -> CostTable:
@@ -248,8 +254,13 @@ class Bench:
         return greedy(self.search, fewest, chosen.effort, ceiling_mm=ceiling, progress=progress)
 
     def token_increases(self) -> dict[Candidate, float]:
-        """What each way of having fewer tokens costs by itself, in mm."""
-        return {each: increase(self.search, each) for each in self.ways()}
+        """What each way of having fewer tokens costs by itself, in mm. Whether sizes weigh is decided, for each number
+        of tokens, on the first frames."""
+        pairs: dict[tuple[int | None, str | None], list[Candidate]] = {}
+        for each in self.ways():
+            pairs.setdefault((each.keep, each.way), []).append(each)
+        better = [min(pair, key=lambda each: increase(self.search, each, FIRST_LOOK)) for pair in pairs.values()]
+        return {each: increase(self.search, each) for each in better}
 
     def dtypes(self) -> list[Dtype]:
         """What is timed and searched: float32, and bfloat16 where the device has units for it."""

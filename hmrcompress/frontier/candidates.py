@@ -19,14 +19,16 @@ Cutting = tuple[int, str]
 @dataclass(frozen=True, order=True)
 class Candidate:
     """A compressed network. `removed` rises by layer; `strength` is that of the patch, 0 for none; `keep` tokens (None:
-    all) are left by dropping background or by merging. `dtype` is what it computes in; `stride`: it runs on every so
-    manieth frame, and bodies in between are interpolated. `healed` names the weights that were trained further, by
-    their hash."""
+    all) are left by dropping background or by merging; `weighted`: what stands for many patches counts as many, in
+    means and in attention (a network that was trained on fewer tokens may be better without). `dtype` is what it
+    computes in; `stride`: it runs on every so manieth frame, and bodies in between are interpolated. `healed` names the
+    weights that were trained further, by their hash."""
 
     removed: tuple[Cutting, ...] = ()
     strength: float = 0.0
     keep: int | None = None
     way: Way | None = None
+    weighted: bool = True
     dtype: Dtype = "float32"
     stride: int = 1
     healed: str = ""
@@ -46,12 +48,12 @@ class Candidate:
 
     def _more(self) -> dict[str, Any]:
         """What is not as it is by itself."""
-        plain = {"dtype": "float32", "stride": 1, "healed": ""}
+        plain = {"weighted": True, "dtype": "float32", "stride": 1, "healed": ""}
         return {name: getattr(self, name) for name, usual in plain.items() if getattr(self, name) != usual}
 
     def joined(self, other: Candidate) -> Self:
         """The same with the tokens, dtype and stride that another one has changed."""
-        found = self if other.keep is None else replace(self, keep=other.keep, way=other.way)
+        found = self if other.keep is None else replace(self, keep=other.keep, way=other.way, weighted=other.weighted)
         return replace(found, **{name: value for name, value in other._more().items() if name != "healed"})
 
     def layers(self, depth: int) -> float:
@@ -68,15 +70,14 @@ class Candidate:
 
     @property
     def tokens(self) -> TokenSettings | None:
-        """The token settings of a plan. Sizes weigh the tokens of the head, so that what stands for many patches counts
-        as many."""
+        """The token settings of a plan."""
         if self.keep is None:
             return None
         if self.way == "drop":
             return TokenSettings.model_validate_json(
-                json.dumps({"keep": self.keep, "drop_background": {}, "attention_bias": True})
+                json.dumps({"keep": self.keep, "drop_background": {}, "attention_bias": self.weighted})
             )
-        return TokenSettings(keep=self.keep, size_weighted=True, attention_bias=True)
+        return TokenSettings(keep=self.keep, size_weighted=self.weighted, attention_bias=self.weighted)
 
     def plan(self, checkpoint: CheckpointRef | None, depth: int, fitted_on: FittedOn | None = None) -> Plan:
         """The plan of a network of `depth` layers. A patch needs `fitted_on`."""
@@ -103,7 +104,8 @@ class Candidate:
         """What it is, in a few words: `9 of 12 layers, patched, 96 tokens (merge)`."""
         found = [f"{self.layers(depth):g} of {depth} layers"] if self.removed else [f"all {depth} layers"]
         found += ["patched"] if self.strength else []
-        found += [f"{self.keep} tokens ({self.way})"] if self.keep is not None else []
+        way = f"{self.way}{'' if self.weighted else ', unweighted'}"
+        found += [f"{self.keep} tokens ({way})"] if self.keep is not None else []
         found += [self.dtype] if self.dtype != "float32" else []
         found += [f"a stride of {self.stride}"] if self.stride > 1 else []
         found += ["healed"] if self.healed else []

@@ -10,7 +10,7 @@ that no neighbour's burst falls on them alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -64,7 +64,7 @@ class CostTable:
         if candidate.way == "drop" and len(counts) > 1:
             counts = counts[1:]
         gone = dict(candidate.removed)
-        total, layer = self.embed + self.reducing.get(_way(candidate), 0.0), 0
+        total, layer = self.embed + self.reducing.get(way_of(candidate), 0.0), 0
         for number in range(depth):
             part = gone.get(number)
             if part == ALL:
@@ -114,8 +114,9 @@ def _named(values: dict[int, float]) -> dict[str, float]:
     return {str(count): value for count, value in values.items()}
 
 
-def _way(candidate: Candidate) -> str:
-    return f"{candidate.way} {candidate.keep}"
+def way_of(candidate: Candidate) -> str:
+    """The name of a candidate's way of having fewer tokens, as `CostTable.reducing` has it."""
+    return f"{candidate.way} {candidate.keep}{'' if candidate.weighted else ' unweighted'}"
 
 
 def _at(seconds: dict[int, float], tokens: int) -> float:
@@ -135,7 +136,7 @@ def cost_key(network: HMR2, batch: int, dtype: torch.dtype, candidates: Sequence
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         batch=batch,
         dtype=dtype,
-        ways=sorted({_way(each) for each in candidates if each.keep is not None}),
+        ways=sorted({way_of(each) for each in candidates if each.keep is not None}),
     )
 
 
@@ -177,7 +178,7 @@ def measure_costs(
         runs = {TIE: tie} | _runs(fast, count, batch, dtype, device)
         ways = [each for each in _distinct(candidates) if each.keep == count]
         for each in ways:
-            runs[_way(each)] = _reducing(network, each, dtype, crops, blank)
+            runs[way_of(each)] = _reducing(network, each, dtype, crops, blank)
         timing = time_interleaved(runs, crops, rounds=rounds, warmup=WARMUP)
         ties += timing.seconds[TIE]
         # Round by round against the blocks of the same round, which saw the same machine.
@@ -189,7 +190,7 @@ def measure_costs(
         for name in parts:
             parts[name][count] = relative[name] / (1 if name == HEAD else config.depth)
         for each in ways:
-            reducing[_way(each)] = max(relative[_way(each)] - relative[EMBED], 0.0)
+            reducing[way_of(each)] = max(relative[way_of(each)] - relative[EMBED], 0.0)
         progress("timing the device", number + 1, len(counts))
     unit = median(ties)
     return CostTable(
@@ -207,7 +208,7 @@ def measure_costs(
 
 
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    found = {_way(each): Candidate(keep=each.keep, way=each.way) for each in candidates if each.keep is not None}
+    found = {way_of(each): replace(each, removed=(), strength=0.0) for each in candidates if each.keep is not None}
     return [found[name] for name in sorted(found)]
 
 
