@@ -56,6 +56,11 @@ evidence: $(STAMP)
 	test -d runs/decoded || $(BIN)/hmrcompress finetune runs/layers --stage decoder --vae starter-fast -o runs/decoded
 	test -d runs/decoded_regress || $(BIN)/hmrcompress finetune runs/layers --stage decoder --vae starter-fast \
 		--set finetune.decoder=regress -o runs/decoded_regress
+	test -d runs/frontier || $(BIN)/hmrcompress compress starter --data starter:calib --budget-mm 1 -o runs/frontier
+	test -d runs/depth || $(BIN)/hmrcompress compress starter --data starter:calib --speedup 8 -o runs/depth
+	for n in 9 8 7 6; do test -d runs/depth_$$n || { \
+		$(BIN)/hmrcompress pick runs/depth --layers $$n -o runs/depth_$$n.yaml && \
+		$(BIN)/hmrcompress merge starter --plan runs/depth_$$n.yaml -o runs/depth_$$n; } || exit 1; done
 	$(BIN)/hmrcompress ablate ablations -o docs/results
 	HMRCOMPRESS_OPEN_TEST=1 $(BIN)/hmrcompress ablate evidence -o docs/evidence
 	$(BIN)/hmrcompress report docs/results -o docs/results.md --overwrite

@@ -38,6 +38,7 @@ from hmrcompress.report.results import markdown, read_tables
 from hmrcompress_cli.main import app
 
 GROUPS = [[0], [1, 2], [3], [4, 5, 6]]
+BESIDE = ("difference_mm", "difference_ci95_mm")
 TOKENS = {"keep": 150, "per_layer": 30, "size_weighted": True, "attention_bias": "cross"}
 
 
@@ -152,11 +153,15 @@ def test_rows_are_what_they_say_and_are_measured_once(
         "increase_upper_mm": False, "distance_mm": True,
     }  # fmt: skip
     bare, _ = errors(with_token_merging(network, TokenSettings(**TOKENS)), tiny_crops, tiny_body, False)
+    apart = rows["no mask"]["mpjpe_mm"] - rows["again"]["mpjpe_mm"]
+    assert rows["no mask"]["difference_mm"] == pytest.approx(apart, abs=1e-3) and "difference_mm" not in rows["groups"]
+    low, high = rows["no mask"]["difference_ci95_mm"]
+    assert low <= rows["no mask"]["difference_mm"] <= high
     assert rows["no mask"]["mpjpe_mm"] == pytest.approx(bare.mean(), rel=1e-5) and "forced" not in rows["no mask"]
     assert rows["searched"]["layers"] == 1 and rows["searched"]["search"]["evaluations"] == 6
     assert rows["fitted"]["layers"] == 5 and rows["fitted"]["merge_rule"] == "lstsq"
-    assert {key: rows["again"][key] for key in rows["groups"] if key not in ("name", "reference")} == {
-        key: value for key, value in rows["groups"].items() if key not in ("name", "reference")
+    assert {key: rows["again"][key] for key in rows["groups"] if key not in ("name", "reference", *BESIDE)} == {
+        key: value for key, value in rows["groups"].items() if key not in ("name", "reference", *BESIDE)
     }
 
     scored = []
@@ -276,7 +281,7 @@ def test_the_shipped_tables_answer_what_the_paper_leaves_open() -> None:
     assert read_ablations(Path(__file__).parents[1] / "recipes" / "ablations.yaml") == shipped
     assert {table.name for table in shipped.tables} == {
         "tau", "per_layer", "mask", "mask_sources", "rules", "rules_same_groups", "token_options",
-        "tokens_kept", "drop_background", "layers_and_tokens", "healing", "decoder",
+        "tokens_kept", "drop_background", "layers_and_tokens", "healing", "decoder", "depth", "frontier",
     }  # fmt: skip
     paper = next(setting for _, setting in shipped.rows() if setting.name == "paper")
     assert paper.tokens == TokenSettings.paper()

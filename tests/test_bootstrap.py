@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from hmrcompress.errors import ShapeError
-from hmrcompress.metrics.bootstrap import clip_interval
+from hmrcompress.metrics.bootstrap import by_clip, clip_interval, paired_interval
 
 
 def world(clips: int, frames: int | None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -65,3 +65,15 @@ def test_what_has_no_interval() -> None:
     assert clip_interval(values, clip, seed=3) == clip_interval(values, clip, seed=3)
     with pytest.raises(ShapeError):
         clip_interval(np.ones(4), np.zeros(3))
+
+
+def test_means_of_clips_are_enough_for_paired_intervals() -> None:
+    """The same as of the differences frame by frame, clips of different lengths among them."""
+    first, clip = world(12, None)
+    second = first + np.random.default_rng(3).normal(0.5, 1, len(first))
+    mean, interval = paired_interval(by_clip(first, clip), by_clip(second, clip), seed=4)
+    wanted = clip_interval(second - first, clip, seed=4)
+    assert interval is not None and wanted is not None
+    assert mean == pytest.approx((second - first).mean(), abs=2e-4) and interval == pytest.approx(wanted, abs=2e-4)
+    with pytest.raises(ShapeError):
+        paired_interval(by_clip(first, clip), by_clip(second[1:], clip[1:]))

@@ -7,12 +7,35 @@ Tibshirani, An Introduction to the Bootstrap (1993), percentile intervals of res
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hmrcompress.errors import ShapeError
 
 RESAMPLES = 2000
 LEVEL = 0.95
+
+
+def by_clip(values: np.ndarray, clip: np.ndarray) -> list[tuple[int, float]]:
+    """(frames, mean to 0.0001) of `values` (N,) in each clip, by rising number: what `paired_interval` takes."""
+    _, place = np.unique(np.asarray(clip), return_inverse=True)
+    frames = np.bincount(place)
+    means = np.bincount(place, weights=np.asarray(values, np.float64)) / frames
+    return [(int(number), round(float(mean), 4)) for number, mean in zip(frames, means, strict=True)]
+
+
+def paired_interval(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], *, seed: int = 0
+) -> tuple[float, tuple[float, float] | None]:
+    """How much more `second` is than `first`, both as `by_clip` gives them of the same frames: the mean over frames of
+    the differences, and its interval over clips (`clip_interval`). ShapeError for other frames."""
+    if [each[0] for each in first] != [each[0] for each in second]:
+        raise ShapeError("got other clips or other numbers of frames", "bootstrap")
+    frames = np.array([int(each[0]) for each in first])
+    apart = np.array([b[1] - a[1] for a, b in zip(first, second, strict=True)])
+    values = np.repeat(apart, frames)
+    return float(values.mean()), clip_interval(values, np.repeat(np.arange(len(frames)), frames), seed=seed)
 
 
 def clip_interval(

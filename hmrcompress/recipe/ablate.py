@@ -25,7 +25,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import read_sealed
 from hmrcompress.merging.describe import network_cost
 from hmrcompress.merging.layers import FITTED
-from hmrcompress.metrics.bootstrap import LEVEL, RESAMPLES
+from hmrcompress.metrics.bootstrap import LEVEL, RESAMPLES, paired_interval
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.plan import KIND as PLAN
 from hmrcompress.plan import Plan, TokenSettings
@@ -104,6 +104,8 @@ class Ablation:
                 compared = {"reference": reference} if reference else {}
                 rows.append({"name": setting.name, **compared, **figures, **answers(setting, figures)})
                 told.append(reused)
+            for row in rows:
+                row |= beside(row, rows, self.recipe.seed)
             rates = self.rates(table, keys)
             for row, reused in zip(rows, told, strict=True):
                 row |= rates.get(str(row["name"]), {})
@@ -279,6 +281,18 @@ class Ablation:
             "rows": rows,
         }  # fmt: skip
         return record(COMMAND, figures, seed=self.recipe.seed, device=self.bed.device)
+
+
+def beside(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """{difference_mm, difference_ci95_mm}: how much more error a row has than its reference, paired frame by frame,
+    with the interval over clips; empty where there is none, or it is not of the same frames."""
+    reference = next((each for each in rows if each["name"] == row.get("reference") and each is not row), None)
+    if reference is None or not {"clip_increase_mm"} <= row.keys() & reference.keys():
+        return {}
+    if [each[0] for each in row["clip_increase_mm"]] != [each[0] for each in reference["clip_increase_mm"]]:
+        return {}
+    mean, interval = paired_interval(reference["clip_increase_mm"], row["clip_increase_mm"], seed=seed)
+    return {"difference_mm": mean, "difference_ci95_mm": interval}
 
 
 def answers(setting: Setting, figures: Mapping[str, Any]) -> dict[str, Any]:

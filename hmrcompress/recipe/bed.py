@@ -32,7 +32,7 @@ from hmrcompress.merging.apply import (
     with_token_merging,
 )
 from hmrcompress.merging.describe import network_cost
-from hmrcompress.metrics.bootstrap import clip_interval
+from hmrcompress.metrics.bootstrap import by_clip, clip_interval
 from hmrcompress.metrics.points import MM
 from hmrcompress.metrics.pose import Outputs, Predict, Scores, network_outputs, score
 from hmrcompress.models.files.load import Checkpoint
@@ -250,6 +250,7 @@ class Bed(Opened):
             "decode": None if case.decode is None else case.decode.model_dump(mode="json"),
             "increase_mm": float(increase.mean()),
             "increase_ci95_mm": clip_interval(increase, scores.clip, seed=self.recipe.seed),
+            "clip_increase_mm": by_clip(increase, scores.clip),
             "distance_mm": float(moved.mean()),
             "distance_p95_mm": float(np.percentile(moved, 95)),
             "macs_with_attention": cost.macs_with_attention,

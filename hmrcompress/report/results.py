@@ -19,7 +19,8 @@ paired differences). **distance** is how far a frame's joints are from the untou
 the 95th percentile): an error may stay as it was while the bodies change. **MACs** is how many times fewer
 multiply-accumulates there are (products of attention included), **speed-up** the median ratio of frames per second with
 its middle half, original and compressed by turns on the same crops, a mask's own cost counted where the network finds
-it by itself. **asked** is what was written down before the measurement, and whether it holds.
+it by itself. **more than** is the paired difference to the row named, with its interval. **asked** is what was written
+down before the measurement, and whether it holds.
 """
 
 Row = dict[str, Any]
@@ -120,6 +121,8 @@ def _columns(table: dict[str, Any]) -> tuple[list[str], list[Cell]]:
     if references := {row["reference"] for row in rows if "reference" in row}:
         head = f"share of {min(references)}" if len(references) == 1 else "share of the reference"
         chosen.append((head, _share))
+        if any("difference_mm" in row for row in rows):
+            chosen.append((head.replace("share of", "more than"), _difference))
     chosen += [MORE[name] for name in about["columns"] if name not in ONCE_CHOSEN]
     chosen += [
         ("distance", lambda row, _: _millimetres(row, "distance_mm")),
@@ -162,6 +165,13 @@ def _share(row: Row, table: dict[str, Any]) -> str:
     if reference is None or reference["increase_mm"] <= 0:
         return NONE
     return f"{row['increase_mm'] / reference['increase_mm']:.0%}"
+
+
+def _difference(row: Row, _: dict[str, Any]) -> str:
+    """How much more error than the reference, with the interval of the paired difference."""
+    if "difference_mm" not in row:
+        return NONE
+    return f"{row['difference_mm']:+.2f} ({_range(row.get('difference_ci95_mm'), '+.2f')})"
 
 
 def _groups(row: Row, _: dict[str, Any]) -> str:
