@@ -58,9 +58,14 @@ evidence: $(STAMP)
 		--set finetune.decoder=regress -o runs/decoded_regress
 	test -d runs/frontier || $(BIN)/hmrcompress compress starter --data starter:calib --budget-mm 1 -o runs/frontier
 	test -d runs/depth || $(BIN)/hmrcompress compress starter --data starter:calib --speedup 8 -o runs/depth
-	for n in 9 8 7 6; do test -d runs/depth_$$n || { \
-		$(BIN)/hmrcompress pick runs/depth --layers $$n -o runs/depth_$$n.yaml && \
-		$(BIN)/hmrcompress merge starter --plan runs/depth_$$n.yaml -o runs/depth_$$n; } || exit 1; done
+	test -f runs/depth_9.yaml || $(BIN)/hmrcompress pick runs/depth --layers 9 -o runs/depth_9.yaml
+	test -d runs/depth_9 || $(BIN)/hmrcompress merge starter --plan runs/depth_9.yaml -o runs/depth_9
+	test -f runs/depth_8.yaml || $(BIN)/hmrcompress pick runs/depth --layers 8 -o runs/depth_8.yaml
+	test -d runs/depth_8 || $(BIN)/hmrcompress merge starter --plan runs/depth_8.yaml -o runs/depth_8
+	test -f runs/depth_7.yaml || $(BIN)/hmrcompress pick runs/depth --layers 7 -o runs/depth_7.yaml
+	test -d runs/depth_7 || $(BIN)/hmrcompress merge starter --plan runs/depth_7.yaml -o runs/depth_7
+	test -f runs/depth_6.yaml || $(BIN)/hmrcompress pick runs/depth --layers 6 -o runs/depth_6.yaml
+	test -d runs/depth_6 || $(BIN)/hmrcompress merge starter --plan runs/depth_6.yaml -o runs/depth_6
 	$(BIN)/hmrcompress ablate ablations -o docs/results
 	HMRCOMPRESS_OPEN_TEST=1 $(BIN)/hmrcompress ablate evidence -o docs/evidence
 	$(BIN)/hmrcompress report docs/results -o docs/results.md --overwrite
