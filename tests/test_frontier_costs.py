@@ -1,5 +1,5 @@
-"""Cost tables: runs are tied together whatever the machine does meanwhile; `compress --costs FILE`: a new one is written,
-one that is there is used, and equal times give equal plans."""
+"""Cost tables: runs are tied together whatever the machine does meanwhile; of `compress --costs FILE` a new one is
+written, one that is there is used, and equal times give equal plans."""
 
 from __future__ import annotations
 
