@@ -123,7 +123,7 @@ def line(tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: py
     monkeypatch.setattr(front, "measure_costs", costs)
     monkeypatch.setattr(front, "fast_dtype", lambda device: torch.bfloat16)
     write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=3), tiny.crop_meta())
-    return ["compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file, "--batch-size", 1,
+    return ["compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file, "--batch-size", 6,
             "--preset", "quick", "--quiet", "-o", tmp_path / "fast"]  # fmt: skip
 
 

@@ -28,8 +28,6 @@ HERE = Path(__file__).parent
 HANGS_AFTER = 60.0
 """Seconds; the slowest case takes under one, but the machine may be busy."""
 QUICK, SLOW = 4, 130
-HELPED = ("detector", "segmenter")
-"""What runs in a helper process, which every case begins anew: seconds each."""
 
 
 class Worker:
@@ -122,7 +120,7 @@ def fuzz(worker: Worker, target: Target, folder: Path, cases: int) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_a_few_damaged_files(worker: Worker, target: Target, tmp_path: Path) -> None:
-    fuzz(worker, target, tmp_path, 1 if target.name in HELPED else QUICK)
+    fuzz(worker, target, tmp_path, 1 if target.helped else QUICK)
 
 
 @pytest.mark.slow

@@ -63,16 +63,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def heal(world: dict[str, Path], out: Path, body: Path, **options: Any) -> tuning.Healed:
-    given: dict[str, Any] = {"images": 120, "batch_size": 4, "loop": FEW, "body": body, "device": "cpu", **options}
+    given: dict[str, Any] = {"images": 48, "batch_size": 4, "loop": FEW, "body": body, "device": "cpu", **options}
     return tuning.heal(world["merged"], out, world["crops"], **given)
 
 
 def test_healing_brings_the_network_back_to_its_teacher(
     world: dict[str, Path], tiny_body_file: Path, tmp_path: Path
 ) -> None:
-    healed = heal(world, tmp_path / "healed", tiny_body_file, images=400)
+    healed = heal(world, tmp_path / "healed", tiny_body_file, images=80)
     figures = healed.to_json()["heal"]
-    assert figures["finished"] and figures["images"] == 400 and figures["n_frames"] == 6
+    assert figures["finished"] and figures["images"] == 80 and figures["n_frames"] == 6
     assert figures["after"]["to_teacher_mm"] < 0.7 * figures["before"]["to_teacher_mm"]
     assert figures["after"]["teacher_mpjpe_mm"] == figures["before"]["teacher_mpjpe_mm"]
 
@@ -88,7 +88,7 @@ def test_healing_brings_the_network_back_to_its_teacher(
     assert provenance["checkpoint"] == before.source["checkpoint"] and provenance["command"] == "finetune"
     assert provenance["heal"]["teacher"]["sha256"] == load_checkpoint(world["teacher"]).sha256
     assert provenance["heal"]["after"] == figures["after"]
-    assert "healed | 400 crops of tiny:test" in (tmp_path / "healed" / "README.md").read_text()
+    assert "healed | 80 crops of tiny:test" in (tmp_path / "healed" / "README.md").read_text()
     assert not work_folder(tmp_path / "healed").exists()
 
     # What was measured while training is what the written model does, on the frames that were held out.
@@ -109,13 +109,13 @@ def test_interrupted_and_resumed_gives_the_same_bytes(
     settings: HealSettings,
 ) -> None:
     heal(world, tmp_path / "a" / "model", tiny_body_file, settings=settings)
-    monkeypatch.setattr(training_loop._Loop, "_out_of_time", lambda self: self.step == 13)
+    monkeypatch.setattr(training_loop._Loop, "_out_of_time", lambda self: self.step == 7)
     paused = heal(world, tmp_path / "b" / "model", tiny_body_file, settings=settings)
     assert paused.folder is None and not paused.run.finished and not (tmp_path / "b" / "model").exists()
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"unfinished run with other settings \(rank\)"):
         heal(world, tmp_path / "b" / "model", tiny_body_file, settings=replace(settings, rank=4))
-    assert heal(world, tmp_path / "b" / "model", tiny_body_file, settings=settings).run.steps_now == 17
+    assert heal(world, tmp_path / "b" / "model", tiny_body_file, settings=settings).run.steps_now == 5
     files = sorted(path.name for path in (tmp_path / "a" / "model").iterdir())
     assert files == ["README.md", "config.json", "model.safetensors", "plan.yaml"]
     for name in files:

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,12 @@ def sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The tree of a file."""
+    return ast.parse(path.read_text(), str(path))
+
+
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -65,7 +72,7 @@ def module_name(path: Path) -> str:
 
 def imports(path: Path, *, module_level: bool = False) -> Iterator[tuple[str, int]]:
     """Dotted names imported by a file and their lines; `from a import b` gives `a.b`."""
-    tree = ast.parse(path.read_text(), str(path))
+    tree = parsed(path)
     package = module_name(path).split(".")[: None if path.name == "__init__.py" else -1]
     for node in _running(tree) if module_level else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -260,5 +267,5 @@ def test_files_are_written_by_the_one_rule() -> None:
         for path in sources(folder):
             name = path.relative_to(ROOT / folder).as_posix()
             if folder != "hmrcompress" or not name.startswith("io/"):
-                found |= {f"{name} {where}" for where in loose_changes(ast.parse(path.read_text()))}
+                found |= {f"{name} {where}" for where in loose_changes(parsed(path))}
     assert found == BY_THE_RULE | GIVEN_A_ROOM | IN_MEMORY | ADDED_TO

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from cases.hostile import detector
 from typer.testing import CliRunner
 
+from hmrcompress.api.opening import compressed_network
 from hmrcompress.data.crops import CropSet
 from hmrcompress.errors import Notice, UserError
+from hmrcompress.exporting import onnx as exporting
+from hmrcompress.exporting.parity import OUTPUTS, GraphNetwork
+from hmrcompress.models.files.load import load_checkpoint
+from hmrcompress.models.network import HMR2
 from hmrcompress.plan import Plan
 from hmrcompress.recipe import runner
 from hmrcompress.recipe.reading import parse_recipe, read_recipe
 from hmrcompress.recipe.runner import run_recipe
 from hmrcompress.recipe.schema import Recipe
+from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import environment
 from hmrcompress_cli.main import app
 
@@ -53,13 +62,44 @@ def recipe(values: dict[str, Any]) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traced() -> list[HMR2]:
+    """The networks of which a graph was written in `finished`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe, traced: list[HMR2], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run; but the graph is any, and the network itself stands for what runs it, as tracing takes ten seconds."""
+
+    def write(network: HMR2, path: Path, batch: FrameBatch) -> None:
+        detector(path)
+        traced.append(network)
+
+    def opened(path: Path) -> GraphNetwork:
+        assert path.is_file()
+
+        def run(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = exporting.Exported(traced[-1])(**{name: torch.from_numpy(array) for name, array in given.items()})
+            return {name: tensor.numpy() for name, tensor in zip(OUTPUTS, found, strict=True)}
+
+        return GraphNetwork(run, ["images", "person_mask"])
+
     folder = tmp_path_factory.mktemp("runs") / "one"
-    run_recipe(recipe, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "_write_graph", write)
+        patch.setattr(exporting, "OnnxNetwork", opened)
+        run_recipe(recipe, folder)
     return folder
 
 
-def test_a_run_writes_what_it_says(finished: Path, recipe: Recipe, tiny_crops: CropSet) -> None:
+@pytest.mark.slow
+def test_the_graph_of_a_run(recipe: Recipe, tmp_path: Path) -> None:
+    summary = run_recipe(recipe, tmp_path / "run").summary
+    assert 0 < summary["onnx_max_abs_diff"] < 1e-3
+    assert (tmp_path / "run" / "model.onnx").stat().st_size == summary["onnx_bytes"]
+
+
+def test_a_run_writes_what_it_says(finished: Path, traced: list[HMR2], recipe: Recipe, tiny_crops: CropSet) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert list(summary["stages"]) == ["mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens"]
     frames = {(stage["n_frames"], stage["n_clips"], stage["protocol"]) for stage in summary["stages"].values()}
@@ -72,6 +112,10 @@ def test_a_run_writes_what_it_says(finished: Path, recipe: Recipe, tiny_crops: C
     assert set(summary["bench"]["fps"]) == {"baseline", "merged", "tokens_alone", "merged_tokens"}
     assert summary["fps"]["after"] == summary["bench"]["fps"]["merged_tokens"]
     assert summary["onnx_max_abs_diff"] < 1e-3 and (finished / "model.onnx").stat().st_size == summary["onnx_bytes"]
+    (written,) = traced
+    merged = compressed_network(load_checkpoint(finished / "model"))
+    assert written.config == merged.config and written.backbone.reducer == merged.backbone.reducer
+    assert all(torch.equal(tensor, merged.state_dict()[name]) for name, tensor in written.state_dict().items())
     assert summary["leak"] is True  # it was searched and scored on the same data, and says so
     assert summary["gates"][0]["passed"] is True
     assert read_recipe(finished / "recipe.yaml") == recipe

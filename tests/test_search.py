@@ -147,18 +147,31 @@ def test_the_plan_and_the_journal(network: HMR2, tiny_crops: CropSet, tiny_body:
     assert len(figures["search"]["steps"]) == DEPTH - 1
 
 
+@pytest.fixture(scope="module")
+def whole(
+    network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SearchResult, bytes]:
+    """A search that nothing stopped, and its journal."""
+    journal = tmp_path_factory.mktemp("whole") / "journal"
+    return run(network, tiny_crops, tiny_body, journal), journal.read_bytes()
+
+
 @pytest.mark.parametrize("lines", [1, 2, 4, DEPTH, DEPTH + 1])
 @pytest.mark.parametrize("torn", [b"", b'{"groups": [[0], [1', b"\x00" * 40])
 def test_resuming_repeats_nothing_and_gives_the_same_bytes(
-    network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel, tmp_path: Path, lines: int, torn: bytes
+    network: HMR2,
+    tiny_crops: CropSet,
+    tiny_body: BodyModel,
+    whole: tuple[SearchResult, bytes],
+    tmp_path: Path,
+    lines: int,
+    torn: bytes,
 ) -> None:
-    whole = run(network, tiny_crops, tiny_body, tmp_path / "whole")
-    written = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
-    (tmp_path / "part").write_bytes(b"".join(written[:lines]) + torn)
+    (tmp_path / "part").write_bytes(b"".join(whole[1].splitlines(keepends=True)[:lines]) + torn)
     resumed = run(network, tiny_crops, tiny_body, tmp_path / "part")
     assert resumed.evaluated == DEPTH + 1 - lines and resumed.set_aside is None
-    assert resumed.plan.to_yaml() == whole.plan.to_yaml()
-    assert (tmp_path / "part").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert resumed.plan.to_yaml() == whole[0].plan.to_yaml()
+    assert (tmp_path / "part").read_bytes() == whole[1]
 
 
 KILLED = """
@@ -229,14 +242,18 @@ def test_another_tau_shares_the_journal(
 
 @pytest.mark.parametrize("changes", [{"merge_rule": "mean"}, {"frames_per_clip": 2}, {"batch_size": 3}, {"limit": 4}])
 def test_a_journal_for_other_settings_is_set_aside(
-    network: HMR2, tiny_crops: CropSet, tiny_body: BodyModel, tmp_path: Path, changes: dict[str, Any]
+    network: HMR2,
+    tiny_crops: CropSet,
+    tiny_body: BodyModel,
+    whole: tuple[SearchResult, bytes],
+    tmp_path: Path,
+    changes: dict[str, Any],
 ) -> None:
     journal = tmp_path / "journal"
-    run(network, tiny_crops, tiny_body, journal)
-    before = journal.read_bytes()
+    journal.write_bytes(whole[1])
     result = run(network, tiny_crops, tiny_body, journal, **changes)
     assert result.set_aside == tmp_path / "journal.1" and result.evaluated == DEPTH
-    assert result.set_aside.read_bytes() == before
+    assert result.set_aside.read_bytes() == whole[1]
 
 
 def test_journals_that_are_none(tmp_path: Path) -> None:

@@ -21,20 +21,30 @@ from hmrcompress.models.network import NetworkConfig, build
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import TokenSettings
 
+SMALL = 20_000_000
+"""Parameters of a network that runs on one crop in less than the meta device takes."""
+
 
 def network_cost(
     config: NetworkConfig, tokens: TokenSettings | None = None, probe: SaliencyProbe | None = None
 ) -> Cost:
-    """Cost of one crop with a network of these sizes, counted on the meta device; with a probe no mask is given."""
+    """Cost of one crop with a network of these sizes; with a probe no mask is given."""
     return _known_cost(config, tokens) if probe is None else _network_cost(config, tokens, probe)
 
 
 def _network_cost(config: NetworkConfig, tokens: TokenSettings | None, probe: SaliencyProbe | None) -> Cost:
-    network = with_token_merging(build(config, "meta").eval(), tokens, probe)
+    """On the meta device, which needs no memory; a small network with nothing but zeros, as the meta device takes
+    seconds to be there and most of a second to count."""
+    network, device = build(config, "meta").eval(), "meta"
+    if sum(parameter.numel() for parameter in network.parameters()) <= SMALL:
+        network, device = network.to_empty(device="cpu"), "cpu"
+        for tensor in network.state_dict().values():
+            tensor.zero_()
+    network = with_token_merging(network, tokens, probe)
     height, width = (config.patch * side for side in config.grid)
-    mask = None if probe else torch.empty(1, *config.grid, dtype=torch.bool, device="meta")
-    more = [torch.empty(1, CONDITION, device="meta")] if network.conditioned else []
-    return cost(network, torch.empty(1, 3, height, width, device="meta"), mask, *more)
+    mask = None if probe else torch.zeros(1, *config.grid, dtype=torch.bool, device=device)
+    more = [torch.zeros(1, CONDITION, device=device)] if network.conditioned else []
+    return cost(network, torch.zeros(1, 3, height, width, device=device), mask, *more)
 
 
 @lru_cache(maxsize=256)
