@@ -64,6 +64,20 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert team.means([torch.tensor(2.0), torch.tensor(3.0)]) == [2.0, 3.0]
 
 
+def test_gradients_and_figures_are_means_over_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this process and another one, whose numbers are 3, 5 and 7; a gradient that is missing counts as zero."""
+    other = torch.tensor([3.0, 5.0, 7.0])
+    team = Team(torch.device("cpu"))
+    team.count = 2
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: values.add_(other[: len(values)]))
+    here, missing = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    here.grad = torch.tensor([1.0, -1.0])
+    team.average_gradients([here, missing])
+    assert here.grad.tolist() == [2.0, 2.0] and missing.grad is not None and missing.grad.tolist() == [3.5]
+    values = [torch.tensor(1.0), torch.tensor(2.0)]
+    assert team.means(values) == [2.0, 3.5] and [float(value) for value in values] == [1.0, 2.0]
+
+
 def test_rows_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     rows = []
