@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,6 +229,13 @@ def check_pictures(folder: Path, found: dict[str, Any]) -> None:
     shown = [name for name in ("worst.jpg", "tokens.jpg") if (folder / name).exists()]
     assert shown == ["worst.jpg", *(["tokens.jpg"] if chosen["candidate"]["tokens"] else [])]
     assert page.count("data:image/jpeg;base64,") == len(shown)
+    assert hmr("report", folder, "-o", folder.parent / "again.html").exit_code == 0
+    assert (folder.parent / "again.html").read_text().startswith(page)
+    copy = shutil.copytree(folder, folder.parent / "copy")
+    (copy / "worst.jpg").write_bytes((folder / "worst.jpg").read_bytes() + b"0")
+    assert hmr("report", copy, "-o", folder.parent / "other.html").exit_code == 0
+    other = (folder.parent / "other.html").read_text()
+    assert other.count("data:image/jpeg;base64,") == len(shown) - 1, "another picture is none of the page's"
     assert Image.open(folder / "worst.jpg").size == (6 * 192, 5 * 256)
 
 

@@ -13,8 +13,10 @@ from scipy.spatial.transform import Rotation
 
 from hmrcompress.api.opening import open_body
 from hmrcompress.body.files import load_body
+from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import UserError
+from hmrcompress.metrics.hands import HAND16
 from hmrcompress.metrics.measure import Measure, read_regressor
 from hmrcompress.metrics.points import PROTOCOLS, accel, joint_errors, pa_mpjpe
 from hmrcompress.metrics.pose import score
@@ -226,3 +228,11 @@ def test_regressors(bodies: Path, tmp_path: Path) -> None:
             read_regressor(tmp_path / name, body)
     with pytest.raises(UserError, match="made for SMPL"):
         read_regressor(bodies / "regressor17.npy", open_body("starter"))
+
+
+def test_joints_have_the_names_of_their_places() -> None:
+    """SMPL's, those of the 14, and numbers for hands, which have names of their own."""
+    assert PROTOCOLS["starter24"].names == SMPL_JOINTS == PROTOCOLS["emdb24-regressed"].names
+    for name in ("3dpw14-wham", "3dpw14-camerahmr", "3dpw14-4dhumans"):
+        assert [each.replace("_", " ") for each in PROTOCOLS[name].names] == list(FOURTEEN)
+    assert HAND16.names == tuple(map(str, range(16)))

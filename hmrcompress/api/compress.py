@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import numpy as np
 from hmrcompress.api.front import COSTS, PRESETS, Bench, check_asked
 from hmrcompress.api.front_files import described, not_faster, write
 from hmrcompress.api.front_healing import healed_points, near_misses
+from hmrcompress.api.front_pictures import drawn
 from hmrcompress.api.opening import (
     Body,
     Data,
@@ -127,5 +129,7 @@ def compress(
         frontier = described(bench, choice, [*points, untouched], table, sizes, asked, preset, speed, list(notes)) | {
             "not_faster": not_faster(bench, found, slower, table)
         }
-        write(bench, out, choice, frontier, outputs)
+        pictures = drawn(bench, choice.point.candidate)
+        frontier["pictures"] = {name: hashlib.sha256(picture).hexdigest() for name, picture in pictures.items()}
+        write(bench, out, choice, frontier, pictures, outputs)
     return Compressed(out, frontier, choice)

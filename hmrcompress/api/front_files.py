@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hmrcompress.api.front import Bench
-from hmrcompress.api.front_pictures import drawn, seen
+from hmrcompress.api.front_pictures import seen
 from hmrcompress.evaluation.similarity import layer_similarity
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.costs import CostTable
@@ -131,15 +131,22 @@ def _point(bench: Bench, point: Point, table: CostTable, on_front: bool) -> dict
     }
 
 
-def write(bench: Bench, out: Path, choice: Choice, frontier: dict[str, Any], outputs: OutputRule) -> None:
-    """The model with its report."""
+def write(
+    bench: Bench,
+    out: Path,
+    choice: Choice,
+    frontier: dict[str, Any],
+    pictures: Mapping[str, bytes],
+    outputs: OutputRule,
+) -> None:
+    """The model with its report, and the pictures of that, by name."""
     candidate, plan = choice.point.candidate, bench.plan(choice.point.candidate)
     if candidate.healed:
         model = bench.models[candidate.healed]
         write_model_folder(
             out, model.state(), model.config, plan=plan, provenance=model.source, body=model.body, overwrite=outputs
         )
-        _add_report(bench, candidate, out, frontier, outputs)
+        _add_report(out, frontier, pictures, outputs)
         return
     patches = bench.search.fitter(candidate) if candidate.strength and bench.search.fitter else None
     merge_checkpoint(
@@ -150,11 +157,10 @@ def write(bench: Bench, out: Path, choice: Choice, frontier: dict[str, Any], out
         fitted_on={"data": bench.fitted_on.model_dump(mode="json")} if patches else None,
         overwrite=outputs,
     )
-    _add_report(bench, candidate, out, frontier, outputs)
+    _add_report(out, frontier, pictures, outputs)
 
 
-def _add_report(bench: Bench, candidate: Candidate, out: Path, frontier: dict[str, Any], outputs: OutputRule) -> None:
-    pictures = drawn(bench, candidate)
+def _add_report(out: Path, frontier: dict[str, Any], pictures: Mapping[str, bytes], outputs: OutputRule) -> None:
     with outputs.additions(out, MODEL) as more:
         for name, picture in pictures.items():
             (more / name).write_bytes(picture)

@@ -15,9 +15,9 @@ from hmrcompress.report.results import require_complete
 from hmrcompress.report.run_page import run_page
 
 KIND, SUMMARY = "report", "summary.json"
-PAGES: dict[str, Callable[[Mapping[str, Any], Mapping[str, bytes]], str]] = {
+PAGES: dict[str, Callable[[Mapping[str, Any], Path], str]] = {
     "run": lambda found, _: run_page(found),
-    "compress": frontier_page,
+    "compress": lambda found, folder: frontier_page(found, pictures_beside(found, folder)),
 }
 
 
@@ -38,7 +38,6 @@ def report_page(run: Path | str, out: Path | str, *, overwrite: bool | OutputRul
     if make is None:
         raise UserError("is no record that `hmrcompress run` or `compress` wrote", path)
     texts: list[str] = []
-    beside = pictures_beside(path.parent)
-    require_complete(lambda values: texts.append(make(values, beside)), record, path)
+    require_complete(lambda values: texts.append(make(values, path.parent)), record, path)
     outputs.write_text(out, texts[0], KIND)
     return dict(record)

@@ -16,6 +16,7 @@ import numpy as np
 
 from hmrcompress.errors import UserError
 from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.costs import way_of
 from hmrcompress.frontier.errors import DIGITS, Measured
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.live.distances import measured
@@ -90,7 +91,7 @@ class LiveCosts:
 
     def seconds(self, candidate: Candidate, depth: int) -> float:
         """Of a call of the candidate's model."""
-        each = self.layer if candidate.keep is None else self.ways[f"{candidate.way} {candidate.keep}"]
+        each = self.layer if candidate.keep is None else self.ways[way_of(candidate)]
         return self.rest + candidate.layers(depth) * each
 
 
@@ -138,5 +139,5 @@ def live_costs(network: Network, ways: Sequence[Candidate], timing: Any, half: C
     pairs = zip(timing.seconds[ORIGINAL], timing.seconds[half.key], strict=True)
     layer = max(median(all_of_it - less for all_of_it, less in pairs) / gone, 0.0)
     rest = max(whole - depth * layer, 0.0)
-    each = {f"{way.way} {way.keep}": max(median(timing.seconds[way.key]) - rest, 0.0) / depth for way in ways}
+    each = {way_of(way): max(median(timing.seconds[way.key]) - rest, 0.0) / depth for way in ways}
     return LiveCosts(device, timing.frames, network.tokens, rest, layer, each)

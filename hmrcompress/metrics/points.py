@@ -60,10 +60,9 @@ class Protocol:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the joints that count."""
-        if self.source in ("kinematic", "own regressor"):
-            return tuple(SMPL_JOINTS[joint] if joint < len(SMPL_JOINTS) else str(joint) for joint in self.joints)
-        return NAMES_14 if len(self.joints) == len(NAMES_14) else tuple(str(joint) for joint in self.joints)
+        """Of the joints that count: those of SMPL, or the 14 of comparisons; else (hands) their numbers."""
+        known = {"h36m": NAMES_14, "extra": NAMES_14}.get(self.source, SMPL_JOINTS)
+        return known if len(self.joints) == len(known) else tuple(str(joint) for joint in self.joints)
 
 
 STARTER24 = Protocol("starter24", tuple(range(24)), (0,), "the body's 24 kinematic joints, aligned at joint 0")

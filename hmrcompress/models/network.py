@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.vit import ViT
 from hmrcompress.records import HMROutput
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 TOKEN_INPUTS = ("zero", "mean_shape")
 HALVES = ("without_attention", "without_mlp")
 LARGEST, MOST_LAYERS = 1 << 16, 1024
@@ -178,32 +176,12 @@ NetworkConfig.network_class = HMR2
 
 def build(config: NetworkConfig, device: torch.device | str | None = None, *, seed: int = 0) -> HMR2:
     """A network with `random_state(config, seed)` in training mode; on the meta device one without any weights."""
-    network = _twin(_skeleton(config))
+    with torch.device("meta"):
+        network = config.network_class(config)
     if device is not None and torch.device(device).type == "meta":
         return network
     network.load_state_dict(random_state(config, seed), strict=True, assign=True)
     return network if device is None else network.to(device)
-
-
-@lru_cache(maxsize=32)
-def _skeleton(config: NetworkConfig) -> HMR2:
-    """A network on the meta device, to make twins of: a search builds one for each candidate."""
-    with torch.device("meta"):
-        return config.network_class(config)
-
-
-def _twin(module: ModuleT) -> ModuleT:
-    """The same modules anew, with parameters and buffers of their own that lie where the given ones do."""
-    twin = module.__new__(type(module))
-    for name, value in vars(module).items():
-        twin.__dict__[name] = value.copy() if isinstance(value, (dict, set)) else value
-    for name, parameter in module._parameters.items():
-        twin._parameters[name] = None if parameter is None else nn.Parameter(parameter.detach())
-    for name, buffer in module._buffers.items():
-        twin._buffers[name] = None if buffer is None else buffer.detach()
-    for name, child in module._modules.items():
-        twin._modules[name] = None if child is None else _twin(child)
-    return twin
 
 
 def from_state(config: NetworkConfig, state: Mapping[str, Tensor]) -> HMR2:

@@ -8,12 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hmrcompress.io.hashes import sha256_file
 from hmrcompress.report.page import PALETTE, about_program, about_weights, figure, page, table
 
 CLOCKS = {"table": "the cost table", "turns": "the clock, by turns"}
 
 WORST_PICTURE, TOKENS_PICTURE = "worst.jpg", "tokens.jpg"
-MOST_BYTES = 16 << 20
 
 
 def frontier_page(found: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None) -> str:
@@ -24,16 +24,11 @@ def frontier_page(found: Mapping[str, Any], pictures: Mapping[str, bytes] | None
     return page(f"{found['model']}: compressed", str(found["sentence"]), plots, sections, _about(found))
 
 
-def pictures_beside(folder: Path) -> dict[str, bytes]:
-    """The pictures of a page that lie in a folder, by name. What is larger than any of ours, or no JPEG, is not one."""
-    found = {}
-    for name in (WORST_PICTURE, TOKENS_PICTURE):
-        path = folder / name
-        if path.is_file() and path.stat().st_size <= MOST_BYTES:
-            data = path.read_bytes()
-            if data.startswith(b"\xff\xd8\xff"):
-                found[name] = data
-    return found
+def pictures_beside(found: Mapping[str, Any], folder: Path) -> dict[str, bytes]:
+    """The pictures of a record that lie in a folder, by name: those that it names, as they were written."""
+    known = found.get("pictures") or {}
+    files = {name: folder / name for name in (WORST_PICTURE, TOKENS_PICTURE) if (folder / name).is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if known.get(name) == sha256_file(path)}
 
 
 def _front(found: Mapping[str, Any]) -> str:
