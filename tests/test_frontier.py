@@ -137,6 +137,20 @@ def test_a_point_s_rate_is_of_frames() -> None:
     assert found["search"]["increase_mm"] == 1.0 and found["confirmed"] is None
 
 
+def test_whether_sizes_weigh_is_decided_by_what_it_costs() -> None:
+    class Weighed(Made):
+        """Weights help dropping, and harm merging."""
+
+        def __call__(self, candidate: Candidate, batches: int | None = None) -> Measured:
+            found = super().__call__(candidate, batches)
+            more = 0.0 if candidate.weighted == (candidate.way == "drop") else 1.0
+            return Measured(found.errors + more * (candidate.keep is not None), found.distances)
+
+    ways = [Candidate(keep=96, way=way, weighted=by) for way in ("drop", "merge") for by in (True, False)]  # type: ignore[arg-type]
+    found = Bench.token_increases(SimpleNamespace(ways=lambda: ways, search=Weighed([1, 1, 1])))  # type: ignore[arg-type]
+    assert found == {ways[0]: pytest.approx(0.5), ways[3]: pytest.approx(0.5)}
+
+
 class Patched(Made):
     """A patch makes removed layers cost 0.2 mm more with all tokens, and 0.3 mm less with fewer."""
 

@@ -42,9 +42,8 @@ def _network_cost(config: NetworkConfig, tokens: TokenSettings | None, probe: Sa
             tensor.zero_()
     network = with_token_merging(network, tokens, probe)
     height, width = (config.patch * side for side in config.grid)
-    mask = None if probe else torch.zeros(1, *config.grid, dtype=torch.bool, device=device)
     more = [torch.zeros(1, CONDITION, device=device)] if network.conditioned else []
-    return cost(network, torch.zeros(1, 3, height, width, device=device), mask, *more)
+    return cost(network, torch.zeros(1, 3, height, width, device=device), None, *more)
 
 
 @lru_cache(maxsize=256)
