@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from hmrcompress.api import front
 from hmrcompress.api.front import PRESETS, Bench
+from hmrcompress.api.front_pictures import _examples
 from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.data.crops import write_crops
 from hmrcompress.errors import Notice, UserError
@@ -251,6 +252,12 @@ def check_pictures(folder: Path, found: dict[str, Any]) -> None:
     other = (folder.parent / "other.html").read_text()
     assert other.count("data:image/jpeg;base64,") == len(shown) - 1, "another picture is none of the page's"
     assert Image.open(folder / "worst.jpg").size == (6 * 192, 5 * 256)
+
+
+def test_examples_are_of_different_clips() -> None:
+    clip = np.tile(np.arange(96), 4)
+    assert np.unique(clip[_examples(clip)]).tolist() == [0, 14, 27, 41, 54, 68, 81, 95]
+    assert _examples(np.array([5, 3, 5, 3])).tolist() == [1, 0]
 
 
 def stop_the_clock(monkeypatch: pytest.MonkeyPatch, times: float) -> None:

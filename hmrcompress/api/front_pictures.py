@@ -64,7 +64,7 @@ def drawn(bench: Bench, candidate: Candidate) -> dict[str, bytes]:
         sheet = side_by_side(crop_pictures(batch.images.cpu().numpy()), outputs, bench.measure.body)
     found = {WORST_PICTURE: _jpeg(sheet)}
     if candidate.keep is not None:
-        batch = _batch(bench, errors.indices[:: max(1, len(errors.indices) // EXAMPLES)][:EXAMPLES])
+        batch = _batch(bench, errors.indices[_examples(errors.clip)])
         owners = patch_owners(networks[1], batch).numpy()
         tokens = tokens_of(crop_pictures(batch.images.cpu().numpy()), owners, *bench.network.config.grid)
         found[TOKENS_PICTURE] = _jpeg(tokens)
@@ -74,6 +74,12 @@ def drawn(bench: Bench, candidate: Candidate) -> dict[str, bytes]:
 def _worst(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """The frames whose error rose most, the first of equals first."""
     return np.argsort(before - after, kind="stable")[:WORST]
+
+
+def _examples(clip: np.ndarray) -> np.ndarray:
+    """The first frames of some clips, evenly over all of them."""
+    _, first = np.unique(clip, return_index=True)
+    return first[np.linspace(0, len(first) - 1, min(EXAMPLES, len(first))).round().astype(int)]
 
 
 def _batch(bench: Bench, indices: np.ndarray) -> FrameBatch:
