@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hmrcompress.geometry.rotations import (
     axis_angle_to_matrix,
     matrix_to_axis_angle,
     matrix_to_sixd,
+    nearest_rotation,
     sixd_to_matrix,
 )
 
@@ -120,3 +123,31 @@ def test_inputs_stay_as_they_were() -> None:
     axis_angle_to_matrix(vectors)
     sixd_to_matrix(sixd)
     assert torch.equal(vectors, kept[0]) and torch.equal(sixd, kept[1])
+
+
+def test_the_nearest_rotation_is_scipys() -> None:
+    matrices = np.random.default_rng(5).normal(size=(30, 3, 3))
+    for matrix, found in zip(matrices, nearest_rotation(torch.tensor(matrices)).numpy(), strict=True):
+        left, _, right = np.linalg.svd(matrix)
+        wanted = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
+        np.testing.assert_allclose(found, wanted, atol=1e-10)
+
+
+def test_training_after_inference_in_the_same_process() -> None:
+    """What is kept from a first call in inference mode, by roma too, may be differentiated through afterwards."""
+    code = """
+import torch
+from hmrcompress.decoder.config import DecoderConfig
+from hmrcompress.decoder.diffusion import noise_schedule
+from hmrcompress.geometry.rotations import nearest_rotation
+matrix = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(1))
+with torch.inference_mode():
+    found = nearest_rotation(matrix), noise_schedule(DecoderConfig())
+known = nearest_rotation(matrix.requires_grad_())
+assert torch.equal(known, found[0])
+scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+(known.square().sum() + (noise_schedule(DecoderConfig()) * scale).sum()).backward()
+assert matrix.grad is not None and scale.grad is not None
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hmrcompress.body.joints import LEAF_PARENTS, SMPL_JOINTS, SMPL_PARENTS, joint
+from hmrcompress.geometry.rotations import nearest_rotation
 
 PARENTS = (*SMPL_PARENTS, *LEAF_PARENTS)
 """Parents of the 29 joints: SMPL's 24, then the leaves."""
@@ -138,14 +139,12 @@ def _least_squares(rest: Tensor, seen: Tensor, guess: Tensor, weight: Tensor) ->
 
     Wahba's problem, solved by Procrustes; `guess` decides where the sum does not determine a rotation.
     """
-    import roma
-
     correlation = seen.mT @ rest + weight[..., None] * guess
     rows = correlation.unbind(-2)
     minors = torch.stack([torch.linalg.cross(rows[i], rows[i - 1]) for i in range(3)], -2)
     squared = correlation.square().sum((-2, -1))
     undetermined = minors.square().sum((-2, -1)) <= (COLLINEAR * squared).square()
-    return torch.where(undetermined[:, None, None], guess, roma.special_procrustes(correlation))
+    return torch.where(undetermined[:, None, None], guess, nearest_rotation(correlation))
 
 
 def _bones(rest: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ def scheduler(config: DecoderConfig) -> Any:
 def noise_schedule(config: DecoderConfig) -> Tensor:
     """abar of every timestep: (train_steps,) float64 on the CPU, falling, 0 at its end where `zero_snr`. Not to be
     changed: it is made once for a config."""
-    return scheduler(config).alphas_cumprod.double()
+    with torch.inference_mode(False):  # Training reads the same tensor.
+        return scheduler(config).alphas_cumprod.double()
 
 
 @lru_cache(maxsize=64)

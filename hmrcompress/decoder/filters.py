@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hmrcompress.errors import ShapeError, UserError
+from hmrcompress.geometry.rotations import nearest_rotation
 from hmrcompress.records import BodyParams
 
 EVEN = 1e-3
@@ -74,7 +75,6 @@ def savgol(
         raise UserError("the window must be longer than 0 seconds and the order at least 0", "savgol")
 
     def smooth(rotations: Tensor, times: Tensor) -> Tensor:
-        import roma
         from scipy.signal import savgol_filter
 
         steps = times.diff()
@@ -86,7 +86,7 @@ def savgol(
             fitted = savgol_filter(rotations.numpy(), window, order, axis=0, mode="interp")
         else:
             fitted = _local_fits(rotations.numpy(), times.numpy(), seconds, order)
-        return roma.special_procrustes(torch.from_numpy(fitted))
+        return nearest_rotation(torch.from_numpy(fitted))
 
     return _by_clip(params, clip, fps, smooth)
 

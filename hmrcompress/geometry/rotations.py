@@ -48,3 +48,17 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     import roma
 
     return roma.rotmat_to_rotvec(matrix)
+
+
+def nearest_rotation(matrix: Tensor) -> Tensor:
+    """(...,3,3) -> (...,3,3): the rotation nearest to each matrix in the Frobenius norm (orthogonal Procrustes).
+
+    In inference mode too: roma keeps a tensor of its own from the first call on, and one made in inference mode could
+    not take part in training later in the same process.
+    """
+    import roma
+
+    if not torch.is_inference_mode_enabled():
+        return roma.special_procrustes(matrix)
+    with torch.inference_mode(False), torch.no_grad():
+        return roma.special_procrustes(matrix)
