@@ -100,7 +100,7 @@ RegressorOption = Annotated[
     typer.Option("--regressor", help="Joint regressor that a protocol needs (npy, npz).", show_default=False),
 ]
 MasksOption = Annotated[
-    str, typer.Option("--masks", help="Person masks: data, files:DIR, onnx:FILE, self, none or a plug-in.")
+    str, typer.Option("--masks", help="Person masks: data, files:DIR, onnx:FILE, auto, self, none or a plug-in.")
 ]
 OverwriteOption = Annotated[
     bool,

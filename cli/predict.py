@@ -40,7 +40,7 @@ BoxesOption = Annotated[
     str, typer.Option("--boxes", help="full, auto (the packaged detector), onnx:FILE (YOLO), or a .json or .npz file.")
 ]
 PersonMasksOption = Annotated[
-    str, typer.Option("--masks", help="auto, self, files:DIR, onnx:FILE or none: where tokens are merged.")
+    str, typer.Option("--masks", help="auto, self, files:DIR, onnx:FILE, none or a plug-in: where tokens are merged.")
 ]
 StrideOption = Annotated[
     int | None,

@@ -60,7 +60,12 @@ def search(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the plan.", show_default=False)],
     data: DataOption = "starter:calib",
     masks: MasksOption = "data",
-    tau: Annotated[float, typer.Option("--tau", help="Increase in MPJPE that a merge may cost, mm.")] = 0.1,
+    tau: Annotated[
+        float,
+        typer.Option(
+            "--tau", help="Increase in MPJPE over the untouched network that all merges together may cost, mm."
+        ),
+    ] = 0.1,
     frames_per_clip: Annotated[
         int, typer.Option("--frames-per-clip", min=1, help="Frames taken evenly from each clip.")
     ] = 80,
@@ -140,6 +145,8 @@ def search(
     write_record(json, "search", figures, device=pick_device(device), seed=seed)
     printer = Printer(quiet)
     _tell(printer, result, figures)
+    if result.plan.tokens is not None and not with_tokens:
+        printer.say("The plan's tokens are as set; this search did not measure what they cost (--with-tokens does).")
     printer.say(f"{out}")
 
 

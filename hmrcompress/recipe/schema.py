@@ -70,7 +70,9 @@ class Search(Section):
     """The choice of layers to merge."""
 
     method: Literal["eclm"] = Field(default="eclm", description="Search method")
-    tau_mm: float = Field(default=0.1, gt=0, description="Increase in MPJPE that a merge may cost")
+    tau_mm: float = Field(
+        default=0.1, gt=0, description="Increase in MPJPE over the untouched network that all merges may cost"
+    )
     frames_per_clip: int = Field(default=80, gt=0, le=MOST, description="Frames taken uniformly from each clip")
     limit: int | None = Field(default=None, gt=0, le=MOST, description="At most this many frames in all")
     merge_rule: MergeRule = Field(default="eq4", description="How the weights of a group of layers become one layer")
@@ -279,7 +281,9 @@ class Recipe(Start):
     body: str = Field(default="starter", description="starter, a body file, a folder of SMPL's three, or smplx:FOLDER")
     regressor: str | None = Field(default=None, description="Joint regressor that the data's protocol needs")
     data: Data = Data()
-    masks: str = Field(default="data", description="Person masks: data, files:DIR, onnx:FILE, self or none")
+    masks: str = Field(
+        default="data", description="Person masks: data, files:DIR, onnx:FILE, auto, self, none or a plug-in"
+    )
     seed: int = Field(default=0, ge=0, le=MOST_SEED, description="Seed of everything drawn at random")
     batch_size: int = Field(default=32, gt=0, le=MOST, description="Crops at a time in search and eval")
     search: Search | None = None

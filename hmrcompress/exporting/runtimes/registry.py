@@ -1,4 +1,5 @@
-"""The runtimes there are. One is added by a file of its own beside this one, with a `RUNTIME`, and its name here."""
+"""The runtimes there are. One is added by a file of its own beside this one, with a `RUNTIME`, its name here,
+and in `--format` of the command."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What a runtime is to hmrcompress: it makes files of a network, and runs them.
 
-A runtime is added by a file of its own beside this one, with a class of these members, and its name in the registry.
+A runtime is added by a file of its own beside this one, with a class of these members, its name in the registry,
+and in `--format` of the command.
 """
 
 from __future__ import annotations
