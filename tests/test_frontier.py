@@ -225,6 +225,37 @@ def test_what_is_offered_meets_the_budget_with_its_whole_interval() -> None:
     assert choice.shown and choice.point.candidate == points[1].candidate
 
 
+def test_what_few_clips_leave_possible_is_confirmed() -> None:
+    """The search has it at 2 mm, give or take 1.5, and the confirming clips at 0.4."""
+    untouched = Point(Candidate(), 10.0)
+    doubtful = Point(Candidate(((0, "all"),)), 5.0, Increase(2.0, 0.5, 3.5, 2.0, 32, 8))
+    points = [doubtful, point(1, 6.0, 0.4)]
+    choice, known = choose(Made([0.4, 0.4]), points, Goal(budget_mm=1.0), untouched, 3)  # type: ignore[arg-type]
+    assert choice.shown and choice.point.candidate == doubtful.candidate and known[1].confirmed is None
+    certain = replace(doubtful, search=Increase(2.0, 1.1, 2.9, 2.0, 32, 8))
+    choice, known = choose(Made([0.4, 0.4]), [certain, points[1]], Goal(budget_mm=1.0), untouched, 3)  # type: ignore[arg-type]
+    assert choice.point.candidate == points[1].candidate and known[0].confirmed is None
+
+
+def test_what_misses_the_budget_for_certain_is_confirmed_on_a_part_and_not_counted() -> None:
+    untouched = Point(Candidate(), 10.0)
+    points = [point(0, 5.0, 0.9), point(1, 6.0, 0.8), point(2, 7.0, 0.4)]
+    choice, known = choose(Made([3, 3, 0.4]), points, Goal(budget_mm=1.0), untouched, 1)  # type: ignore[arg-type]
+    assert choice.shown and choice.point.candidate == points[2].candidate
+    assert [each.confirmed.frames for each in known if each.confirmed] == [8, 8, 32]
+    choice, known = choose(Made([1, 1, 0.4], noise=1), points, Goal(budget_mm=1.0), untouched, 1)  # type: ignore[arg-type]
+    assert [each.confirmed is not None for each in known] == [True, False, False], "the one there is was spent"
+
+
+def test_of_too_many_combinations_those_about_the_budget_are_raced() -> None:
+    found = [(Candidate(((layer, "all"),)), 1.0 + layer, 5.0 - layer) for layer in range(5)]
+    raced = race(Made([5, 4, 3, 2, 1]), found, Goal(budget_mm=2.0), 3)  # type: ignore[arg-type]
+    assert [each.candidate.removed[0][0] for each in raced] == [2, 3, 4]
+    far = [(candidate, seconds, 40 + cost) for candidate, seconds, cost in found]
+    least = race(Made([9, 9, 9, 9, 9]), far, Goal(budget_mm=2.0), 3)  # type: ignore[arg-type]
+    assert [each.candidate.removed[0][0] for each in least] == [4], "where all cost far more, the least of them"
+
+
 def hmr(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 

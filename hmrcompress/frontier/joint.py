@@ -3,8 +3,9 @@ winners on clips that no search saw.
 
 The separate searches say about what a combination costs (their increases added) and the cost table how long it takes.
 Combinations are tried in the order of their time, fastest first; one that shows on the first frames that it misses the
-budget is dropped. What is offered is the fastest whose increase on the confirming clips meets the budget with the upper
-end of its 95 % interval (paired, clips drawn with replacement).
+budget is dropped. A search sees few clips, so all that its frames leave possible goes on to the confirming clips, by
+the same rule. What is offered is the fastest whose increase there meets the budget with the upper end of its 95 %
+interval (paired, clips drawn with replacement).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.plan import ALL
 from hmrcompress.runtime import Progress, no_progress
 
-HOPE = 1.5
-"""Combinations are measured whose parts together cost at most so many times the budget, and
-`MORE_MM`: parts that go together may cost less than their sum."""
-MORE_MM = 0.2
+HOPE = 3.0
+"""Combinations are measured whose parts together cost at most so many times the budget, and `MORE_MM`: parts that go
+together may cost less than their sum, and on a few clips each is known to a millimetre or so."""
+MORE_MM = 1.0
 
 
 class Increase(NamedTuple):
@@ -47,6 +48,11 @@ class Increase(NamedTuple):
     def half_width(self) -> float:
         """Of the interval; infinite where there is none."""
         return float("inf") if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def least(self) -> float:
+        """The lower end of the interval; the mean where there is none."""
+        return self.mean if self.low is None else self.low
 
     def to_json(self) -> dict[str, Any]:
         """{increase_mm, ci95_mm, distance_mm, n_frames, n_clips}."""
@@ -143,7 +149,8 @@ def race(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> list[Point]:
-    """Measures at most `most` of the combinations on the frames searched: those along the front that may meet the goal.
+    """Measures at most `most` of the combinations on the frames searched: those along the front that may meet the goal,
+    and of too many those whose parts together cost about the budget.
 
     Whether the cut is patched, which was decided with all tokens, is tried again with fewer: it takes no time, and the
     map was fitted on all of them. A combination is dropped when on the frames so far even the lower end of its interval
@@ -151,8 +158,11 @@ def race(
     """
     front = front_of(found)
     if goal.budget_mm is not None:
-        bound = HOPE * goal.budget_mm + MORE_MM
+        budget = goal.budget_mm
+        bound = HOPE * budget + MORE_MM
         hopeful = [each for each in front if each[2] <= bound] or front[-1:]
+        near = sorted(hopeful, key=lambda each: abs(each[2] - budget))[:most]
+        hopeful = [each for each in hopeful if each in near]
     else:
         assert goal.seconds is not None
         limit = goal.seconds
@@ -172,10 +182,11 @@ def _patched_or_not(errors: Errors, candidate: Candidate) -> list[Candidate]:
 
 
 def _raced(errors: Errors, candidate: Candidate, goal: Goal, seed: int) -> Increase:
+    """The increase on all frames, or on those after which even the lower end of its interval missed the budget."""
     batches = 1
     while True:
         found = increase_of(errors, candidate, batches, seed=seed)
-        out = goal.budget_mm is not None and found.low is not None and found.low > goal.budget_mm
+        out = goal.budget_mm is not None and found.low is not None and found.least > goal.budget_mm
         if batches >= len(errors.parts) or out or not np.isfinite(found.mean):
             return found
         batches = min(2 * batches, len(errors.parts))
@@ -200,12 +211,14 @@ def choose(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> tuple[Choice, list[Point]]:
-    """Confirms points, fastest first, until one meets the budget; at most `most` of them. Gives the choice and all
-    points with what was confirmed of them. For a goal of speed: the fitting point with the least error."""  # fmt: skip
+    """Confirms points, fastest first, until one meets the budget: all that the frames searched leave possible (the
+    lower end of the interval is within it), at most `most` of them on all frames; one that misses it for certain is
+    measured no further. Gives the choice and all points with what was confirmed of them. For a goal of speed: the
+    fitting point with the least error."""
     known = {each.candidate: each for each in points}
 
     def confirmed(point: Point) -> Point:
-        done = replace(point, confirmed=increase_of(confirm, point.candidate, seed=seed))
+        done = replace(point, confirmed=_raced(confirm, point.candidate, goal, seed))
         known[point.candidate] = done
         return done
 
@@ -219,14 +232,18 @@ def choose(
         return Choice(best, fits, why), list(known.values())
     budget = goal.budget_mm
     hopeful = [
-        each for each in points if each.search and each.search.mean <= budget and each.seconds < untouched.seconds
+        each for each in points if each.search and each.search.least <= budget and each.seconds < untouched.seconds
     ]
     tried: list[Point] = []
-    for number, each in enumerate(hopeful[:most]):
+    whole, every = 0, len(confirm.frames_of(None))
+    for number, each in enumerate(hopeful):
+        if whole == most:
+            break
         tried.append(confirmed(each))
-        progress("confirming", number + 1, min(most, len(hopeful)))
+        progress("confirming", number + 1, len(hopeful))
         found = tried[-1].confirmed
         assert found is not None
+        whole += found.frames == every
         if found.high is not None and found.high <= budget:
             why = "the fastest plan whose increase, with its interval, is within the budget on clips not searched on"
             return Choice(tried[-1], True, why), list(known.values())
