@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 SOURCES := hmrcompress cli recipes tests tools
-# Tests in as many processes as tests/conftest.py counts cores; those of a file, which share fixtures, stay together.
-PARALLEL := -n auto --dist loadgroup
+# Tests in as many processes as tests/conftest.py counts cores; it keeps those of a file, which share fixtures, together.
+PARALLEL := -n auto
 
 .PHONY: help install demo bench evidence test test-slow lint docs serve pictures release commands clean
 .DEFAULT_GOAL := help

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,29 @@ def _threads() -> None:
     torch.set_num_threads(THREADS)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay in one process, which makes its fixtures once; the files that trace graphs share one, and
+    come first, as they take longest. The groups of pytest-xdist 3.8 would do, were they not lost in pytest 9.2."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "graphs" if traces(config.rootpath / file) else file
+
+    config.option.loadscopereorder = False  # by number of tests, which says little about their time
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` a file's tests stay in one process, which makes its fixtures once; those that trace
-    graphs share them, and come first, as they take longest."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("graphs" if _traces(item) else item.path.stem))
-    items.sort(key=lambda item: not _traces(item))
+    items.sort(key=lambda item: not traces(item.path))
 
 
-def _traces(item: pytest.Item) -> bool:
-    return "graphs" in getattr(item, "fixturenames", ())
+@cache
+def traces(file: Path) -> bool:
+    """Whether tests of a file ask for the fixture `graphs`."""
+    return 'usefixtures("graphs")' in file.read_text()
 
 
 @pytest.fixture(scope="session")
