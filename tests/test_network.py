@@ -199,3 +199,26 @@ def test_sharing_keeps_weights_and_separates_the_rest() -> None:
     assert not network.training and not network.backbone.blocks[0].training
     mine, theirs = network.backbone.blocks[0].mlp.fc1.weight, other.backbone.blocks[0].mlp.fc1.weight
     assert mine.data_ptr() == theirs.data_ptr()
+
+
+def test_networks_of_one_size_share_no_module() -> None:
+    """They are copies of one: nothing that is done to one is seen in the next, and other keys or shapes are refused."""
+    weights = random_state(SMALL, 0)
+    first = from_state(SMALL, weights)
+    first.backbone.blocks[0].register_forward_hook(lambda *given: torch.zeros(1))
+    first.backbone.reducer = object()  # type: ignore[assignment]
+    del first.backbone.blocks[1]
+    first.train().requires_grad_(False)
+    second = from_state(SMALL, weights)
+    assert len(second.backbone.blocks) == SMALL.depth and second.backbone.reducer is None and not second.training
+    assert not any(module._forward_hooks for module in second.modules())
+    assert all(each.requires_grad for each in second.parameters())
+    assert not {*map(id, first.modules())} & {*map(id, second.modules())}
+    assert all(tensor.data_ptr() == weights[name].data_ptr() for name, tensor in second.state_dict().items())
+    for wrong in (
+        {name: tensor for name, tensor in weights.items() if name != "smpl_head.init_cam"},
+        weights | {"more": torch.zeros(1)},
+        weights | {"smpl_head.init_cam": torch.zeros(1, 4)},
+    ):
+        with pytest.raises(RuntimeError, match="init_cam|more"):
+            from_state(SMALL, wrong)

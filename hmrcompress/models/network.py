@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self, cast
+from functools import lru_cache
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from hmrcompress.records import HMROutput
 
 TOKEN_INPUTS = ("zero", "mean_shape")
 HALVES = ("without_attention", "without_mlp")
+Made = TypeVar("Made", bound=nn.Module)
 LARGEST, MOST_LAYERS = 1 << 16, 1024
 """Bounds of what a file may claim: far above any network, and quick to find wrong."""
 
@@ -176,19 +178,49 @@ NetworkConfig.network_class = HMR2
 
 def build(config: NetworkConfig, device: torch.device | str | None = None, *, seed: int = 0) -> HMR2:
     """A network with `random_state(config, seed)` in training mode; on the meta device one without any weights."""
-    with torch.device("meta"):
-        network = config.network_class(config)
+    bare = _bare(config)
     if device is not None and torch.device(device).type == "meta":
-        return network
-    network.load_state_dict(random_state(config, seed), strict=True, assign=True)
+        return _filled(bare, bare.state_dict())
+    network = _filled(bare, random_state(config, seed))
     return network if device is None else network.to(device)
 
 
 def from_state(config: NetworkConfig, state: Mapping[str, Tensor]) -> HMR2:
     """A network in evaluation mode whose weights *are* the tensors of `state` (no copy). Keys must match exactly."""
+    bare = _bare(config)
+    if {name: tensor.shape for name, tensor in bare.state_dict().items()} == {
+        name: tensor.shape for name, tensor in state.items()
+    }:
+        return _filled(bare, state).eval()
     network = build(config, "meta")
-    network.load_state_dict(dict(state), strict=True, assign=True)
+    network.load_state_dict(dict(state), strict=True, assign=True)  # says what does not match
     return network.eval()
+
+
+@lru_cache(maxsize=4)
+def _bare(config: NetworkConfig) -> HMR2:
+    """A network without weights that only copies are made of: making each of its modules takes several times as long
+    as copying it, and a search makes hundreds of networks of one size."""
+    with torch.device("meta"):
+        return config.network_class(config)
+
+
+def _filled(module: Made, state: Mapping[str, Tensor], prefix: str = "") -> Made:
+    """Another module with modules of its own and the tensors of `state` for parameters and buffers."""
+    other = object.__new__(type(module))
+    holders = {name: held.copy() if isinstance(held, (dict, set)) else held for name, held in vars(module).items()}
+    vars(other).update(holders)
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            tensor = state[f"{prefix}{name}"]
+            held = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, parameter.requires_grad)
+            held.requires_grad_(parameter.requires_grad)
+            other._parameters[name] = held
+    for name in module._buffers:
+        other._buffers[name] = state.get(f"{prefix}{name}", module._buffers[name])
+    for name, child in module._modules.items():
+        other._modules[name] = None if child is None else _filled(child, state, f"{prefix}{name}.")
+    return other
 
 
 def share(network: HMR2) -> HMR2:
@@ -205,7 +237,7 @@ def random_state(config: NetworkConfig, seed: int = 0, readout_gain: float = 0.1
     zero, norms one. Each tensor has a generator of its own, so it does not depend on the others.
     """
     state = {}
-    network = build(config, "meta")
+    network = _bare(config)
     norms = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.LayerNorm)}
     for name, like in network.state_dict().items():
         tensor = torch.zeros(like.shape)
