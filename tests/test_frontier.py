@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from compress_worker import without_times
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -300,41 +301,54 @@ def stop_the_clock(monkeypatch: pytest.MonkeyPatch, times: float) -> None:
     )
 
 
-def test_one_command_and_once_more_from_its_journal(
-    tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
-    stop_the_clock(monkeypatch, 1.5)
-    line = ["compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file, "--budget-mm", 30,
-            "--preset", "quick", "--batch-size", 1, "--costs", tmp_path / "costs.json", "--quiet", "-o"]  # fmt: skip
-    done = hmr(*line, tmp_path / "fast")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_body_file: Path) -> Path:
+    """Holds what `line` writes and reads, after its first run."""
+    folder = tmp_path_factory.mktemp("searched")
+    write_crops(folder / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
+    with pytest.MonkeyPatch.context() as patch:
+        stop_the_clock(patch, 1.5)
+        done = hmr(*line(folder, tiny_model, tiny_body_file), "--costs", folder / "costs.json", "-o", folder / "fast")
     assert done.exit_code == 0, done.output
+    return folder
+
+
+def line(folder: Path, model: Path, body: Path) -> list[object]:
+    return ["compress", model, "--data", folder / "crops.npz", "--body", body, "--budget-mm", 30, "--preset", "quick",
+            "--batch-size", 1, "--quiet"]  # fmt: skip
+
+
+def test_one_command_and_once_more_from_its_journal(
+    folder: Path, tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_the_clock(monkeypatch, 1.5)
+    command = [*line(folder, tiny_model, tiny_body_file), "--costs", folder / "costs.json", "-o"]
     names = ("model.safetensors", "plan.yaml", "frontier.json", "report.html", "config.json")
-    first = {name: (tmp_path / "fast" / name).read_bytes() for name in names}
+    first = {name: (folder / "fast" / name).read_bytes() for name in names}
     found = json.loads(first["frontier.json"])
     speed = found.get("speed")
     assert (speed is None) == (found["chosen"] == Candidate().key)
     assert speed is None or (speed["speedup"] > 1 and f"{speed['speedup']:.2f} times the speed" in found["sentence"])
-    table = (tmp_path / "costs.json").read_bytes()
+    table = (folder / "costs.json").read_bytes()
     assert CostTable.from_json(json.loads(table), "x").to_json() == found["costs"]
     assert found["shown"] and found["sentence"].startswith("Asked for 30 mm at most, chosen: ")
-    check_pictures(tmp_path / "fast", found)
+    check_pictures(folder / "fast", found)
     assert b"<script src" not in first["report.html"] and b"link href" not in first["report.html"]
     # Killed after half of its lines, and started again: the rest is measured, and nothing twice.
-    journal = tmp_path / "fast.journal.jsonl"
+    journal = folder / "fast.journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[: len(lines) // 2]) + lines[-1][:9])
-    again = hmr(*line, tmp_path / "fast")
+    again = hmr(*command, folder / "fast")
     assert again.exit_code == 0, again.output
-    assert {name: (tmp_path / "fast" / name).read_bytes() for name in names} == first
+    assert {name: (folder / "fast" / name).read_bytes() for name in names} == first
     assert journal.read_bytes().splitlines(keepends=True) == lines
-    assert (tmp_path / "costs.json").read_bytes() == table
+    assert (folder / "costs.json").read_bytes() == table
     slow = min(found["points"], key=lambda each: each["fps"])
-    assert hmr("pick", tmp_path / "fast", "--fps", slow["fps"], "-o", tmp_path / "other.yaml").exit_code == 0
+    assert hmr("pick", folder / "fast", "--fps", slow["fps"], "-o", tmp_path / "other.yaml").exit_code == 0
     assert Plan.read(tmp_path / "other.yaml").layers == 4
-    none = hmr("pick", tmp_path / "fast", "--fps", 1e9, "-o", tmp_path / "none.yaml")
+    none = hmr("pick", folder / "fast", "--fps", 1e9, "-o", tmp_path / "none.yaml")
     assert none.exit_code == 2 and "no point meets 1e+09 frames a second" in " ".join(none.output.split())
-    assert hmr("pick", tmp_path / "fast", "--layers", 3, "-o", tmp_path / "three.yaml").exit_code == 0
+    assert hmr("pick", folder / "fast", "--layers", 3, "-o", tmp_path / "three.yaml").exit_code == 0
     three = Plan.read(tmp_path / "three.yaml")
     assert len(three.removed) == 1 and three.tokens is None
     rivals = [each for each in found["points"] if each["layers"] == 3 and each["candidate"]["tokens"] is None]
@@ -344,19 +358,19 @@ def test_one_command_and_once_more_from_its_journal(
     }
     best = next(each for each in rivals if each["name"] == min(costs, key=costs.__getitem__))
     assert best["plan"]["removed"] == three.to_dict()["removed"]
-    none = hmr("pick", tmp_path / "fast", "--layers", 9, "-o", tmp_path / "none.yaml")
+    none = hmr("pick", folder / "fast", "--layers", 9, "-o", tmp_path / "none.yaml")
     assert none.exit_code == 2 and "no point meets 9 layers" in " ".join(none.output.split())
     for more, message in (
         (["--fps", 3], "give exactly one of a budget"),
         (["--preset", "slow"], "slow"),
     ):
-        assert message in " ".join(hmr(*line, tmp_path / "b", *more).output.split())
+        assert message in " ".join(hmr(*command, tmp_path / "b", *more).output.split())
 
 
 def test_what_is_not_faster_by_the_clock_is_not_chosen(
-    tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
+    """What was measured of errors is in a journal, so that the clock alone decides."""
 
     def costs(network: Any, ways: Any, *, batch: int, dtype: Any, progress: Any) -> CostTable:
         return replace(table(), batch=batch, key=cost_key(network, batch, dtype, ways).sha256)
@@ -365,8 +379,8 @@ def test_what_is_not_faster_by_the_clock_is_not_chosen(
     for times, faster in ((0.5, False), (2.0, True)):
         stop_the_clock(monkeypatch, times)
         out = tmp_path / f"fast{times}"
-        done = hmr("compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file,
-                   "--budget-mm", 30, "--preset", "quick", "--batch-size", 1, "--quiet", "-o", out)  # fmt: skip
+        without_times(folder / "fast.journal.jsonl", tmp_path / f"fast{times}.journal.jsonl")
+        done = hmr(*line(folder, tiny_model, tiny_body_file), "-o", out)
         assert done.exit_code == 0, done.output
         found = json.loads((out / "frontier.json").read_text())
         assert (found["chosen"] != Candidate().key) == faster == ("speed" in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from compress_worker import without_times
 from scipy.spatial.transform import Rotation, Slerp
 from typer.testing import CliRunner, Result
 
@@ -107,9 +109,10 @@ def test_strides_need_frames_in_a_row(tmp_path: Path) -> None:
             check_strides(crops, clips, strides)
 
 
-@pytest.fixture
-def line(tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The command on a device with units for bfloat16, whose times are written down; merging is slow on it."""
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_body_file: Path) -> Iterator[list[object]]:
+    """The command on a device with units for bfloat16, whose times are written down; merging is slow on it. It was run
+    once, with strides, beside its data."""
 
     def costs(network: Any, ways: Any, *, batch: int, dtype: torch.dtype, progress: Any) -> CostTable:
         name = str(dtype).removeprefix("torch.")
@@ -120,11 +123,17 @@ def line(tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: py
         }
         return replace(found, **half) if name == "bfloat16" else found
 
-    monkeypatch.setattr(front, "measure_costs", costs)
-    monkeypatch.setattr(front, "fast_dtype", lambda device: torch.bfloat16)
-    write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=3), tiny.crop_meta())
-    return ["compress", tiny_model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file, "--batch-size", 6,
-            "--preset", "quick", "--quiet", "-o", tmp_path / "fast"]  # fmt: skip
+    crops = tmp_path_factory.mktemp("searched") / "crops.npz"
+    write_crops(crops, tiny.crop_arrays(clips=36, frames=3), tiny.crop_meta())
+    line = ["compress", tiny_model, "--data", crops, "--body", tiny_body_file, "--batch-size", 6, "--preset", "quick",
+            "--quiet", "--budget-mm", 500]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(front, "measure_costs", costs)
+        patch.setattr(front, "fast_dtype", lambda device: torch.bfloat16)
+        clock(patch, 1.5)
+        done = hmr(*line, "--strides", "1,2", "-o", crops.with_name("fast"))
+        assert done.exit_code == 0, done.output
+        yield line
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
@@ -143,26 +152,26 @@ def hmr(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_the_choice_runs_as_it_was_chosen(line: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock(monkeypatch, 1.5)
-    done = hmr(*line, "--budget-mm", 500, "--strides", "1,2")
-    assert done.exit_code == 0, done.output
-    found = json.loads((tmp_path / "fast" / "frontier.json").read_text())
-    assert read_model_folder(tmp_path / "fast").config.run == RunSettings(dtype="bfloat16", stride=2, runtime="fast")
+def test_the_choice_runs_as_it_was_chosen(line: list[object], tmp_path: Path) -> None:
+    folder = Path(str(line[3])).with_name("fast")
+    found = json.loads((folder / "frontier.json").read_text())
+    assert read_model_folder(folder).config.run == RunSettings(dtype="bfloat16", stride=2, runtime="fast")
     assert "bfloat16, a stride of 2" in found["sentence"] and "3.00 times the speed" in found["sentence"]
     listed = found["not_faster"]
     assert listed and {each["by"] for each in listed} == {"table"} and all(each["macs"] < 1 for each in listed)
     assert all("(merge" in each["words"] and each["speed"] <= 1 for each in listed)
     assert not any("(merge)" in each["words"] for each in found["points"] if each["name"] == found["chosen"])
-    wrong = hmr(*line, "--budget-mm", 500, "--strides", "0")
+    wrong = hmr(*line, "--strides", "0", "-o", tmp_path / "fast")
     assert wrong.exit_code == 2 and "--strides" in wrong.output
 
 
 def test_what_the_clock_refuses_gives_way_to_the_next(
     line: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What was measured of errors is in a journal, so that the clock alone decides."""
+    without_times(Path(str(line[3])).with_name("fast.journal.jsonl"), tmp_path / "fast.journal.jsonl")
     clock(monkeypatch, 0.9, 1.4)
-    done = hmr(*line, "--budget-mm", 500)
+    done = hmr(*line, "-o", tmp_path / "fast")
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "fast" / "frontier.json").read_text())
     (refused,) = [each for each in found["not_faster"] if each["by"] == "turns"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model_folder(folder, network.state_dict(), network.config, body="tiny").path
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, model: Path, tiny_body_file: Path) -> list[object]:
+    """A command without healing that was run once, beside its data, on a device whose times are written down."""
+    crops = tmp_path_factory.mktemp("searched") / "crops.npz"
+    write_crops(crops, tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
+    line = ["compress", model, "--data", crops, "--body", tiny_body_file, "--batch-size", 6, "--preset", "quick",
+            "--quiet"]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        stop_the_clock(patch.setattr)
+        done = hmr(*line, "--budget-mm", 30, "-o", crops.with_name("fast"))
+    assert done.exit_code == 0, done.output
+    return line
+
+
 @pytest.fixture
-def line(tmp_path: Path, model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """A command on a device whose times are written down."""
+def line(searched: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The same command with a journal of its own, in which what the search measured is."""
     stop_the_clock(monkeypatch.setattr)
-    write_crops(tmp_path / "crops.npz", tiny.crop_arrays(clips=36, frames=2), tiny.crop_meta())
-    return ["compress", model, "--data", tmp_path / "crops.npz", "--body", tiny_body_file, "--batch-size", 6,
-            "--preset", "quick", "--quiet", "-o", tmp_path / "fast"]  # fmt: skip
+    shutil.copy(Path(str(searched[3])).with_name("fast.journal.jsonl"), tmp_path)
+    return [*searched, "-o", tmp_path / "fast"]
 
 
 def test_healing_in_the_loop_and_again(line: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
