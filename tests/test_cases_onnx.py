@@ -35,6 +35,13 @@ from hmrcompress.pipeline.frames import Frame
 from hmrcompress_cli.main import app
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _collections_look_at_what_is_new() -> None:
+    """Not at all that earlier tests and imports left: that takes a second, and each test here collects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def helpers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Helpers may take half a gigabyte, none is left behind, and what waits for one without end fails."""
