@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
 from hmrcompress.errors import HMRCompressError, UserError
 from hmrcompress.exporting import onnx as exporting
+from hmrcompress.exporting.onnx import traced_graph
 from hmrcompress.exporting.parity import MAX_ABS, Difference, OnnxNetwork, Parity, measure
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.merging.apply import with_token_merging
@@ -229,6 +231,18 @@ def test_bounds_are_strict_and_nan_breaks_them() -> None:
     for parity in (Parity(1e-3, 0.0, 5, (1,)), Parity(0.0, 0.1, 5, (1,)), Parity(float("nan"), 0.0, 5, (1,))):
         with pytest.raises(HMRCompressError, match="differs from torch"):
             parity.require("f")
+
+
+@pytest.mark.parametrize("fixed", ["2", 2])
+def test_a_graph_for_one_number_of_crops_is_refused(
+    plain: HMR2, batch: FrameBatch, monkeypatch: pytest.MonkeyPatch, fixed: str | int
+) -> None:
+    """torch 2.6 names the batch so where tokens are merged, and the graph fails for every other number."""
+    images = SimpleNamespace(shape=[fixed, 3, 256, 192])
+    program = SimpleNamespace(model=SimpleNamespace(graph=SimpleNamespace(inputs=[images])))
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: program)
+    with pytest.raises(UserError, match="graph for 2 crops at a time only. Install a newer torch"):
+        traced_graph(plain, batch)
 
 
 @pytest.mark.usefixtures("quick")

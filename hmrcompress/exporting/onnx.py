@@ -199,7 +199,7 @@ def _write_graph(network: HMR2, path: Path, batch: FrameBatch) -> None:
 
 def traced_graph(network: HMR2, batch: FrameBatch) -> torch.onnx.ONNXProgram:
     """The graph of a network, which shares its weights: crops as `batch` holds them in (at least two), `OUTPUTS` out.
-    Raises UserError where the batch lacks an input."""
+    Raises UserError where the batch lacks an input, and where torch can only make a graph for one number of crops."""
     inputs = inputs_of(network, batch, EXAMPLE_BATCH)
     batch_size = torch.export.Dim("batch", min=1, max=4096)
     with quietly():
@@ -213,6 +213,11 @@ def traced_graph(network: HMR2, batch: FrameBatch) -> torch.onnx.ONNXProgram:
             verbose=False,
         )
     assert program is not None, "torch gives a program where no file is named"
+    dimensions = program.model.graph.inputs[0].shape
+    if dimensions is None or str(dimensions[0]).isdigit():
+        # As torch 2.6 does where tokens are merged: guards that it cannot keep fix the batch to that of the example.
+        fault = f"torch {torch.__version__} makes a graph for {EXAMPLE_BATCH} crops at a time only"
+        raise UserError(fault, "export", "Install a newer torch, such as that of constraints.txt")
     return program
 
 
