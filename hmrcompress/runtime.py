@@ -172,8 +172,10 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def _commit() -> str | None:
-    """The commit of the checkout around this package, `-dirty` if tracked files differ; None outside a checkout."""
+    """The commit of the checkout around this package, `-dirty` if tracked files differ; None outside a checkout. Asked
+    once: whatever is committed later is not what this process runs."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

@@ -70,29 +70,33 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path, *, module_level: bool = False) -> Iterator[tuple[str, int]]:
+@cache
+def imports(path: Path, *, module_level: bool = False) -> list[tuple[str, int]]:
     """Dotted names imported by a file and their lines; `from a import b` gives `a.b`."""
-    tree = parsed(path)
+    found: list[tuple[str, int]] = []
     package = module_name(path).split(".")[: None if path.name == "__init__.py" else -1]
-    for node in _running(tree) if module_level else ast.walk(tree):
+    for node in _statements(parsed(path), running=module_level):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            found += ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             source = (
                 ".".join(package[: len(package) - node.level + 1] + [node.module or ""]) if node.level else node.module
             )
-            yield from ((f"{source}.{alias.name}", node.lineno) for alias in node.names)
+            found += ((f"{source}.{alias.name}", node.lineno) for alias in node.names)
+    return found
 
 
-def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """Statements that run when the module is imported: no function bodies, no TYPE_CHECKING blocks."""
+def _statements(node: ast.AST, *, running: bool) -> Iterator[ast.AST]:
+    """All statements below a node; of those `running` only what runs when the module is imported: no function bodies,
+    no TYPE_CHECKING blocks."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        if running and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+        if running and isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             continue
-        yield child
-        yield from _running(child)
+        if isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case)):
+            yield child
+            yield from _statements(child, running=running)
 
 
 def room_of(dotted: str) -> str | None:

@@ -19,6 +19,8 @@ PICTURE = ROOT / "docs" / "pictures" / "rooms.svg"
 PACKAGES = {"hmrcompress": "hmrcompress", "hmrcompress_cli": "cli"}
 """Packages of ours, and their folders."""
 COMMANDS = "cli"
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
+"""What imports are among, and what they lie in."""
 
 
 def rooms(root: Path = ROOT) -> dict[str, set[str]]:
@@ -41,13 +43,13 @@ def imported(path: Path) -> set[str]:
     stack: list[ast.AST] = [ast.parse(path.read_text())]
     while stack:
         node = stack.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        stack.extend(ast.iter_child_nodes(node))
+        stack.extend(each for each in ast.iter_child_nodes(node) if isinstance(each, STATEMENTS))
     return names
 
 
