@@ -57,6 +57,8 @@ evidence: $(STAMP)
 	test -d runs/decoded_regress || $(BIN)/hmrcompress finetune runs/layers --stage decoder --vae starter-fast \
 		--set finetune.decoder=regress -o runs/decoded_regress
 	test -d runs/frontier || $(BIN)/hmrcompress compress starter --data starter:calib --budget-mm 1 -o runs/frontier
+	test -d runs/frontier_free || $(BIN)/hmrcompress compress starter --data starter:calib --budget-mm 1 --strides 1,2,4 \
+		-o runs/frontier_free
 	test -d runs/depth || $(BIN)/hmrcompress compress starter --data starter:calib --speedup 8 -o runs/depth
 	test -f runs/depth_9.yaml || $(BIN)/hmrcompress pick runs/depth --layers 9 -o runs/depth_9.yaml
 	test -d runs/depth_9 || $(BIN)/hmrcompress merge starter --plan runs/depth_9.yaml -o runs/depth_9

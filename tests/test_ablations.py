@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,10 @@ from hmrcompress.metrics.bootstrap import clip_interval
 from hmrcompress.metrics.pose import mpjpe
 from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.network import HMR2, from_state
-from hmrcompress.plan import TokenSettings
+from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.recipe import ablate as driver
 from hmrcompress.recipe.ablate import Ablation
-from hmrcompress.recipe.ablations import Ablations, Decode, read_ablations
+from hmrcompress.recipe.ablations import Ablations, Decode, Setting, read_ablations
 from hmrcompress.recipe.bed import Bed, Case
 from hmrcompress.report.results import markdown, read_tables
 from hmrcompress_cli.main import app
@@ -243,6 +244,30 @@ def test_what_is_refused(recipe: Path, tmp_path: Path) -> None:
     ):
         done = hmr(*arguments)
         assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.output
+
+
+@pytest.mark.parametrize(
+    ("run", "decode", "sentence"),
+    [
+        ({"stride": 2}, None, "runs on one of 2 frames. Give the row decode: {by: interpolation, stride: 2}"),
+        ({"stride": 2}, {"by": "interpolation", "stride": 3}, "runs on one of 2 frames"),
+        ({"stride": 2}, {"by": "interpolation", "stride": 2}, None),
+        ({}, {"by": "interpolation", "stride": 2}, None),
+        ({"dtype": "bfloat16"}, None, "tables are of float32"),
+        ({}, None, None),
+    ],
+)
+def test_a_row_is_what_its_model_runs_as(
+    tiny_model: Path, tmp_path: Path, run: dict[str, Any], decode: dict[str, Any] | None, sentence: str | None
+) -> None:
+    plan = Plan.from_dict({"schema": 2, "groups": [[0], [1], [2], [3]], "removed": [{"layer": 1}], "run": run})
+    model = SimpleNamespace(name="m", plan=plan)
+    setting = Setting.model_validate({"name": "r", "decode": decode})
+    if sentence is None:
+        driver._require_measurable(setting, model)  # type: ignore[arg-type]
+        return
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        driver._require_measurable(setting, model)  # type: ignore[arg-type]
 
 
 def test_controls_are_groups_that_nobody_chose() -> None:

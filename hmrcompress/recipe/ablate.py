@@ -88,6 +88,7 @@ class Ablation:
                 opening.probe_for(self.bed.model(setting.model), masks)
             if setting.decode is not None and setting.decode.by == "decoder":
                 opening_decoder.decoder_for(self.bed.model(setting.model))
+            _require_measurable(setting, self.bed.model(setting.model))
         opening.open_protocol(self.recipe.protocol)
         _ = self.bed.checkpoint, self.bed.frames
 
@@ -330,6 +331,21 @@ def inputs_of(recipe: Ablations) -> list[str]:
     found += [setting.model for _, setting in recipe.rows() if setting.model is not None]
     found += [setting.masks for _, setting in recipe.rows() if ":" in setting.masks]
     return found + [each for each in (recipe.masks, recipe.body) if each not in WORDS]
+
+
+def _require_measurable(setting: Setting, model: Checkpoint) -> None:
+    """UserError where a row would not be what its model was made to run as: tables are of float32, and a stride is that
+    of `decode`."""
+    run = None if model.plan is None else model.plan.run
+    if run is None:
+        return
+    where = f"{setting.name}: {model.name}"
+    if run.dtype != "float32" or run.int8 or run.buckets:
+        fault = f"runs as its plan says ({', '.join(run.changed)}), and tables are of float32 and one number of tokens"
+        raise UserError(fault, where, "Measure it with eval and bench")
+    if run.stride > 1 and (setting.decode is None or setting.decode.stride != run.stride):
+        fault = f"runs on one of {run.stride} frames"
+        raise UserError(fault, where, f"Give the row decode: {{by: interpolation, stride: {run.stride}}}")
 
 
 def _tokens(setting: Setting, model: Checkpoint) -> TokenSettings | None:
