@@ -459,6 +459,7 @@ def test_a_full_disk_ends_training_in_one_sentence(inputs: Path, here: Path) -> 
     said, write = os.pipe()
     child = os.fork()
     if not child:
+        torch.set_num_threads(1)  # the threads of this process are not in the fork, which would wait for them
         sys.stderr = os.fdopen(write, "w", buffering=1)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
