@@ -93,20 +93,8 @@ def measure(folder: Path) -> dict[str, Any]:
     hmr("starter", "video", "--data", "starter:calib", "-o", video, "--frames", 20, "--lossless", "--quiet")
     boxes = folder / "people.boxes.npz"
     out = folder / "bodies"
-    hmr(
-        "predict",
-        "starter-fast",
-        video,
-        "--boxes",
-        boxes,
-        "--masks",
-        "none",
-        "-o",
-        out,
-        "--no-overlay",
-        "--no-glb",
-        "--quiet",
-    )
+    without = ("--masks", "none", "--no-overlay", "--no-glb", "--quiet")
+    hmr("predict", "starter-fast", video, "--boxes", boxes, "-o", out, *without)
     with np.load(out / "params.npz") as params:
         found["params"] = {name: hashed(params[name]) for name in params.files if name != "meta"}
     hmr("run", "ci", "-o", folder / "ci", "--quiet")

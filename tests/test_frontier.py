@@ -248,6 +248,19 @@ def test_what_misses_the_budget_for_certain_is_confirmed_on_a_part_and_not_count
     assert [each.confirmed is not None for each in known] == [True, False, False], "the one there is was spent"
 
 
+def test_half_of_what_is_confirmed_is_kept_for_what_the_search_has_within_the_budget() -> None:
+    """Four that may be within it and cannot be shown, then one that is."""
+    untouched = Point(Candidate(), 10.0)
+    doubtful = [
+        Point(Candidate(((layer, "all"),)), 1.0 + layer, Increase(2.0, 0.5, 3.5, 2.0, 32, 8)) for layer in range(4)
+    ]
+    points = [*doubtful, point(4, 6.0, 0.4)]
+    confirm = Made([0.98, 0.98, 0.98, 0.98, 0.4], noise=0.1)
+    choice, known = choose(confirm, points, Goal(budget_mm=1.0), untouched, 3)  # type: ignore[arg-type]
+    assert choice.shown and choice.point.candidate == points[4].candidate
+    assert [each.confirmed is not None for each in known] == [True, True, False, False, True]
+
+
 def test_of_too_many_combinations_those_about_the_budget_are_raced() -> None:
     found = [(Candidate(((layer, "all"),)), 1.0 + layer, 5.0 - layer) for layer in range(5)]
     raced = race(Made([5, 4, 3, 2, 1]), found, Goal(budget_mm=2.0), 3)  # type: ignore[arg-type]

@@ -212,9 +212,10 @@ def choose(
     progress: Progress = no_progress,
 ) -> tuple[Choice, list[Point]]:
     """Confirms points, fastest first, until one meets the budget: all that the frames searched leave possible (the
-    lower end of the interval is within it), at most `most` of them on all frames; one that misses it for certain is
-    measured no further. Gives the choice and all points with what was confirmed of them. For a goal of speed: the
-    fitting point with the least error."""
+    lower end of the interval is within it), at most `most` of them on all frames, of which half are kept for points
+    that the search has within the budget in the mean; one that misses it for certain is measured no further. Gives
+    the choice and all points with what was confirmed of them. For a goal of speed: the fitting point with the least
+    error."""
     known = {each.candidate: each for each in points}
 
     def confirmed(point: Point) -> Point:
@@ -239,6 +240,9 @@ def choose(
     for number, each in enumerate(hopeful):
         if whole == most:
             break
+        assert each.search is not None
+        if each.search.mean > budget and whole >= (most + 1) // 2:
+            continue
         tried.append(confirmed(each))
         progress("confirming", number + 1, len(hopeful))
         found = tried[-1].confirmed
