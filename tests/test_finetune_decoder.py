@@ -26,6 +26,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.training import loop
 from hmrcompress.training.book import steps_done
+from hmrcompress.training.finetune import work_folder
 from hmrcompress.training.finetune_decoder import Fitted
 from hmrcompress.training.loop import LoopSettings
 from hmrcompress_cli.main import app
@@ -157,7 +158,7 @@ def test_sigkill(
     tiny_decoder.fill_bank(tmp_path / "home", monkeypatch)
     paths = [tiny_model, tmp_path / "cut", long_crops, tiny_body_file, tmp_path / "home"]
     command = [sys.executable, "-c", KILLED, *map(str, paths)]
-    state = tmp_path / "cut.training" / "decoder" / "state.pt"
+    state = work_folder(tmp_path / "cut") / "decoder" / "state.pt"
     process = subprocess.Popen(command, cwd=Path(__file__).parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 300
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:

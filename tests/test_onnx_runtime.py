@@ -222,9 +222,10 @@ def test_the_command(tiny_model: Path, tmp_path: Path, tiny_body_file: Path) -> 
         assert set(torch_found["fps"]) == {"before", "after"}
     how = measured["onnxruntime"]
     assert how["graph"] == "fused" and how["threads"] == 1 and how["dtype"] == "float32"
-    assert how["nodes"][f"{OURS}MultiHeadAttention"] == 3 + 2 * HEAD_LAYERS and how["parity"]["max_abs_diff"] < MAX_ABS
+    attentions = 3 + 2 * tiny.CONFIG.head_depth
+    assert how["nodes"][f"{OURS}MultiHeadAttention"] == attentions and how["parity"]["max_abs_diff"] < MAX_ABS
     assert f"tiny, cut in onnxruntime {onnxruntime.__version__}, CPU: float32" in done.stdout
-    assert f"{3 + 2 * HEAD_LAYERS} MultiHeadAttention" in done.stdout and "over torch" in done.stdout
+    assert f"{attentions} MultiHeadAttention" in done.stdout and "over torch" in done.stdout
 
 
 def test_what_the_command_refuses(tiny_model: Path, tmp_path: Path) -> None:

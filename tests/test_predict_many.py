@@ -84,8 +84,10 @@ def test_each_input_is_as_if_alone_and_what_is_done_is_left(here: Path, predict:
         assert alone.read_bytes() == one.read_bytes(), "an input by itself gives the same bytes"
     assert not np.array_equal(arrays(Path("out/a"))["body_pose"], arrays(Path("out/a-2"))["body_pose"])
     before = written()
+    (leftover := Path("out", ".a-hmrcompress-0123456789ab.part")).mkdir()  # of a run that was killed behind the result
     done = predict("in/**/*.png", "-o", "out", "--json", "record.json")
     assert done.exit_code == 0 and "2 of them before" in done.output and written() == before
+    assert not leftover.exists()
     assert json.loads(Path("record.json").read_text())["predict"]["done_before"] == 2
 
 

@@ -117,6 +117,7 @@ def _windows(decoder: TemporalDecoder, frames: int) -> dict[str, Tensor]:
 def _write_graph(exported: _Exported, path: Path, inputs: Mapping[str, Tensor]) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     rows = [{0: batch} for _ in inputs]
+    more = [tuple(rows[3:])] if rows[3:] else []  # the optional inputs are one argument of `forward`, if there are any
     with quietly():
         torch.onnx.export(
             exported,
@@ -124,7 +125,7 @@ def _write_graph(exported: _Exported, path: Path, inputs: Mapping[str, Tensor]) 
             str(path),
             input_names=list(inputs),
             output_names=["pose"],
-            dynamic_shapes=(*rows[:3], tuple(rows[3:])),
+            dynamic_shapes=(*rows[:3], *more),
             dynamo=True,
             external_data=False,
             verbose=False,

@@ -215,7 +215,7 @@ def traced_graph(network: HMR2, batch: FrameBatch) -> torch.onnx.ONNXProgram:
     assert program is not None, "torch gives a program where no file is named"
     dimensions = program.model.graph.inputs[0].shape
     if dimensions is None or str(dimensions[0]).isdigit():
-        # As torch 2.6 does where tokens are merged: guards that it cannot keep fix the batch to that of the example.
+        # As torch 2.6 did where tokens are merged: guards that it cannot keep fix the batch to that of the example.
         fault = f"torch {torch.__version__} makes a graph for {EXAMPLE_BATCH} crops at a time only"
         raise UserError(fault, "export", "Install a newer torch, such as that of constraints.txt")
     return program

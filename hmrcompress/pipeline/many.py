@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from hmrcompress.errors import HMRCompressError, UserError, first_line, tell
 from hmrcompress.io.keys import Key, changed, listed
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.pipeline.predict import KIND
 from hmrcompress.pipeline.summary import Summary
 from hmrcompress.pipeline.units import (
     DONE,
@@ -195,6 +196,7 @@ def predict_units(
     OSError where no other input could be done either.
     """
     start, fresh = clock(), 0
+    OutputRule.clear_in(manifest.out, KIND)
     same = not manifest.settings or not changed(settings.inputs, manifest.settings)
     left = [order for order in orders if not (same and _stands(manifest.mine[order.number], order))]
     for order in left:

@@ -45,25 +45,22 @@ class PlainLinear(nn.Module):
         return out if residual is None else out.add_(residual)
 
 
-class MklLinear(nn.Module):
+class MklLinear(PlainLinear):
     """float32 on a CPU: packed for MKL for the number of rows that comes first, which is when it is packed.
 
     Other numbers of rows go through the weight itself, so that any batch gives the same result. MKL's packed form
     belongs to one number of rows, and a second one would take the weight's memory once more.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
+        super().__init__(weight, bias)
         self.rows = 0
         self._packed: Tensor | None = None
 
     def forward(self, x: Tensor, *, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
         """As `PlainLinear.forward`."""
+        if torch.compiler.is_compiling():  # inductor lowers MKL's product only for weights that are frozen in the graph
+            return super().forward(x, gelu=gelu, residual=residual)
         rows = x.numel() // x.shape[-1]
         if self._packed is None:
             self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
