@@ -122,6 +122,22 @@ def test_no_sets_are_looked_for_far_beyond_the_budget(budget_mm: float | None, f
     assert mended.increase_mm == pytest.approx(best) and stuck.increase_mm > best
 
 
+def test_sets_are_ranked_by_how_far_bodies_move() -> None:
+    """Layer 3 seems to cost least on these few clips, and moves the bodies most; the patch is judged alike."""
+
+    class Misleading(Made):
+        def __call__(self, candidate: Candidate, batches: int | None = None) -> Measured:
+            found = super().__call__(candidate, batches)
+            gone = [layer for layer, _ in candidate.removed]
+            return Measured(found.errors - 9.0 * (3 in gone) - 4.0 * candidate.strength,
+                            found.distances + candidate.strength)  # fmt: skip
+
+    errors = Misleading([5, 1, 4, 7, 3, 9])
+    errors.fitter = lambda candidate: {"a": "patch"}  # type: ignore[assignment]
+    sizes = greedy(errors, 4, Effort(finalists=2, swaps=1))  # type: ignore[arg-type]
+    assert sizes[5.0] == Sized(Candidate(((1, "all"),)), 1.0) and sizes[4.0].candidate.removed == ((1, "all"), (4, "all"))
+
+
 def test_what_breaks_the_network_is_no_point() -> None:
     broken = Made([1.0, float("inf"), 2.0])
     sizes = {

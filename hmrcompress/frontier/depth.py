@@ -1,9 +1,14 @@
 """Which layers to remove: the greedy order of damage over all of them, refined by swaps, each set patched.
 
-At every step the layer goes whose removal costs least: every one that is left is tried on the first frames, the better
-half on twice as many, and so on (successive halving), the last few with their patches. Then single layers change places
-with removed ones as long as that helps. The strength of the patch is chosen on frames that it was not fitted on; 0, no
-patch, competes, so that on these frames it never costs anything.
+At every step the layer goes whose removal does least harm: every one that is left is tried on the first frames, the
+better half on twice as many, and so on (successive halving), the last few with their patches. Then single layers change
+places with removed ones as long as that helps. The strength of the patch is chosen on frames that it was not fitted on;
+0, no patch, competes, so that on these frames it never does any.
+
+Harm is the mean distance of the bodies from those of the untouched network, whatever the budget counts. The increase of
+the error is a difference of two large numbers, of either sign in every frame, and a search sees few clips. Over 29 sets
+of one to four removed layers, the increase measured on 96 clips has a rank correlation of 0.91 within the increases on 8
+other clips, and 0.96 with the distances on these 8; over the eleven single layers it is 0.66 and 0.91.
 """
 
 from __future__ import annotations
@@ -42,6 +47,13 @@ class Sized:
     increase_mm: float
 
 
+def harm(errors: Errors, candidate: Candidate, batches: int | None = None) -> float:
+    """Mean distance in mm of the vertices from those of the untouched network, pelvis on pelvis; infinite where anything
+    is not finite."""
+    found = float(errors(candidate, batches).distances.mean())
+    return found if np.isfinite(found) else float("inf")
+
+
 def increase(errors: Errors, candidate: Candidate, batches: int | None = None) -> float:
     """Mean paired increase in mm over the untouched network; infinite where anything is not finite."""
     found = float((errors(candidate, batches).errors - errors(Candidate(), batches).errors).mean())
@@ -53,7 +65,7 @@ def halved(errors: Errors, candidates: Sequence[Candidate], effort: Effort, keep
     seen. Best first."""
     left, batches = list(candidates), effort.first
     while True:
-        ranked = sorted(left, key=lambda each: (increase(errors, each, batches), each))
+        ranked = sorted(left, key=lambda each: (harm(errors, each, batches), each))
         if batches >= len(errors.parts):
             return ranked[:keep]
         left = ranked[: max(keep, (len(ranked) + 1) // 2)]
@@ -68,11 +80,11 @@ def patched(errors: Errors, candidate: Candidate) -> Candidate:
     if errors.fitter is None or not errors.fitter(candidate):
         return candidate
     best, rising = candidate, (candidate, *(replace(candidate, strength=strength) for strength in STRENGTHS))
-    found = {each: increase(errors, each) for each in rising[:2]}
+    found = {each: harm(errors, each) for each in rising[:2]}
     if found[rising[1]] >= found[candidate]:
         rising = (candidate, rising[1], rising[-1])  # a weak patch may still help where the full one does not
     for each in rising:
-        found.setdefault(each, increase(errors, each))
+        found.setdefault(each, harm(errors, each))
         if found[each] < found[best]:
             best = each
     return best
@@ -91,36 +103,32 @@ def greedy(
         if not options:
             break
         finalists = halved(errors, options, effort, effort.finalists)
-        best = min((_sized(errors, each) for each in finalists), key=lambda each: (each.increase_mm, each.candidate))
+        best = _best(errors, [patched(errors, each) for each in finalists])
         for _ in range(effort.swaps):
             better = _swapped(errors, best, effort)
-            if better.increase_mm >= best.increase_mm:
+            if better == best:
                 break
             best = better
-        sizes[best.candidate.layers(depth)] = best
-        if best.increase_mm > ceiling_mm:
+        sizes[best.layers(depth)] = sized = Sized(best, increase(errors, best))
+        if sized.increase_mm > ceiling_mm:
             break
-        current = replace(best.candidate, strength=0.0)
+        current = replace(best, strength=0.0)
         progress("layers", depth - int(current.layers(depth)), depth - fewest)
     return sizes
 
 
-def _sized(errors: Errors, candidate: Candidate) -> Sized:
-    best = patched(errors, candidate)
-    return Sized(best, increase(errors, best))
+def _best(errors: Errors, candidates: Sequence[Candidate]) -> Candidate:
+    return min(candidates, key=lambda each: (harm(errors, each), each))
 
 
-def _swapped(errors: Errors, sized: Sized, effort: Effort) -> Sized:
-    """The best that comes of putting one layer back and removing another."""
+def _swapped(errors: Errors, candidate: Candidate, effort: Effort) -> Candidate:
+    """The best that comes of putting one layer back and removing another, or the candidate itself."""
     depth = errors.network.config.depth
-    bare = replace(sized.candidate, strength=0.0)
+    bare = replace(candidate, strength=0.0)
     options = {other for back in bare.removed for other in _exchanges(depth, bare, back)}
-    if not options:
-        return sized
-    finalists = halved(errors, sorted(options), effort, max(1, effort.finalists - 1))
-    return min(
-        [sized, *(_sized(errors, each) for each in finalists)], key=lambda each: (each.increase_mm, each.candidate)
-    )
+    finalists = halved(errors, sorted(options), effort, max(1, effort.finalists - 1)) if options else []
+    best = _best(errors, [candidate, *(patched(errors, each) for each in finalists)])
+    return best if harm(errors, best) < harm(errors, candidate) else candidate
 
 
 def _exchanges(depth: int, candidate: Candidate, back: Cutting) -> list[Candidate]:
