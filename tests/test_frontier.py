@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from hmrcompress.data.crops import write_crops
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.frontier.candidates import Candidate, singles
 from hmrcompress.frontier.costs import CostTable, cost_key
-from hmrcompress.frontier.depth import Effort, Sized, greedy
+from hmrcompress.frontier.depth import Effort, Sized, greedy, patched
 from hmrcompress.frontier.errors import Measured
 from hmrcompress.frontier.joint import Goal, Increase, Point, choose, front_of, increase_of, race
 from hmrcompress.frontier.ledger import Ledger
@@ -135,7 +136,26 @@ def test_sets_are_ranked_by_how_far_bodies_move() -> None:
     errors = Misleading([5, 1, 4, 7, 3, 9])
     errors.fitter = lambda candidate: {"a": "patch"}  # type: ignore[assignment]
     sizes = greedy(errors, 4, Effort(finalists=2, swaps=1))  # type: ignore[arg-type]
-    assert sizes[5.0] == Sized(Candidate(((1, "all"),)), 1.0) and sizes[4.0].candidate.removed == ((1, "all"), (4, "all"))
+    assert sizes[5.0] == Sized(Candidate(((1, "all"),)), 1.0) and sizes[4.0].candidate.removed == (
+        (1, "all"),
+        (4, "all"),
+    )
+
+
+@pytest.mark.parametrize("best", [-0.3, 0.0, 0.2, 0.3, 0.45, 0.6, 0.7, 0.9, 1.0, 1.4])
+def test_the_strength_of_a_patch_is_the_one_that_does_least_harm(best: float) -> None:
+    class Parabola(Made):
+        def __call__(self, candidate: Candidate, batches: int | None = None) -> Measured:
+            found = super().__call__(candidate, batches)
+            return Measured(found.errors, np.full_like(found.errors, math.hypot(candidate.strength - best, 0.5)))
+
+    errors = Parabola([5, 1, 4])
+    errors.fitter = lambda candidate: {"a": "patch"}  # type: ignore[assignment]
+    gone = Candidate(((1, "all"),))
+    wanted = min((0.0, 0.25, 0.5, 0.75, 1.0), key=lambda strength: abs(strength - best))
+    assert patched(errors, gone) == replace(gone, strength=wanted)  # type: ignore[arg-type]
+    errors.fitter = lambda candidate: {}  # type: ignore[assignment]
+    assert patched(errors, gone) == gone  # type: ignore[arg-type]
 
 
 def test_what_breaks_the_network_is_no_point() -> None:
@@ -188,7 +208,7 @@ def test_whether_a_cut_is_patched_is_asked_again_with_fewer_tokens() -> None:
     points = race(Patched([1, 1, 1]), found, Goal(budget_mm=2.0), 5)  # type: ignore[arg-type]
     means = {each.candidate: each.search.mean for each in points if each.search}
     assert means == {
-        replace(fewer, strength=1.0): pytest.approx(1.2), bare: pytest.approx(1.0), found[2][0]: pytest.approx(0.5),
+        replace(fewer, strength=0.5): pytest.approx(1.2), bare: pytest.approx(1.0), found[2][0]: pytest.approx(0.5),
     }  # fmt: skip
     never = race(Made([1, 1, 1]), found, Goal(budget_mm=2.0), 5)  # type: ignore[arg-type]
     assert [each.candidate for each in never] == [each for each, _, _ in found]

@@ -24,8 +24,8 @@ from hmrcompress.frontier.errors import Errors
 from hmrcompress.plan import ALL
 from hmrcompress.runtime import Progress, no_progress
 
-STRENGTHS = (1.0, 0.75, 0.5)
-"""Beside 0."""
+BELOW, MIDDLE, ABOVE = 0.25, 0.5, (0.75, 1.0)
+"""Strengths of a patch beside 0."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,17 @@ def halved(errors: Errors, candidates: Sequence[Candidate], effort: Effort, keep
 
 
 def patched(errors: Errors, candidate: Candidate) -> Candidate:
-    """The candidate with the strength of its patch that does best on all frames, which may be 0."""
+    """The candidate with the strength of its patch that does least harm on all frames, which may be 0. Harm falls and
+    rises once with the strength, so that it is looked for upwards and downwards from one half."""
     if errors.fitter is None or not errors.fitter(candidate):
         return candidate
-    best, rising = candidate, (candidate, *(replace(candidate, strength=strength) for strength in STRENGTHS))
-    found = {each: harm(errors, each) for each in rising[:2]}
-    if found[rising[1]] >= found[candidate]:
-        rising = (candidate, rising[1], rising[-1])  # a weak patch may still help where the full one does not
-    for each in rising:
-        found.setdefault(each, harm(errors, each))
-        if found[each] < found[best]:
-            best = each
-    return best
+    best = _best(errors, [candidate, replace(candidate, strength=MIDDLE)])
+    for strength in ABOVE if best.strength else ():
+        better = _best(errors, [best, replace(candidate, strength=strength)])
+        if better == best:
+            break
+        best = better
+    return best if best.strength > MIDDLE else _best(errors, [best, replace(candidate, strength=BELOW)])
 
 
 def greedy(

@@ -19,7 +19,7 @@ import numpy as np
 
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.costs import CostTable
-from hmrcompress.frontier.depth import STRENGTHS, Sized
+from hmrcompress.frontier.depth import MIDDLE, Sized
 from hmrcompress.frontier.errors import Errors
 from hmrcompress.merging.apply import token_counts
 from hmrcompress.metrics.bootstrap import clip_interval
@@ -178,7 +178,7 @@ def race(
 def _patched_or_not(errors: Errors, candidate: Candidate) -> list[Candidate]:
     if candidate.keep is None or not candidate.removed or errors.fitter is None or not errors.fitter(candidate):
         return [candidate]
-    return [candidate, replace(candidate, strength=0.0 if candidate.strength else STRENGTHS[0])]
+    return [candidate, replace(candidate, strength=0.0 if candidate.strength else MIDDLE)]
 
 
 def _raced(errors: Errors, candidate: Candidate, goal: Goal, seed: int) -> Increase:
