@@ -30,6 +30,7 @@ class BodyModel(nn.Module):
     shapedirs: Tensor
     posedirs: Tensor | None
     weights: Tensor
+    parent_index: Tensor
     joint_template: Tensor
     joint_shapedirs: Tensor
     joint_order: Tensor
@@ -155,12 +156,12 @@ class BodyModel(nn.Module):
 
     def _kinematics(self, rotations: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         """Local rotations (B,J,3,3) and rest joints (B,J,3) -> rotations in the body's frame and posed joints."""
-        offsets = rest - rest[:, self.get_buffer("parent_index")]
+        offsets = rest - rest[:, self.parent_index]
         turned, placed = rotations[:, :1], rest[:, :1]
         all_turned, all_placed = [turned], [placed]
         for level in range(1, self.num_levels):
-            mine = self.get_buffer(f"level{level}_joints")
-            above = self.get_buffer(f"level{level}_parents")
+            mine = getattr(self, f"level{level}_joints")  # dynamo of torch 2.7 does not know get_buffer
+            above = getattr(self, f"level{level}_parents")
             parent = turned[:, above]
             placed = placed[:, above] + (parent @ offsets[:, mine][..., None]).squeeze(-1)
             turned = parent @ rotations[:, mine]
