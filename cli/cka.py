@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hmrcompress.errors import UserError
+from hmrcompress.io.npz import write_npz
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
@@ -81,7 +82,7 @@ def cka(
     with outputs.file(out, KIND) as temporary:
         draw_similarity(matrix, temporary, title=f"{model} on {data}", groups=groups)
     with outputs.file(matrix_file, KIND) as temporary:
-        np.savez(temporary, cka=matrix)
+        write_npz(temporary, {"cka": matrix})
     neighbours = np.diagonal(matrix, offset=1)[1:]
     closest = int(neighbours.argmax())
     write_record(json, "cka", {"cka": matrix.tolist()}, seed=seed, device=pick_device(device))

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_arrays, read_values
 from hmrcompress.io.checkpoints import open_state_file
-from hmrcompress.io.npz import read_npy, read_npz
+from hmrcompress.io.npz import read_npy, read_npz, write_npz
 from hmrcompress.io.open_formats import convert_values
 from hmrcompress.io.zips import check_zip
 from hmrcompress_cli.main import app
@@ -244,3 +244,12 @@ def test_names_of_known_objects_only(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(dictionary(a=name("os", "system")))
     with pytest.raises(UserError, match="asks for os.system"):
         read_values(tmp_path / "a.pkl")
+
+
+def test_what_is_written_is_numpys_file(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(6.0).reshape(2, 3).T, "text": np.array("é"), "none": np.zeros((0, 2), np.int8)}
+    np.savez(tmp_path / "theirs.npz", **arrays)  # type: ignore[arg-type]
+    write_npz(tmp_path / "ours.npz", arrays)
+    assert (tmp_path / "ours.npz").read_bytes() == (tmp_path / "theirs.npz").read_bytes()
+    with pytest.raises(ValueError, match="allow_pickle"):
+        write_npz(tmp_path / "c.npz", {"a": np.array([object()])})

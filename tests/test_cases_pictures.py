@@ -228,6 +228,12 @@ COLOURED = Image.fromarray(PICTURE)
     ],
 )
 def test_every_mode_is_read_in_its_colours(data: bytes, most: float) -> None:
+    try:
+        Image.open(io.BytesIO(data)).load()
+    except OSError:  # pillow 11 and 12 cannot read one of the TIFF files that they write
+        with pytest.raises(UserError, match="not a picture that can be read"):
+            read(data)
+        pytest.skip("not with this version of pillow")
     assert apart(read(data), PICTURE) <= most
 
 

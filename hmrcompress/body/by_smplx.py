@@ -20,7 +20,7 @@ from hmrcompress.body.files import KINDS, body_of
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import MissingExtra, UserError, first_line
 from hmrcompress.io.array_pickles import read_arrays
-from hmrcompress.io.npz import read_npz
+from hmrcompress.io.npz import read_npz, write_npz
 
 PREFIX = "smplx:"
 CLASSES = {24: "SMPL", 52: "SMPLH", 55: "SMPLX", 16: "MANO"}
@@ -102,5 +102,5 @@ def _made(smplx: Any, kind: str, path: Path, arrays: Mapping[str, np.ndarray]) -
         return getattr(smplx, kind)(str(path), data_struct=smplx.utils.Struct(**arrays), **hands)
     with tempfile.TemporaryDirectory() as room:  # this class takes a file alone, so it gets one of ours
         safe = Path(room, "SMPLX_NEUTRAL.npz")
-        np.savez(safe, **arrays)  # type: ignore[arg-type]
+        write_npz(safe, arrays)
         return smplx.SMPLX(str(safe), ext="npz", **hands)

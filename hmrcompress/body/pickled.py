@@ -9,7 +9,7 @@ import numpy as np
 from hmrcompress.body.files import EXAMPLES, load_body, require_joints
 from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import read_arrays
-from hmrcompress.io.npz import read_npz
+from hmrcompress.io.npz import read_npz, write_npz
 from hmrcompress.io.open_formats import KIND, Converted, described, target_of
 from hmrcompress.io.outputs import OutputRule
 
@@ -36,7 +36,7 @@ def convert_body(path: Path | str, out: Path | str, *, overwrite: bool | OutputR
     if (tree := arrays.get("kintree_table")) is not None and tree.ndim == 2:  # else `load_body` says what is wrong
         require_joints(tree.shape[1], EXAMPLES, path)
     with outputs.file(target, KIND) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        write_npz(temporary, arrays)
         try:
             body = load_body(temporary)
         except UserError as error:

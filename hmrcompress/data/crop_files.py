@@ -15,7 +15,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.jsons import parse_json
 from hmrcompress.io.manifests import FILES, FolderKind
-from hmrcompress.io.npz import UNREADABLE
+from hmrcompress.io.npz import UNREADABLE, write_npz
 from hmrcompress.io.npz import read_npz as read_arrays
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import without_seal
@@ -143,7 +143,7 @@ def save(
     text = json.dumps(dict(meta), indent=1, sort_keys=True, ensure_ascii=False)
     if path.suffix == ".npz":
         with outputs.file(path, KIND.name) as file:
-            np.savez(file, allow_pickle=False, **{META_ARRAY: np.array(text)}, **arrays)
+            write_npz(file, {META_ARRAY: np.array(text), **arrays})
         return
     with outputs.folder(path, KIND) as folder:
         for name, values in arrays.items():

@@ -26,6 +26,7 @@ from hmrcompress.exporting.onnx import (
 from hmrcompress.exporting.parity import BATCH_SIZES, Parity
 from hmrcompress.exporting.session import open_session
 from hmrcompress.io.atomic import room
+from hmrcompress.io.npz import write_npz
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import real
 from hmrcompress.io.seals import seal
@@ -89,7 +90,7 @@ def export_decoder(
         parity.require(path)
         size = made.stat().st_size
         tensors = {name: tensor.numpy() for name, tensor in (inputs | {"pose": expected}).items()}
-        np.savez(folder / f"{path.name}.golden.npz", **tensors)
+        write_npz(folder / f"{path.name}.golden.npz", tensors)
         contract = _contract(decoder, frames, steps, parity) | {"dtype": "float32"} | dict(about or {})
         written = put_all(folder, path, contract, outputs)
     return OnnxExport(path, *written, size, parity)

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +27,7 @@ from hmrcompress.exporting.runtimes.runtime import Compiled, Running, Runtime, S
 from hmrcompress.exporting.session import has_exact_int8
 from hmrcompress.io.figures import json_text
 from hmrcompress.io.manifests import FolderKind
+from hmrcompress.io.npz import write_npz
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import real
 from hmrcompress.io.safetensors_file import read_safetensors, write_safetensors
@@ -165,7 +165,7 @@ def export_folder(
         if choice is not None:
             plan = planned(plan, checkpoint.reference, choice, runtime)
             about |= {"int8": choice.to_json()}
-        np.savez(staged / GOLDEN, **golden_of(network, batch))  # type: ignore[arg-type]
+        write_npz(staged / GOLDEN, golden_of(network, batch))
         if plan is not None:
             plan.write(staged / PLAN)
         if checkpoint.decoder is not None:

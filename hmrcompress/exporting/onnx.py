@@ -22,6 +22,7 @@ from hmrcompress.exporting.overflow import require_room
 from hmrcompress.exporting.parity import BATCH_SIZES, OUTPUTS, OnnxNetwork, Parity, mask_or_nobody, measure
 from hmrcompress.io.atomic import room
 from hmrcompress.io.manifests import reference
+from hmrcompress.io.npz import write_npz
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import is_stream, real
 from hmrcompress.io.seals import seal
@@ -113,7 +114,7 @@ def export_onnx(
         parity = measure(network, OnnxNetwork(made), batch, body, batch_sizes)
         parity.require(path, dtype)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        np.savez(folder / f"{path.name}.golden.npz", **golden_of(network, batch))  # type: ignore[arg-type]
+        write_npz(folder / f"{path.name}.golden.npz", golden_of(network, batch))
         about = {"dtype": dtype_name(dtype)} | dict(about or {})
         written = put_all(folder, path, contract_of(network, parity, body) | about, outputs)
     return OnnxExport(path, *written, size, parity)

@@ -1,4 +1,4 @@
-"""Foreign .npz files: the arrays in them, with nothing executed and no more memory taken than there is in the file."""
+"""The .npz files: foreign ones are read with nothing executed and no more memory taken than there is in the file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +37,17 @@ Header = tuple[tuple[int, ...], np.dtype]
 NPY_MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
 LONGEST_EMPTY = 1 << 20
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """The file of `numpy.savez`, byte for byte, of arrays that hold no Python objects (else ValueError).
+
+    numpy before 2.2 leaves the archive open where writing fails, and its end then complains below our own sentence.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def read_npz(

@@ -14,6 +14,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.array_pickles import SPARE_BYTES, read_values
 from hmrcompress.io.checkpoints import StateFile
 from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.npz import write_npz
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.safetensors_file import write_safetensors
 
@@ -61,7 +62,7 @@ def convert_values(path: Path | str, out: Path | str, *, overwrite: bool | Outpu
     if not arrays:
         raise UserError("holds no arrays", path)
     with outputs.file(target, KIND) as temporary:
-        np.savez(temporary, allow_pickle=False, **arrays)
+        write_npz(temporary, arrays)
     return described(path, target, {"content": content}, outputs)
 
 

@@ -17,6 +17,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.mask_files import MASK_FILE
 from hmrcompress.errors import UserError
 from hmrcompress.io.manifests import FolderKind
+from hmrcompress.io.npz import write_npz
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import is_stream
 from hmrcompress.io.seals import seal
@@ -78,14 +79,14 @@ def write_crop_video(
     boxes = path.with_suffix(".boxes.npz")
     with outputs.file(boxes, KIND) as temporary:
         centre = corners + np.array([CROP_WIDTH / 2, CROP_HEIGHT / 2])
-        np.savez(
-            temporary,
-            frame=np.repeat(np.arange(count), len(clips)),
-            track=np.tile(np.asarray(clips), count),
-            centre=centre.reshape(-1, 2),
-            side=np.full(count * len(clips), float(CROP_HEIGHT)),
-            image_size=np.tile([width, height], (count * len(clips), 1)),
-        )
+        people = {
+            "frame": np.repeat(np.arange(count), len(clips)),
+            "track": np.tile(np.asarray(clips), count),
+            "centre": centre.reshape(-1, 2),
+            "side": np.full(count * len(clips), float(CROP_HEIGHT)),
+            "image_size": np.tile([width, height], (count * len(clips), 1)),
+        }
+        write_npz(temporary, people)
     return boxes, _write_masks(path.with_suffix(".masks"), crops, clips, rows, count, outputs)
 
 

@@ -24,6 +24,7 @@ from hmrcompress.errors import UserError, tell
 from hmrcompress.geometry.rotations import axis_angle_to_matrix, matrix_to_sixd, sixd_to_matrix
 from hmrcompress.io.hashes import sha256_arrays
 from hmrcompress.io.keys import Key, folder_of
+from hmrcompress.io.npz import write_npz
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.merging.apply import network_identity
 from hmrcompress.models.network import HMR2
@@ -174,7 +175,7 @@ class FeatureSet:
         """Adds a clip, or replaces it."""
         with OutputRule().file(self._path(found.clip), KIND, hashed=False) as temporary:
             arrays = {name: getattr(found, name) for name in _ARRAYS}
-            np.savez(temporary, made_of=np.array(made_of), **arrays)
+            write_npz(temporary, {"made_of": np.array(made_of), **arrays})
 
     def read(self, clip: int) -> ClipFeatures:
         """One clip. UserError where its file is not there or damaged."""

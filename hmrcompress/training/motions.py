@@ -21,6 +21,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.geometry.rotations import axis_angle_to_matrix
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.keys import Key, folder_of
+from hmrcompress.io.npz import write_npz
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.together import process_of
 from hmrcompress.motion import augment
@@ -211,7 +212,7 @@ def _make_shards(
         path = Path(folder) / f"{number:04d}.npz"
         if not path.exists():
             with OutputRule().file(path, KIND, hashed=False) as temporary:
-                np.savez(temporary, poses=make_shard(seed, number, settings, captured, generate))
+                write_npz(temporary, {"poses": make_shard(seed, number, settings, captured, generate)})
 
 
 def augmented(poses: Tensor, rng: np.random.Generator) -> BodyParams:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hmrcompress.body.joints import ARMS, LEGS
 from hmrcompress.body.model import BodyModel
+from hmrcompress.io.npz import write_npz
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.motion import augment
 from hmrcompress.motion.clip import Motion
@@ -138,7 +139,7 @@ def shard_path(folder: Path, index: int, settings: ShardSettings) -> Path:
 def write_shard(path: Path, arrays: dict[str, NDArray]) -> None:
     """Writes a shard, whole or not at all."""
     with OutputRule().file(path, KIND, hashed=False) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        write_npz(temporary, arrays)
 
 
 def read_shard(path: Path) -> dict[str, NDArray]:
