@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from hmrcompress.errors import UserError
-from hmrcompress.io.npz import write_npz
 from hmrcompress_cli.checkpoints import takes_checkpoints
 from hmrcompress_cli.common import (
     BatchSizeOption,
@@ -55,6 +54,7 @@ def cka(
 
     from hmrcompress.api.evaluate import layer_similarity
     from hmrcompress.api.opening import load
+    from hmrcompress.io.npz import write_npz
     from hmrcompress.plan import Plan
     from hmrcompress.report.plots import check_picture, draw_similarity
     from hmrcompress.runtime import pick_device, pick_dtype, progress_bar
