@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from cases.isobmff import grid_picture
 from cases.pictures import APPLE_DOUBLE, EPS
 from cases.scenes import grey, person, png_bytes
+from packaging.version import Version
 from PIL import Image, ImageCms, ImageFile
 from typer.testing import CliRunner, Result
 
@@ -231,6 +233,8 @@ def test_every_mode_is_read_in_its_colours(data: bytes, most: float) -> None:
     try:
         Image.open(io.BytesIO(data)).load()
     except OSError:  # pillow 11 and 12 cannot read one of the TIFF files that they write
+        if Version(PIL.__version__) >= Version("13"):
+            raise
         with pytest.raises(UserError, match="not a picture that can be read"):
             read(data)
         pytest.skip("not with this version of pillow")

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,21 @@ def test_wrong_requests_are_refused(decoder: TemporalDecoder, tmp_path: Path) ->
     with pytest.raises(UserError, match="expected float32 on the CPU"):
         decoder_onnx.export_decoder(TemporalDecoder(TINY).double(), tmp_path / "decoder.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("objective", ["regress", "both"])
+def test_every_argument_has_a_batch(objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses a tuple of dynamic dimensions for arguments that there are not; `test_other_decoders` traces."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(torch.onnx, "export", lambda _, given, path, **named: told.update(named, given=given))
+    decoder = TemporalDecoder(replace(TINY, objective=objective)).eval()
+    decoder_onnx._write_graph(
+        decoder_onnx._Exported(decoder, 1), tmp_path / "d.onnx", decoder_onnx._windows(decoder, 12)
+    )
+    more = len(told["given"]) - 3
+    assert more == (objective != "regress")
+    fixed, rest = told["dynamic_shapes"][:3], told["dynamic_shapes"][3:]
+    assert [list(each) for each in fixed] == [[0]] * 3 and [len(each) for each in rest] == ([more] if more else [])
 
 
 @pytest.mark.slow

@@ -270,3 +270,10 @@ def test_packed_for_the_rows_that_come_first() -> None:
     layer = MklLinear(torch.randn(4, 6), None)
     layer(torch.randn(7, 6))
     assert layer.rows == 7 and layer(torch.randn(3, 6)).shape == (3, 4) and layer.rows == 7
+
+
+def test_nothing_is_packed_while_a_network_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """inductor cannot lower MKL's product; `test_running` compiles it."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    layer, x = MklLinear(torch.randn(4, 6), torch.randn(4)), torch.randn(7, 6)
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias)) and layer._packed is None

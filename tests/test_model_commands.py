@@ -98,24 +98,15 @@ def test_faults_end_in_one_sentence_exit_2_and_no_output(tmp_path: Path, weights
     assert sorted(tmp_path.iterdir()) == before
 
 
-PEAK = """
-import re
-from pathlib import Path
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-"""
-"""Bytes. What getrusage says starts from the size of the process that started this one."""
-FULL_SIZE = (
-    PEAK
-    + """
+FULL_SIZE = """
 import sys
 from hmrcompress.models.files.load import load_checkpoint
+from hmrcompress.timing.memory import peak_resident
 checkpoint = load_checkpoint(sys.argv[1])
 total = sum(float(tensor.sum()) for tensor in checkpoint.state().values())  # touches every page
 assert total == total and checkpoint.sha256
-print(peak())
+print(peak_resident())
 """
-)
 
 
 @pytest.mark.slow
@@ -125,10 +116,10 @@ def test_full_size_from_random_to_merged_within_memory(tmp_path: Path) -> None:
     def command(*arguments: object) -> float:
         """Runs a command in a process of its own; its greatest memory in bytes."""
         code = (
-            f"{PEAK}\nimport sys; from hmrcompress_cli.main import app\n"
+            "import sys; from hmrcompress.timing.memory import peak_resident; from hmrcompress_cli.main import app\n"
             "try: app(sys.argv[1:])\n"
             "except SystemExit as end: assert not end.code, end.code\n"
-            "print('peak', peak())"
+            "print('peak', peak_resident())"
         )
         done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

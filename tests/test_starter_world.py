@@ -182,7 +182,9 @@ def test_a_rendered_split_is_cached_whole(body, tmp_path, monkeypatch):
     assert isinstance(crops, CropSet) and len(crops) == 8 and crops.split == "val"
     assert crops.sha256 == definition_sha256([make_clip(SPLITS["val"], i, body, 4) for i in range(2)], body)
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")}
+    (leftover := Path(crops.where).with_name(".a-hmrcompress-0123456789ab.part")).mkdir()  # of a run that was killed
     again = open_split("val", body, home=tmp_path, clips=2)
+    assert not leftover.exists()
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")} == files
     assert (again.arrays["images"][:] == crops.arrays["images"][:]).all()
     batch = next(crops.batches(None, 8, None))

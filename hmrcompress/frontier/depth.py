@@ -125,8 +125,7 @@ def _swapped(errors: Errors, candidate: Candidate, effort: Effort) -> Candidate:
     bare = replace(candidate, strength=0.0)
     options = {other for back in bare.removed for other in _exchanges(depth, bare, back)}
     finalists = halved(errors, sorted(options), effort, max(1, effort.finalists - 1)) if options else []
-    best = _best(errors, [candidate, *(patched(errors, each) for each in finalists)])
-    return best if harm(errors, best) < harm(errors, candidate) else candidate
+    return _best(errors, [candidate, *(patched(errors, each) for each in finalists)])
 
 
 def _exchanges(depth: int, candidate: Candidate, back: Cutting) -> list[Candidate]:

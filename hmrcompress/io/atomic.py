@@ -112,6 +112,12 @@ def clear_leftovers(path: Path, ours: Ours = never) -> None:
                     os.close(lock)
 
 
+def clear_leftovers_in(folder: Path, ours: Ours = never) -> None:
+    """As `clear_leftovers`, for all that lies in a folder: also for what is there, stays, and is not written again."""
+    for name in {room for path in folder.glob(".*") if (room := room_for(path)) is not None}:
+        clear_leftovers(folder / name, ours)
+
+
 def room_for(path: Path) -> str | None:
     """The name of what a room of ours is for (its beginning, if it is long); None for other folders and files."""
     found = ROOM_NAME.fullmatch(path.name)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from hmrcompress.errors import UserError, tell
+from hmrcompress.io.atomic import clear_leftovers_in
 from hmrcompress.io.code import code_sha256
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.jsons import read_json
@@ -105,6 +106,7 @@ def folder_of(home: Path, key: Key, named: Mapping[str, str], what: str) -> Path
         raise UserError(
             "is kept under a name that is not its own", folder, "Remove the folder, so that it is made anew"
         )
+    clear_leftovers_in(folder)
     return folder
 
 

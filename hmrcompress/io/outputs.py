@@ -212,13 +212,6 @@ class OutputRule:
             self._fill(staged, target, path, kind, before={})
         atomic.flush(target)
 
-    @staticmethod
-    def clear_in(folder: Path, kind: FolderKind) -> None:
-        """Removes what commands that were killed left in a folder of the folders of this kind that belong in it, as
-        `check_folder` does, also for those that are there and stay."""
-        for name in {room for path in folder.glob(".*") if (room := atomic.room_for(path)) is not None}:
-            atomic.clear_leftovers(folder / name, partial(is_ours, kind))
-
     def remove_file(self, path: Path, kind: str, form: str = "") -> bool:
         """Removes a file of this kind that nobody changed; False, and it stays, where it is another."""
         found = read_seal(path, form) if path.is_file() and not path.is_symlink() else None

@@ -10,12 +10,15 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from hmrcompress.errors import HMRCompressError, UserError, first_line, tell
+from hmrcompress.io.atomic import clear_leftovers_in
 from hmrcompress.io.keys import Key, changed, listed
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.standing import is_ours
 from hmrcompress.pipeline.predict import KIND
 from hmrcompress.pipeline.summary import Summary
 from hmrcompress.pipeline.units import (
@@ -196,7 +199,7 @@ def predict_units(
     OSError where no other input could be done either.
     """
     start, fresh = clock(), 0
-    OutputRule.clear_in(manifest.out, KIND)
+    clear_leftovers_in(manifest.out, partial(is_ours, KIND))
     same = not manifest.settings or not changed(settings.inputs, manifest.settings)
     left = [order for order in orders if not (same and _stands(manifest.mine[order.number], order))]
     for order in left:

@@ -86,13 +86,13 @@ def measure(wanted: dict[str, Any]) -> Memory:
     config = read_config(wanted["config"])
     if wanted["threads"]:
         torch.set_num_threads(wanted["threads"])
-    program = 0 if device.type == "cuda" else _resident()
+    program = 0 if device.type == "cuda" else peak_resident()
     network = _prepared(wanted, constant_network(config, device, dtype), tokens, dtype)
     batch = made_up_batch(config, wanted["batch_size"], dtype).to(device)
     with torch.inference_mode():
         for _ in range(FORWARDS):
             network(*batch.inputs())
-    return Memory(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident(), program)
+    return Memory(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident(), program)
 
 
 def _prepared(wanted: dict[str, Any], network: HMR2, tokens: TokenSettings | None, dtype: torch.dtype) -> nn.Module:
@@ -106,7 +106,7 @@ def _prepared(wanted: dict[str, Any], network: HMR2, tokens: TokenSettings | Non
     return path.prepare(merging, dtype, consume=True)
 
 
-def _resident() -> int:
+def peak_resident() -> int:
     """Greatest resident size of this process so far, bytes.
 
     Linux keeps it with the address space in /proc; what getrusage says there starts from the parent's size.

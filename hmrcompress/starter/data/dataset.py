@@ -17,6 +17,7 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crop_files import META_FILE
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.errors import UserError, tell
+from hmrcompress.io.atomic import clear_leftovers_in
 from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.home import cache_home
 from hmrcompress.io.jsons import read_json
@@ -59,6 +60,7 @@ def open_split(
     folder, named = kept / f"{label}-{key.short}", {"split": label, "body": body.name}
     if split is None and motions is None:
         folder = _any_of(kept, name, body) or folder
+    clear_leftovers_in(kept)
     if (folder / META_FILE).is_file():
         return CropSet.open(folder)
     with alone_in(kept):
