@@ -16,10 +16,12 @@ from hmrcompress.api import front_healing
 from hmrcompress.api.front_healing import near_misses
 from hmrcompress.data.crops import write_crops
 from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.errors import Errors
 from hmrcompress.frontier.joint import Goal, Increase, Point
 from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.plan import RunSettings
+from hmrcompress.training.loop import LoopSettings
 from hmrcompress_cli.main import app
 
 
@@ -77,8 +79,15 @@ def searched(tmp_path_factory: pytest.TempPathFactory, model: Path, tiny_body_fi
 
 @pytest.fixture
 def line(searched: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The same command with a journal of its own, in which what the search measured is."""
+    """The same command with a journal of its own, in which what the search measured is. What it heals takes a few
+    steps, however many the processor would do in the time."""
     stop_the_clock(monkeypatch.setattr)
+
+    def steps(number: None, *, max_minutes: float) -> LoopSettings:
+        assert number is None and max_minutes == 0.02, "all of it, as there is one point"
+        return LoopSettings(6)
+
+    monkeypatch.setattr(front_healing, "LoopSettings", steps)
     shutil.copy(Path(str(searched[3])).with_name("fast.journal.jsonl"), tmp_path)
     return [*searched, "-o", tmp_path / "fast"]
 
@@ -126,6 +135,15 @@ def test_healing_in_the_loop_and_again(line: list[object], tmp_path: Path, monke
 def test_a_healed_choice_is_what_is_written(
     line: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured = front_healing.increase_of
+
+    def helped(errors: Errors, candidate: Candidate, *, seed: int) -> Increase:
+        """As if a few steps did what many do: what is healed costs less."""
+        assert candidate.healed
+        found = measured(errors, candidate, seed=seed)
+        return found._replace(mean=found.mean - 100)
+
+    monkeypatch.setattr(front_healing, "increase_of", helped)
     done = hmr(*line, "--speedup", 1.5, "--heal", 0.02)
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "fast" / "frontier.json").read_text())
