@@ -106,6 +106,12 @@ def test_greedy_removes_what_costs_least_and_swaps_mend_it() -> None:
     }  # fmt: skip
     near = greedy(plain, 1, Effort(finalists=2, swaps=0), ceiling_mm=2.5)  # type: ignore[arg-type]
     assert near == {size: sizes[size] for size in (6.0, 5.0, 4.0)}, "one beyond the ceiling is the last"
+    hard = Made([5, 1, 4, 1.5, 3, 9], {(1, 3): 4, (1, 4): 4, (1, 2): 4, (0, 1): 4})  # layer 1 goes with nothing
+    best = min(sum(hard.damage[layer] for layer in pair) + hard.together.get(pair, 0.0)
+               for pair in itertools.combinations(range(6), 2))  # fmt: skip
+    mended = greedy(hard, 4, Effort(finalists=2, swaps=1))[4.0]  # type: ignore[arg-type]
+    stuck = greedy(hard, 4, Effort(finalists=2, swaps=0))[4.0]  # type: ignore[arg-type]
+    assert mended.increase_mm == pytest.approx(best) and stuck.increase_mm > best
 
 
 @pytest.mark.parametrize(("budget_mm", "fewest"), [(None, 2.0), (2.7, 2.0), (1.4, 3.0), (1.2, 4.0), (0.1, 4.0)])
@@ -115,12 +121,6 @@ def test_no_sets_are_looked_for_far_beyond_the_budget(budget_mm: float | None, f
     chosen = replace(PRESETS["quick"], deepest=0.67, effort=Effort(finalists=2, swaps=0))
     found = Bench.sizes(bench, chosen, budget_mm, no_progress)  # type: ignore[arg-type]
     assert min(found) == fewest
-    hard = Made([5, 1, 4, 1.5, 3, 9], {(1, 3): 4, (1, 4): 4, (1, 2): 4, (0, 1): 4})  # layer 1 goes with nothing
-    best = min(sum(hard.damage[layer] for layer in pair) + hard.together.get(pair, 0.0)
-               for pair in itertools.combinations(range(6), 2))  # fmt: skip
-    mended = greedy(hard, 4, Effort(finalists=2, swaps=1))[4.0]  # type: ignore[arg-type]
-    stuck = greedy(hard, 4, Effort(finalists=2, swaps=0))[4.0]  # type: ignore[arg-type]
-    assert mended.increase_mm == pytest.approx(best) and stuck.increase_mm > best
 
 
 def test_sets_are_ranked_by_how_far_bodies_move() -> None:
@@ -140,6 +140,26 @@ def test_sets_are_ranked_by_how_far_bodies_move() -> None:
         (1, "all"),
         (4, "all"),
     )
+
+
+def test_patches_are_fitted_for_the_best_few_sets_of_a_size() -> None:
+    """Without a patch layer 1 does least harm, then 4, then 3; with one 4 does."""
+    fitted: list[tuple[int, ...]] = []
+
+    class Mended(Made):
+        def __call__(self, candidate: Candidate, batches: int | None = None) -> Measured:
+            found = super().__call__(candidate, batches)
+            gain = {(1,): 0.1, (4,): 0.9, (3,): 0.99}.get(tuple(layer for layer, _ in candidate.removed), 0.0)
+            return Measured(found.errors, found.distances * (1 - gain * (candidate.strength == 0.5)))
+
+    def fitter(candidate: Candidate) -> dict[str, str]:
+        fitted.append(tuple(layer for layer, _ in candidate.removed))
+        return {"a": "patch"}
+
+    errors = Mended([5, 1, 4, 2, 1.5, 9])
+    errors.fitter = fitter  # type: ignore[assignment]
+    sizes = greedy(errors, 5, Effort(finalists=3, swaps=0))  # type: ignore[arg-type]
+    assert fitted == [(1,), (4,)] and sizes[5.0].candidate == Candidate(((4, "all"),), 0.5)
 
 
 @pytest.mark.parametrize("best", [-0.3, 0.0, 0.2, 0.3, 0.45, 0.6, 0.7, 0.9, 1.0, 1.4])

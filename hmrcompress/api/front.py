@@ -84,7 +84,7 @@ FAR, FAR_MM = 3.0, 2.0
 """So many times the budget, and mm at least, may a set of layers cost before smaller ones are not looked for: neither
 patches nor healing of minutes bring that back."""
 PRESETS = {
-    "quick": Preset(6, 12, 4, (0.75, 0.5, 0.375), 10, 5, Effort(first=1, finalists=1, swaps=0), 0.5),
+    "quick": Preset(6, 12, 4, (0.75, 0.5, 0.375), 10, 5, Effort(first=1, finalists=1, swaps=0, patched=1), 0.5),
     "full": Preset(16, 32, 16, (0.83, 0.75, 0.62, 0.5, 0.375, 0.25), 20, 8, Effort(first=1, finalists=3, swaps=1), 0.7),
 }
 

@@ -1,9 +1,9 @@
 """Which layers to remove: the greedy order of harm over all of them, refined by swaps, each set patched.
 
 At every step the layer goes whose removal does least harm: all that are left are tried on the first frames, the better
-half on twice as many, and so on (successive halving), the last few with their patches. Then single layers change
-places with removed ones as long as that helps. The strength of the patch is chosen on frames that it was not fitted on;
-0, no patch, competes, so that on these frames it never does any.
+half on twice as many, and so on (successive halving). Then single layers change places with removed ones as long as
+that helps, and the best few sets of the size are patched. The strength of the patch is chosen on frames that it was not
+fitted on; 0, no patch, competes, so that on these frames it never does any.
 
 Harm is the mean distance of the bodies from those of the untouched network, whatever the budget counts. The increase of
 the error is a difference between frames of either sign, and a search sees few clips: what it says of a set of layers on
@@ -13,7 +13,7 @@ some clips carries over to others less well than the distance does. Points are r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,11 +30,13 @@ BELOW, MIDDLE, ABOVE = 0.25, 0.5, (0.75, 1.0)
 @dataclass(frozen=True)
 class Effort:
     """How much a search may look at. `first`: batches of frames that every candidate is tried on; `finalists`: those
-    whose patches are fitted; `swaps`: rounds of exchanges at every size."""
+    that are tried on all frames; `swaps`: rounds of exchanges at every size; `patched`: sets of every size whose
+    patches are fitted, as a strength takes up to four looks at all frames."""
 
     first: int = 1
     finalists: int = 3
     swaps: int = 1
+    patched: int = 2
     parts: tuple[str, ...] = (ALL,)
 
 
@@ -100,13 +102,13 @@ def greedy(
         options = [current.without(each) for each in singles(depth, current, effort.parts)]
         if not options:
             break
-        finalists = halved(errors, options, effort, effort.finalists)
-        best = _best(errors, [patched(errors, each) for each in finalists])
+        found = halved(errors, options, effort, effort.finalists)
         for _ in range(effort.swaps):
-            better = _swapped(errors, best, effort)
-            if better == best:
+            best = found[0]
+            found = _ranked(errors, {*found, *_swapped(errors, best, effort)})
+            if found[0] == best:
                 break
-            best = better
+        best = _best(errors, [patched(errors, each) for each in found[: effort.patched]])
         sizes[best.layers(depth)] = sized = Sized(best, increase(errors, best))
         if sized.increase_mm > ceiling_mm:
             break
@@ -115,17 +117,19 @@ def greedy(
     return sizes
 
 
-def _best(errors: Errors, candidates: Sequence[Candidate]) -> Candidate:
-    return min(candidates, key=lambda each: (harm(errors, each), each))
+def _best(errors: Errors, candidates: Collection[Candidate]) -> Candidate:
+    return _ranked(errors, candidates)[0]
 
 
-def _swapped(errors: Errors, candidate: Candidate, effort: Effort) -> Candidate:
-    """The best that comes of putting one layer back and removing another, or the candidate itself."""
+def _ranked(errors: Errors, candidates: Collection[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda each: (harm(errors, each), each))
+
+
+def _swapped(errors: Errors, candidate: Candidate, effort: Effort) -> list[Candidate]:
+    """The best that come of putting one layer back and removing another."""
     depth = errors.network.config.depth
-    bare = replace(candidate, strength=0.0)
-    options = {other for back in bare.removed for other in _exchanges(depth, bare, back)}
-    finalists = halved(errors, sorted(options), effort, max(1, effort.finalists - 1)) if options else []
-    return _best(errors, [candidate, *(patched(errors, each) for each in finalists)])
+    options = {other for back in candidate.removed for other in _exchanges(depth, candidate, back)}
+    return halved(errors, sorted(options), effort, max(1, effort.finalists - 1)) if options else []
 
 
 def _exchanges(depth: int, candidate: Candidate, back: Cutting) -> list[Candidate]:
