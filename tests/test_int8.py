@@ -13,6 +13,7 @@ import torch
 from bounds import network_bound
 from torch import nn
 
+from hmrcompress.api.bench import bench
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import DataMasks
@@ -21,11 +22,14 @@ from hmrcompress.exporting import int8, opened
 from hmrcompress.exporting.folder import export_folder
 from hmrcompress.exporting.int8 import Int8Choice, calibrated, choose, linear_layers, rounding
 from hmrcompress.exporting.parity import Difference, Parity
+from hmrcompress.exporting.rival import made_rival
 from hmrcompress.exporting.runtimes.runtime import Source
+from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import CheckpointRef, Plan
 from hmrcompress.records import FrameBatch
+from hmrcompress.timing.bench import BenchSettings
 
 pytest.importorskip("onnxruntime")
 
@@ -93,7 +97,7 @@ def test_ranges_are_of_all_crops_and_hold_zero(network: HMR2, batch: FrameBatch)
 
 
 def test_the_graph_computes_what_was_tried_in_torch(
-    network: HMR2, batch: FrameBatch, graph: Path, tmp_path: Path
+    network: HMR2, batch: FrameBatch, graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every second layer in 8 bits, through onnxruntime with nothing fused: rounding apart, only few numbers may fall
     to the other side of a step, so the median over outputs is what float32 allows."""
@@ -103,6 +107,7 @@ def test_the_graph_computes_what_was_tried_in_torch(
     names = list(linear_layers(network))[::2]
     choice = all_of(network, batch, layers=tuple(names))
     int8.quantise_onnx(graph, tmp_path / "q.onnx", network, batch, choice)
+    assert not caplog.records, "nothing is advised that nobody asked for"
     made = onnx.load(tmp_path / "q.onnx").graph
     kinds = [node.op_type for node in made.node]
     assert kinds.count("QuantizeLinear") == len(names) and kinds.count("DequantizeLinear") == 2 * len(names)
@@ -226,3 +231,29 @@ def test_budgets_are_bounds() -> None:
     ):
         with pytest.raises(HMRCompressError, match="the budget is 0.3 mm; nothing was written"):
             parity.require("f", "int8", budget_mm=0.3)
+
+
+def test_a_bench_in_8_bits_has_them_in_every_layer(
+    network: HMR2, batch: FrameBatch, tiny_body: BodyModel, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    seen: list[Int8Choice] = []
+    quantise = int8.quantise_onnx
+
+    def looking(*args: Any, **more: Any) -> None:
+        seen.append(args[4])
+        quantise(*args, **more)
+
+    monkeypatch.setattr("hmrcompress.exporting.runtimes.runtime.quantise_onnx", looking)
+    with made_rival("openvino", network, batch, tiny_body, precision="int8", threads=1) as found:
+        assert found.dtype == "int8" and found.parity is not None and 0 < found.parity["joints_mm"] < 1000  # type: ignore[index]
+    assert seen[0].layers == tuple(linear_layers(network)) and seen[0].kept == ()
+
+    def asked(runtime: str, *args: object, **more: object) -> None:
+        raise UserError(f"{runtime} in {more['precision']}")
+
+    monkeypatch.setattr("hmrcompress.api.bench.made_rival", asked)
+    for way, precision in ((RunPath(fast=True, int8=True), "int8"), (RunPath(), "float32")):
+        for runtime in ("openvino", "onnxruntime"):
+            with pytest.raises(UserError, match=f"{runtime} in {precision}"):
+                bench(tiny_model, layers=2, runtime=runtime, settings=BenchSettings(path=way), device="cpu")  # type: ignore[arg-type]

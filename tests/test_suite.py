@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from hmrcompress.errors import UserError
+from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.benchmarks import read_suite, run_suite
-from hmrcompress.report.benchmarks import markdown, read_runs
+from hmrcompress.records import FrameBatch
+from hmrcompress.report.benchmarks import markdown, read_runs, section
 from hmrcompress.timing import suite as room
+from hmrcompress.timing.bare import bare_products
+from hmrcompress.timing.made_up import made_up_batch
 from hmrcompress.timing.suite import INT8, ORIGINAL, VARIANTS, RunSettings, run_suite_row
 from hmrcompress_cli.main import app
 
+VERSIONS = {"torch": "2", "python": "3"}
 TOKENS = TokenSettings(keep=90)
 RECIPE = """
 model: {model}
@@ -60,9 +71,75 @@ def test_ratios_with_a_clock_of_our_own(tiny_network: HMR2, monkeypatch: pytest.
     assert best["share_of_macs_ratio"] == pytest.approx(best["speedup"] / best["macs_ratio"])
 
 
-def test_clips_are_sums_of_parts() -> None:
-    import numpy as np
+def test_other_runtimes_and_bare_products_take_their_turns(tiny_network: HMR2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call takes a second more than the one before it; of the runtime's rounds one is slow."""
+    now, spent = 0.0, {"onnxruntime int8": [4.0, 4.0, 9.0]}
+    given: list[object] = []
 
+    class Rival:
+        name = "onnxruntime"
+
+        def runner(self, batch: FrameBatch) -> Callable[[FrameBatch], object]:
+            def run(_: FrameBatch) -> None:
+                nonlocal now
+                now += spent["onnxruntime int8"].pop(0)
+
+            return run
+
+        def to_json(self) -> dict[str, object]:
+            return {"threads": 1}
+
+    @contextmanager
+    def rivals(network: HMR2) -> Iterator[dict[str, Rival]]:
+        given.append(network)
+        yield {"onnxruntime int8": Rival()}
+        given.append("closed")
+
+    def bare(network: HMR2, batch: FrameBatch) -> Callable[[object], None]:
+        def run(_: object) -> None:
+            nonlocal now
+            now += len(network.backbone.blocks)
+
+        return run
+
+    monkeypatch.setattr(room, "bare_products", bare)
+    monkeypatch.setattr(room, "_runner", lambda network, batch: lambda _: None)
+    monkeypatch.setattr(room, "_speed", partial(speed, room._speed))
+    settings = RunSettings(torch.float32, 2, 3, warmup=0, bare=True, threads=1)
+    found = run_suite_row(tiny_network, settings, layers=3, tokens=TOKENS, rivals=rivals, clock=lambda: now)  # type: ignore[arg-type]
+    rows = {row["variant"]: row for row in found["rows"]}
+    assert list(rows)[-2:] == ["layers + tokens, onnxruntime int8", "layers + tokens, its matrix products alone"]
+    ours, alone = list(rows.values())[-2:]
+    assert ours["run"] == {"threads": 1} and (ours["layers"], ours["tokens"]) == (3, 90)
+    assert ours["fps"] == pytest.approx(2 / 4) and ours["spread"] == pytest.approx(2.5 / 4)
+    assert ours["share_of_bare"] == pytest.approx(3 / 4) and alone["share_of_bare"] == 1.0
+    assert alone["fps"] == pytest.approx(2 / 3) and alone["macs_ratio"] == ours["macs_ratio"]
+    assert isinstance(given[0], HMR2) and given[0].config.depth == 3 and given[1] == "closed"
+    page = section(found | {"settings": {"run": {"device": "cpu"}}, "cpu": "a CPU", "versions": VERSIONS})
+    assert "| layers + tokens, onnxruntime int8 * | 3 | 90 | 0.50 |" in page and "| 75% |" in page
+
+
+def speed(original: Callable[..., dict[str, object]], seconds: np.ndarray, *more: object) -> dict[str, object]:
+    """Of calls that take no time at all there are no ratios."""
+    return original(np.maximum(seconds, 1e-9), *more)
+
+
+def test_bare_products_are_those_of_the_network(tiny_network: HMR2) -> None:
+    """As many multiply-accumulates as linear layers, the patch embedding, attention and matching have."""
+    network = with_token_merging(tiny_network, TOKENS).eval()
+    batch = made_up_batch(network.config, 2)
+    with FlopCounterMode(display=False) as counted, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        network(*batch.inputs())
+    run = bare_products(network, batch)
+    with FlopCounterMode(display=False) as alone, torch.no_grad():
+        run(None)
+    assert alone.get_total_flops() == counted.get_total_flops() > 0
+    half = network.to(torch.bfloat16)
+    with torch.no_grad():
+        bare_products(half, batch)(None)
+
+
+def test_clips_are_sums_of_parts() -> None:
     taken = {ORIGINAL: np.array([8.0]), "fast": np.array([2.0]), "decoder 4": np.array([1.5]), "pose": np.array([0.5])}
     found = room._strides("fast", taken, RunSettings(torch.float32, 4, 1, strides=(4,)), 243)["4"]
     whole = 61 / 4 * 2.0 + 1.5 + 0.5  # 61 of 243 frames, four at a time

@@ -13,9 +13,9 @@ from hmrcompress.api.opening import Body, Model, body_for, load
 from hmrcompress.api.opening_decoder import pipeline_of
 from hmrcompress.api.running import device_for, running
 from hmrcompress.errors import UserError
-from hmrcompress.exporting.onnx_runtime import ONNXRUNTIME, check_runtime, runtime_network
+from hmrcompress.exporting.onnx_runtime import ONNXRUNTIME, check_runtime
 from hmrcompress.exporting.parity import BATCH_SIZES
-from hmrcompress.exporting.rival import rival_in, rival_of
+from hmrcompress.exporting.rival import made_rival, rival_of
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.models.files.load import Checkpoint
@@ -88,28 +88,15 @@ def bench(
         threads = while_timed.enter_context(bench_threads(settings.threads))
         if exported is not None:
             rival = while_timed.enter_context(rival_of(exported, threads))
-        elif runtime == "openvino":
+        elif runtime != "torch":
             progress(f"export for {runtime}", 0, 1)
             rival = while_timed.enter_context(
-                rival_in(
+                made_rival(
                     runtime,
                     with_token_merging(after.network, after.tokens).eval(),
                     made_up_batch(after.config, CROPS_COMPARED),
                     body_for(checkpoint, body),
-                    precision=dtype_name(settings.computed_in),
-                    device=where,
-                    threads=threads,
-                )
-            )
-        elif runtime == ONNXRUNTIME:
-            progress(f"export for {runtime}", 0, 1)
-            rival = while_timed.enter_context(
-                runtime_network(
-                    with_token_merging(after.network, after.tokens).eval(),
-                    made_up_batch(after.config, CROPS_COMPARED),
-                    body_for(checkpoint, body),
-                    dtype=settings.computed_in,
-                    int8=bool(settings.way.int8),
+                    precision="int8" if settings.way.int8 else dtype_name(settings.computed_in),
                     device=where,
                     threads=threads,
                 )

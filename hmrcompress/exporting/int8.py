@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import HMRCompressError
-from hmrcompress.exporting.onnx import inputs_of, needs_two_files
+from hmrcompress.exporting.onnx import inputs_of, needs_two_files, quietly
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import CheckpointRef, Plan, RunSettings, trivial_groups
 from hmrcompress.records import FrameBatch
@@ -184,6 +184,12 @@ def choose(
     return Int8Choice(tuple(order[:good]), tuple(order[good:]), ranges, damage, found, budget_mm, count, weight_bits)
 
 
+def all_layers(network: HMR2, batch: FrameBatch, weight_bits: int = 8) -> Int8Choice:
+    """8 bits in every linear layer of the backbone, whatever that costs: for measuring speed."""
+    ranges = calibrated(network, batch)
+    return Int8Choice(tuple(ranges), (), ranges, {}, float("nan"), float("inf"), len(batch.images), weight_bits)
+
+
 def quantise_onnx(
     source: Path, path: Path, network: HMR2, batch: FrameBatch, choice: Int8Choice, *, unsigned: bool = False
 ) -> None:
@@ -203,25 +209,26 @@ def quantise_onnx(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.left, None)
 
-    quantize_static(
-        source,
-        path,
-        Crops(),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        nodes_to_quantize=list(nodes.values()),
-        per_channel=True,
-        reduce_range=choice.weight_bits == 7,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
-        use_external_data_format=needs_two_files(network),
-        extra_options={
-            "WeightSymmetric": True,
-            "ActivationSymmetric": False,
-            "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-        },
-    )
+    with quietly():
+        quantize_static(
+            source,
+            path,
+            Crops(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_quantize=list(nodes.values()),
+            per_channel=True,
+            reduce_range=choice.weight_bits == 7,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
+            use_external_data_format=needs_two_files(network),
+            extra_options={
+                "WeightSymmetric": True,
+                "ActivationSymmetric": False,
+                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+            },
+        )
 
 
 def nodes_of(graph: Any, layers: Sequence[str]) -> dict[str, str]:

@@ -235,8 +235,9 @@ def takes_mask(network: HMR2) -> bool:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the exporter's deprecation warnings and its log of every step."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    """Without the exporter's deprecation warnings and its log of every step, and the quantiser's advice, which it gives
+    to the root."""
+    loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

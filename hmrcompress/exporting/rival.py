@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -12,7 +12,9 @@ from typing import Any, cast
 import torch
 
 from hmrcompress.body.model import BodyModel
-from hmrcompress.errors import UserError
+from hmrcompress.errors import HMRCompressError, UserError
+from hmrcompress.exporting.int8 import all_layers
+from hmrcompress.exporting.onnx_runtime import ONNXRUNTIME, RuntimeNetwork, runtime_network
 from hmrcompress.exporting.opened import ExportedNetwork
 from hmrcompress.exporting.parity import GraphNetwork, measure
 from hmrcompress.exporting.runtimes.registry import require_precision
@@ -20,6 +22,7 @@ from hmrcompress.exporting.runtimes.runtime import Running, Source
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import FrameBatch
+from hmrcompress.runtime import pick_dtype
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,30 @@ def rival_of(checkpoint: Checkpoint, threads: int) -> Iterator[ExportedRival]:
 
 
 @contextmanager
+def made_rival(
+    runtime: str,
+    network: HMR2,
+    batch: FrameBatch,
+    body: BodyModel,
+    *,
+    precision: str = "float32",
+    device: torch.device | str = "cpu",
+    threads: int,
+) -> Iterator[ExportedRival | RuntimeNetwork]:
+    """A network as that runtime runs it at its fastest, open while the block runs: onnxruntime with our fusions
+    (`exporting.onnx_runtime`), others as `export` makes them. precision: a dtype, or `int8`: all linear layers of the
+    backbone. Raises as `rival_in` and `runtime_network`."""
+    if runtime != ONNXRUNTIME:
+        with rival_in(runtime, network, batch, body, precision=precision, device=device, threads=threads) as found:
+            yield found
+        return
+    int8 = precision == "int8"
+    dtype = torch.float32 if int8 else pick_dtype(precision)
+    with runtime_network(network, batch, body, dtype=dtype, int8=int8, device=device, threads=threads) as opened:
+        yield opened
+
+
+@contextmanager
 def rival_in(
     runtime: str,
     network: HMR2,
@@ -76,11 +103,19 @@ def rival_in(
     threads: int,
 ) -> Iterator[ExportedRival]:
     """A network exported for a runtime to a temporary folder, compared with torch on `batch`, and open while the block
-    runs. Raises UserError, MissingExtra, and HMRCompressError where the two differ."""
+    runs. In int8 all linear layers of the backbone have 8 bits, whatever that costs, their ranges found on `batch`.
+    Raises UserError, MissingExtra, and HMRCompressError where the two differ."""
     chosen = require_precision(runtime, precision)
     chosen.check(precision)
-    with TemporaryDirectory(prefix=f"hmrcompress-{runtime}-") as folder:
-        made = chosen.compile(Source(network, batch), Path(folder), precision)
+    with TemporaryDirectory(prefix=f"hmrcompress-{runtime}-") as folder, TemporaryDirectory() as between:
+        source = Source(network, batch)
+        if precision == "int8":
+            graph = Path(between) / "float32.onnx"
+            source.write_onnx(graph)
+            source = replace(
+                source, int8=all_layers(network, batch, chosen.weight_bits()), calibration=batch, graph=graph
+            )
+        made = chosen.compile(source, Path(folder), precision)
         if made.prepared is not None:
             raise UserError(f"does not run on this machine: {made.prepared}", f"bench.runtime={runtime}")
         cuda = torch.device(device).type == "cuda"
@@ -88,7 +123,10 @@ def rival_in(
         try:
             ready = GraphNetwork(running, running.inputs)
             parity = measure(network, ready, batch, body, (1, len(batch.images)))
-            parity.require(runtime, precision)
+            if precision != "int8":
+                parity.require(runtime, precision)
+            elif not parity.finite:
+                raise HMRCompressError(f"{runtime}: the graph in int8 gives numbers that are not finite")
             yield ExportedRival(runtime, ready, precision, threads, parity.to_dict(), dict(running.about))
         finally:
             running.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -16,6 +18,13 @@ from hmrcompress.io.texts import MOST, MOST_SEED
 from hmrcompress.io.yamls import parse_yaml
 from hmrcompress.plan import TokenSettings
 from hmrcompress.recipe.reading import recipe_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from hmrcompress.body.model import BodyModel
+    from hmrcompress.models.network import HMR2
+    from hmrcompress.timing.contenders import Rival
 
 COMMAND = "bench suite"
 
@@ -39,6 +48,10 @@ class Run(_Part):
     int8: bool = Field(default=False, description="Also with 8-bit linear layers")
     float32: bool = Field(default=False, description="Also beside the original in float32")
     memory: bool = Field(default=False, description="Also the peak memory of each variant")
+    runtimes: tuple[
+        Literal["onnxruntime", "onnxruntime int8", "openvino", "openvino bfloat16", "openvino int8"], ...
+    ] = Field(default=(), description="Also the compressed network as these run it, in float32 where nothing is said")
+    bare: bool = Field(default=False, description="Also matrix products alone, which rows are compared with")
 
 
 class Suite(_Part):
@@ -139,11 +152,14 @@ def run_suite(
             RunSettings(
                 dtype=pick_dtype(run.dtype),
                 strides=suite.strides,
-                **run.model_dump(include={"batch_size", "rounds", "warmup", "threads", "int8", "float32", "memory"}),
+                **run.model_dump(
+                    include={"batch_size", "rounds", "warmup", "threads", "int8", "float32", "memory", "bare"}
+                ),
             ),
             layers=suite.layers,
             tokens=suite.tokens,
             pipeline=pipeline,
+            rivals=partial(_rivals, run, opening.body_for(checkpoint, suite.body), device),
             device=device,
             progress=progress,
         )
@@ -152,6 +168,33 @@ def run_suite(
         on_run(run.name, made, False)
         written.append(path)
     return written
+
+
+@contextmanager
+def _rivals(run: Run, body: BodyModel, device: torch.device, network: HMR2) -> Iterator[dict[str, Rival]]:
+    """The network in each runtime that the run asks for, open in the block."""
+    import torch
+
+    from hmrcompress.api.bench import CROPS_COMPARED
+    from hmrcompress.exporting.rival import made_rival
+    from hmrcompress.timing.made_up import made_up_batch
+
+    with ExitStack() as opened:
+        found: dict[str, Rival] = {}
+        for each in run.runtimes:
+            runtime, _, precision = each.partition(" ")
+            found[each] = opened.enter_context(
+                made_rival(
+                    runtime,
+                    network,
+                    made_up_batch(network.config, CROPS_COMPARED),
+                    body,
+                    precision=precision or "float32",
+                    device=device,
+                    threads=torch.get_num_threads(),
+                )
+            )
+        yield found
 
 
 def _kept(path: Path) -> dict[str, Any]:

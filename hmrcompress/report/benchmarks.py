@@ -18,9 +18,15 @@ depend on them. **original** is PyTorch as the authors of HMR2.0 run it: eager, 
 (`hmrcompress.timing.reference`, tested equal to our network). All rows of a table take turns, round by round;
 frames/s are medians, **ratio** the median of the ratios to the original within each round, **over float32** that to
 the original in float32. **MACs** is how many times fewer multiply-accumulates there are, products of attention
-included, **of it** what of that the ratio reaches. **Memory** is the peak of a process that runs the row and nothing
+included, **of it** what of that the ratio reaches. **Of bare products** is the time that the row's matrix products take
+by themselves (`torch.mm` and `torch.bmm` with the network's own weights, in the table's dtype) over what the row takes:
+what it does beside them is the rest. Rows of other runtimes are the network as they run it at their fastest, in float32
+unless they say otherwise, int8 in every linear layer of the backbone. A row marked * is not steady: the middle half
+of its rounds spans more than 15 % of the median. **Memory** is the peak of a process that runs the row and nothing
 else, less what that process took before the network.
 """
+STEADY = 0.15
+"""The middle half of a row's rounds may span this share of their median."""
 DECODER = """
 Clips of {frames} frames: the network on every k-th frame, then the temporal decoder ({name}) and the conversion of its
 poses to rotations, both in float32.
@@ -56,19 +62,25 @@ def section(run: dict[str, Any]) -> str:
     device = run["settings"]["run"]["device"].upper()
     lines = [f"## {device}, {run['dtype']}, batch {run['batch_size']}", ""]
     heads = ["", "layers", "tokens", "frames/s", "ratio", "middle half", "MACs", "of it"]
-    over, weighed = (any(key in row for row in run["rows"]) for key in ("over_float32", "peak_memory_bytes"))
-    heads += ["over float32"] * over + ["memory"] * weighed
+    over, weighed, bare = (
+        any(key in row for row in run["rows"]) for key in ("over_float32", "peak_memory_bytes", "share_of_bare")
+    )
+    heads += ["of bare products"] * bare + ["over float32"] * over + ["memory"] * weighed
     lines += [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for row in run["rows"]:
         low, high = row["speedup_quartiles"]
+        name = row["variant"] + " *" * (row.get("spread", 0.0) > STEADY)
         cells = [
-            row["variant"], str(row["layers"]), str(row["tokens"]), f"{row['fps']:.2f}", f"{row['speedup']:.2f}x",
+            name, str(row["layers"]), str(row["tokens"]), f"{row['fps']:.2f}", f"{row['speedup']:.2f}x",
             f"{low:.2f} to {high:.2f}", f"{row['macs_ratio']:.2f}x", f"{row['share_of_macs_ratio']:.0%}",
         ]  # fmt: skip
+        if bare:
+            cells.append(f"{row['share_of_bare']:.0%}")
         if over:
             cells.append(f"{row['over_float32']:.1f}x")
         if weighed:
-            cells.append(f"{(row['peak_memory_bytes'] - row['program_bytes']) / 1e6:.0f} MB")
+            known = "peak_memory_bytes" in row
+            cells.append(f"{(row['peak_memory_bytes'] - row['program_bytes']) / 1e6:.0f} MB" if known else "–")
         lines.append(f"| {' | '.join(cells)} |")
     clips = [(row["variant"], row["strides"]) for row in run["rows"] if "strides" in row]
     if clips:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -37,12 +38,18 @@ class Contender:
 
     def costs(self) -> dict[str, Cost]:
         """Of one crop, `network` and `backbone`, counted on the meta device."""
-        made = with_token_merging(build(self.config, "meta").eval(), self.tokens)
-        height, width = (self.config.patch * side for side in self.config.grid)
-        images = torch.empty(1, 3, height, width, device="meta")
-        mask = torch.empty(1, *self.config.grid, dtype=torch.bool, device="meta")
-        more = [torch.empty(1, CONDITION, device="meta")] if made.conditioned else []
-        return {NETWORK: cost(made, images, mask, *more), BACKBONE: cost(made.backbone, images, mask)}
+        return dict(_costs(self.config, self.tokens))
+
+
+@cache
+def _costs(config: NetworkConfig, tokens: TokenSettings | None) -> dict[str, Cost]:
+    """A forward pass on the meta device takes a second where there are many layers, and rows of a table ask alike."""
+    made = with_token_merging(build(config, "meta").eval(), tokens)
+    height, width = (config.patch * side for side in config.grid)
+    images = torch.empty(1, 3, height, width, device="meta")
+    mask = torch.empty(1, *config.grid, dtype=torch.bool, device="meta")
+    more = [torch.empty(1, CONDITION, device="meta")] if made.conditioned else []
+    return {NETWORK: cost(made, images, mask, *more), BACKBONE: cost(made.backbone, images, mask)}
 
 
 class Rival(Protocol):
