@@ -85,7 +85,7 @@ def line(searched: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def steps(number: None, *, max_minutes: float) -> LoopSettings:
         assert number is None and max_minutes == 0.02, "all of it, as there is one point"
-        return LoopSettings(6)
+        return LoopSettings(2, validations=1)
 
     monkeypatch.setattr(front_healing, "LoopSettings", steps)
     shutil.copy(Path(str(searched[3])).with_name("fast.journal.jsonl"), tmp_path)

@@ -326,7 +326,7 @@ HOSTILE = {
     "a list that holds itself": b"]q\x00h\x00a.",
     "deeper than anybody nests": b"\x80\x02" + b"](" * 5000 + b"e" * 5000 + b".",
     "copies of a copy": b"}q\x00(" + b"".join(b"K" + bytes([n % 256]) + b"K\x01" for n in range(512)) + b"u("
-    + b"ccollections\nOrderedDict\nh\x00\x85R" * 20000 + b"l.",
+    + b"ccollections\nOrderedDict\nh\x00\x85R" * 6000 + b"l.",
     "an array of a terabyte": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01\x8a\x08"
     + (1 << 40).to_bytes(8, "little") + b"\x85cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R\x89U\x08abcdefghtb.",
     "a sparse matrix of a terabyte": pickle.dumps(scipy.sparse.csc_matrix((1, 1)), protocol=2).replace(
