@@ -14,7 +14,7 @@ PARALLEL := -n auto
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       compress the shipped network on the open starter data and print what it cost (about 10 minutes)"
+	@echo "make demo       compress the shipped network on the open starter data and print what it cost (about 8 minutes)"
 	@echo "make bench      measure the speed of a full-size network and write docs/benchmarks.md (about 10 minutes, one thread)"
 	@echo "make evidence   measure every table again and open the sealed split (about a day)"
 	@echo "make test       lint, types and the quick tests"
