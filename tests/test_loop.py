@@ -170,9 +170,13 @@ def test_sigkill(tmp_path: Path) -> None:
     assert torch.equal(whole.weight, again.weight) and torch.equal(whole.bias, again.bias)
 
 
-def test_by_the_clock(tmp_path: Path) -> None:
-    run = train(Line(), LoopSettings(steps=None, max_minutes=0.005, rate=0.1), tmp_path)
-    assert run.finished and run.steps > 3
+def test_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock finds it a tenth of a second later."""
+    looks = itertools.count()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(looks) / 10))
+    run = train(Line(), LoopSettings(steps=None, max_minutes=0.5, rate=0.1), tmp_path)
+    assert run.finished and 3 < run.steps <= 300
+    assert 0.5 <= next(looks) / 600 < 1.0
 
 
 def test_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
