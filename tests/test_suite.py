@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +103,15 @@ def test_other_runtimes_and_bare_products_take_their_turns(tiny_network: HMR2, m
         return run
 
     monkeypatch.setattr(room, "bare_products", bare)
-    monkeypatch.setattr(room, "_runner", lambda network, batch: lambda _: None)
-    monkeypatch.setattr(room, "_speed", partial(speed, room._speed))
+
+    def runner(network: HMR2, batch: FrameBatch) -> Callable[[FrameBatch], object]:
+        def run(_: FrameBatch) -> None:
+            nonlocal now
+            now += 1
+
+        return run
+
+    monkeypatch.setattr(room, "_runner", runner)
     settings = RunSettings(torch.float32, 2, 3, warmup=0, bare=True, threads=1)
     found = run_suite_row(tiny_network, settings, layers=3, tokens=TOKENS, rivals=rivals, clock=lambda: now)  # type: ignore[arg-type]
     rows = {row["variant"]: row for row in found["rows"]}
@@ -118,11 +124,6 @@ def test_other_runtimes_and_bare_products_take_their_turns(tiny_network: HMR2, m
     assert isinstance(given[0], HMR2) and given[0].config.depth == 3 and given[1] == "closed"
     page = section(found | {"settings": {"run": {"device": "cpu"}}, "cpu": "a CPU", "versions": VERSIONS})
     assert "| layers + tokens, onnxruntime int8 * | 3 | 90 | 0.50 |" in page and "| 75% |" in page
-
-
-def speed(original: Callable[..., dict[str, object]], seconds: np.ndarray, *more: object) -> dict[str, object]:
-    """Of calls that take no time at all there are no ratios."""
-    return original(np.maximum(seconds, 1e-9), *more)
 
 
 def test_bare_products_are_those_of_the_network(tiny_network: HMR2) -> None:
