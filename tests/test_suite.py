@@ -177,6 +177,38 @@ def test_runs_are_kept_and_shown(tiny_model: Path, tmp_path: Path) -> None:
         run_suite(read_suite(recipe), out)
 
 
+def test_a_recipe_names_runtimes_and_their_precision(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    class Rival:
+        def runner(self, batch: FrameBatch) -> Callable[[FrameBatch], object]:
+            return lambda _: sum(range(1000))
+
+        def to_json(self) -> dict[str, object]:
+            return {"threads": torch.get_num_threads()}
+
+    @contextmanager
+    def made(runtime: str, network: HMR2, batch: FrameBatch, body: object, **how: object) -> Iterator[Rival]:
+        asked.append(
+            (runtime, how["precision"], how["threads"], network.config.depth, network.backbone.reducer is None)
+        )
+        yield Rival()
+
+    monkeypatch.setattr("hmrcompress.exporting.rival.made_rival", made)
+    recipe = tmp_path / "suite.yaml"
+    recipe.write_text(RECIPE.format(model=tiny_model).replace("threads: 1}", "threads: 1, bare: true, "
+                      "runtimes: [onnxruntime, openvino int8]}", 1))  # fmt: skip
+    run_suite(read_suite(recipe), tmp_path / "out", only=["first"])
+    assert asked == [("onnxruntime", "float32", 1, 3, False), ("openvino", "int8", 1, 3, False)]
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "out" / "first.json").read_text())["rows"]}
+    assert rows["layers + tokens, openvino int8"]["run"] == {"threads": 1} and "share_of_bare" in rows[ORIGINAL]
+    recipe.write_text(recipe.read_text().replace("openvino int8", "tensorrt"))
+    with pytest.raises(UserError, match=r"runs\.0\.runtimes\.1"):
+        read_suite(recipe)
+
+
 def test_the_shipped_suite() -> None:
     suite = read_suite("benchmarks")
     assert (suite.layers, suite.tokens.keep, suite.strides) == (26, 90, (1, 2, 4))
