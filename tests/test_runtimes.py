@@ -178,7 +178,9 @@ def test_pictures_are_read_by_an_exported_network(
         pipeline_reader(model, "self", tiny_body, "cpu")
 
 
-def test_bench_lets_an_exported_network_take_its_turns(exported: ExportedFolder, tiny_body: BodyModel) -> None:
+def test_bench_lets_an_exported_network_take_its_turns(
+    exported: ExportedFolder, tiny_body: BodyModel, tiny_body_file: Path, tmp_path: Path
+) -> None:
     settings = BenchSettings(batch_sizes=(2,), rounds=1, warmup=0, memory=False)
     figures = hc.bench(exported.path, body=tiny_body, settings=settings, device="cpu").to_json()
     name = exported.config.runtime
@@ -188,6 +190,10 @@ def test_bench_lets_an_exported_network_take_its_turns(exported: ExportedFolder,
     assert figures["tokens"]["after"] == 90 and figures["tokens"]["before"] == 192
     with pytest.raises(UserError, match="not exported yet"):
         hc.bench(exported.path, body=tiny_body, runtime="openvino", settings=settings)
+    line = ["bench", exported.path, "--body", tiny_body_file, "--batch-sizes", 1, "--rounds", 1, "--no-memory"]
+    done = CliRunner().invoke(app, [str(each) for each in (*line, "--device", "cpu", "--json", tmp_path / "b.json")])
+    assert done.exit_code == 0, done.output
+    assert name in json.loads((tmp_path / "b.json").read_text())["bench"] and name in done.output
 
 
 def test_what_needs_weights_refuses_an_exported_network(exported: ExportedFolder, tmp_path: Path) -> None:
