@@ -1,8 +1,9 @@
 """The documents say what is so: code in them runs, links lead somewhere, pictures and the notebook are of this program.
 
 Every fenced block of README and docs that holds command lines of `hmrcompress`, or Python, is run: page by page, in
-order, in an empty folder (the names of `STANDING` are there, and the page's Python shares one namespace). Lines of a
-transcript begin with `$ `; what it prints is not compared. A block that cannot be run says why in a comment before it,
+order, in an empty folder (the names of `STANDING` and video.mp4 are there, and the page's Python shares one namespace).
+Lines of a transcript begin with `$ `; what it prints is not compared. A block that cannot be run says why in a comment
+before it,
 
     <!--example: yours-->    it needs files of the reader's own, and names one of `OWN`
     <!--example: long-->     it takes more than a few minutes, or a GPU
@@ -148,15 +149,26 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two people for a third of a second, which pages call video.mp4."""
+    path = tmp_path_factory.mktemp("standing") / "video.mp4"
+    line = ["starter", "video", "--data", "starter:val", "--clips", "3,11", "--frames", "10", "-o", str(path)]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, done.output
+    return path
+
+
 RUN = [page for page in PAGES if any(block.mark is None for block in blocks(page))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_in_the_documents_runs(
-    page: Path, compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, compressed: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(video, tmp_path)
     for name in STANDING:
         shutil.copytree(compressed, tmp_path / name)
     space = {
