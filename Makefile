@@ -15,7 +15,7 @@ PARALLEL := -n auto
 
 help:
 	@echo "make demo       compress the shipped network on the open starter data and print what it cost (about 8 minutes)"
-	@echo "make bench      measure the speed of a full-size network and write docs/benchmarks.md (about 10 minutes, one thread)"
+	@echo "make bench      measure the speed of a full-size network and write docs/benchmarks.md (20 minutes and more a table)"
 	@echo "make evidence   measure every table again and open the sealed split (about a day)"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-slow  the tests that take longer"

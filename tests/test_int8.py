@@ -22,7 +22,7 @@ from hmrcompress.exporting import int8, opened
 from hmrcompress.exporting.folder import export_folder
 from hmrcompress.exporting.int8 import Int8Choice, calibrated, choose, linear_layers, rounding
 from hmrcompress.exporting.parity import Difference, Parity
-from hmrcompress.exporting.rival import made_rival
+from hmrcompress.exporting.rival import check_rival, made_rival
 from hmrcompress.exporting.runtimes.runtime import Source
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.load import Checkpoint
@@ -50,7 +50,8 @@ def network() -> HMR2:
 @pytest.fixture(scope="module")
 def graph(network: HMR2, batch: FrameBatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("graph") / "float32.onnx"
-    Source(network, batch).write_onnx(path)
+    made = Source(network, batch).with_graph(path.parent)
+    assert made.graph == path
     return path
 
 
@@ -251,6 +252,10 @@ def test_a_bench_in_8_bits_has_them_in_every_layer(
 
     def asked(runtime: str, *args: object, **more: object) -> None:
         raise UserError(f"{runtime} in {more['precision']}")
+
+    for wrong, fault in (("openvino", "got float64"), ("onnxruntime", "float64")):
+        with pytest.raises(UserError, match=fault):
+            check_rival(wrong, "float64")
 
     monkeypatch.setattr("hmrcompress.api.bench.made_rival", asked)
     for way, precision in ((RunPath(fast=True, int8=True), "int8"), (RunPath(), "float32")):

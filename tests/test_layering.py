@@ -212,6 +212,7 @@ BY_THE_RULE = {"data/crops.py write_crops", "plan.py Plan.write"}
 GIVEN_A_ROOM = {
     "exporting/onnx.py _write_graph", "exporting/onnx_runtime.py _Maker._run",
     "exporting/onnx_runtime.py _Maker.opened", "exporting/runtimes/runtime.py Source.write_onnx",
+    "exporting/runtimes/runtime.py Source.with_graph",
     "exporting/runtimes/tensorrt.py TensorRt.compile", "exporting/runtimes/coreml.py CoreMl.compile",
     "pipeline/bvh.py write_bvh", "pipeline/drawing.py write_png", "pipeline/glb.py write_glb",
     "pipeline/store.py RowStore.append",

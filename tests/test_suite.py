@@ -181,6 +181,7 @@ def test_a_recipe_names_runtimes_and_their_precision(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[object, ...]] = []
+    checked: list[tuple[object, ...]] = []
 
     class Rival:
         def runner(self, batch: FrameBatch) -> Callable[[FrameBatch], object]:
@@ -197,10 +198,12 @@ def test_a_recipe_names_runtimes_and_their_precision(
         yield Rival()
 
     monkeypatch.setattr("hmrcompress.exporting.rival.made_rival", made)
+    monkeypatch.setattr("hmrcompress.exporting.rival.check_rival", lambda *what: checked.append(what))
     recipe = tmp_path / "suite.yaml"
     recipe.write_text(RECIPE.format(model=tiny_model).replace("threads: 1}", "threads: 1, bare: true, "
                       "runtimes: [onnxruntime, openvino int8]}", 1))  # fmt: skip
     run_suite(read_suite(recipe), tmp_path / "out", only=["first"])
+    assert checked == [("onnxruntime", "float32"), ("openvino", "int8")]
     assert asked == [("onnxruntime", "float32", 1, 3, False), ("openvino", "int8", 1, 3, False)]
     rows = {row["variant"]: row for row in json.loads((tmp_path / "out" / "first.json").read_text())["rows"]}
     assert rows["layers + tokens, openvino int8"]["run"] == {"threads": 1} and "share_of_bare" in rows[ORIGINAL]

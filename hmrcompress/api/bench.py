@@ -13,9 +13,8 @@ from hmrcompress.api.opening import Body, Model, body_for, load
 from hmrcompress.api.opening_decoder import pipeline_of
 from hmrcompress.api.running import device_for, running
 from hmrcompress.errors import UserError
-from hmrcompress.exporting.onnx_runtime import ONNXRUNTIME, check_runtime
 from hmrcompress.exporting.parity import BATCH_SIZES
-from hmrcompress.exporting.rival import made_rival, rival_of
+from hmrcompress.exporting.rival import check_rival, made_rival, rival_of
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS
 from hmrcompress.models.files.load import Checkpoint
@@ -69,8 +68,9 @@ def bench(
         # Speed does not depend on weights, so the network in torch beside it has random ones.
         checkpoint = replace(checkpoint, network=build(checkpoint.config, seed=seed).eval(), exported=None)
     settings = _settled(settings or BenchSettings(), checkpoint, where)
-    if runtime == ONNXRUNTIME:
-        check_runtime(settings.computed_in, int8=bool(settings.way.int8))
+    precision = "int8" if settings.way.int8 else dtype_name(settings.computed_in)
+    if runtime != "torch":
+        check_rival(runtime, precision)
     pipeline = pipeline_of(checkpoint, body_for(checkpoint, body), where, decoder=decoder, clips=clips, seed=seed)
     original = None if against is None or against is given else load(against, seed=seed)
     if exported is not None and checkpoint.plan is None and original is None:
@@ -96,7 +96,7 @@ def bench(
                     with_token_merging(after.network, after.tokens).eval(),
                     made_up_batch(after.config, CROPS_COMPARED),
                     body_for(checkpoint, body),
-                    precision="int8" if settings.way.int8 else dtype_name(settings.computed_in),
+                    precision=precision,
                     device=where,
                     threads=threads,
                 )

@@ -148,9 +148,7 @@ def export_folder(
     with outputs.folder(path, KIND) as staged, TemporaryDirectory(prefix="hmrcompress-export-") as between:
         source = Source(network, batch, tuple(batch_sizes), choice, calibration)
         if choice is not None:
-            source = replace(source, graph=Path(between) / "float32.onnx")
-            assert source.graph is not None
-            source.write_onnx(source.graph)
+            source = source.with_graph(Path(between))
         made, parity, about, through = _made(chosen, source, staged, precision, body, batch_sizes)
         while choice is not None and _over(parity, budget_mm) and len(choice.layers) > 1:
             choice = choice.fewer()

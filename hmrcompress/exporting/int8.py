@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import HMRCompressError
-from hmrcompress.exporting.onnx import inputs_of, needs_two_files, quietly
+from hmrcompress.exporting.onnx import inputs_of, needs_two_files
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import CheckpointRef, Plan, RunSettings, trivial_groups
 from hmrcompress.records import FrameBatch
@@ -209,26 +209,25 @@ def quantise_onnx(
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.left, None)
 
-    with quietly():
-        quantize_static(
-            source,
-            path,
-            Crops(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            nodes_to_quantize=list(nodes.values()),
-            per_channel=True,
-            reduce_range=choice.weight_bits == 7,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
-            use_external_data_format=needs_two_files(network),
-            extra_options={
-                "WeightSymmetric": True,
-                "ActivationSymmetric": False,
-                "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-            },
-        )
+    quantize_static(
+        source,
+        path,
+        Crops(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        nodes_to_quantize=list(nodes.values()),
+        per_channel=True,
+        reduce_range=choice.weight_bits == 7,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
+        use_external_data_format=needs_two_files(network),
+        extra_options={
+            "WeightSymmetric": True,
+            "ActivationSymmetric": False,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+        },
+    )
 
 
 def nodes_of(graph: Any, layers: Sequence[str]) -> dict[str, str]:

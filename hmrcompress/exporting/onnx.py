@@ -40,6 +40,8 @@ REFERENCE = "torch, float32, CPU"
 BESIDE = (".json", ".golden.npz", ".data")
 """What goes beside FILE.onnx: the contract, golden tensors, and weights that it has no room for."""
 DTYPES = (torch.float32, torch.float16)
+PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
+"""Tells the quantiser that the graph was optimised; otherwise it logs a warning that it may not have been."""
 
 
 @dataclass(frozen=True)
@@ -235,9 +237,8 @@ def takes_mask(network: HMR2) -> bool:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the exporter's deprecation warnings and its log of every step, and the quantiser's advice, which it gives
-    to the root."""
-    loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
+    """Without the exporter's deprecation warnings and its log of every step."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

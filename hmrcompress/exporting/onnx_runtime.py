@@ -22,7 +22,15 @@ from torch import Tensor
 
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import HMRCompressError, MissingExtra, UserError
-from hmrcompress.exporting.onnx import DTYPES, check_export, in_half_precision, needs_two_files, quietly, traced_graph
+from hmrcompress.exporting.onnx import (
+    DTYPES,
+    PREPARED,
+    check_export,
+    in_half_precision,
+    needs_two_files,
+    quietly,
+    traced_graph,
+)
 from hmrcompress.exporting.parity import OUTPUTS, OnnxNetwork, Parity, measure
 from hmrcompress.exporting.session import has_exact_int8, nodes_and_products, open_session
 from hmrcompress.models.network import HMR2
@@ -33,8 +41,6 @@ ONNXRUNTIME = "onnxruntime"
 QUANTISED_SCOPE = "network.backbone.blocks."
 """Modules whose products are computed in 8 bits: those that the fast path computes so, too."""
 SCOPES = "pkg.torch.onnx.name_scopes"
-PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
-"""Tells the quantiser that the graph was optimised; otherwise it logs a warning that it may not have been."""
 
 
 @dataclass(frozen=True)

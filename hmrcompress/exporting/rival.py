@@ -14,7 +14,7 @@ import torch
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import HMRCompressError, UserError
 from hmrcompress.exporting.int8 import all_layers
-from hmrcompress.exporting.onnx_runtime import ONNXRUNTIME, RuntimeNetwork, runtime_network
+from hmrcompress.exporting.onnx_runtime import ONNXRUNTIME, RuntimeNetwork, check_runtime, runtime_network
 from hmrcompress.exporting.opened import ExportedNetwork
 from hmrcompress.exporting.parity import GraphNetwork, measure
 from hmrcompress.exporting.runtimes.registry import require_precision
@@ -23,6 +23,8 @@ from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import FrameBatch
 from hmrcompress.runtime import pick_dtype
+
+INT8 = "int8"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,15 @@ def rival_of(checkpoint: Checkpoint, threads: int) -> Iterator[ExportedRival]:
         running.close()
 
 
+def check_rival(runtime: str, precision: str) -> None:
+    """UserError for a precision (a dtype, or `int8`) that the runtime does not have, MissingExtra where it is not
+    installed."""
+    if runtime == ONNXRUNTIME:
+        check_runtime(torch.float32 if precision == INT8 else pick_dtype(precision), int8=precision == INT8)
+    else:
+        require_precision(runtime, precision).check(precision)
+
+
 @contextmanager
 def made_rival(
     runtime: str,
@@ -78,43 +89,23 @@ def made_rival(
     device: torch.device | str = "cpu",
     threads: int,
 ) -> Iterator[ExportedRival | RuntimeNetwork]:
-    """A network as that runtime runs it at its fastest, open while the block runs: onnxruntime with our fusions
-    (`exporting.onnx_runtime`), others as `export` makes them. precision: a dtype, or `int8`: all linear layers of the
-    backbone. Raises as `rival_in` and `runtime_network`."""
-    if runtime != ONNXRUNTIME:
-        with rival_in(runtime, network, batch, body, precision=precision, device=device, threads=threads) as found:
-            yield found
+    """A network as that runtime runs it at its fastest, compared with torch on `batch`, and open while the block runs:
+    onnxruntime with our fusions (`exporting.onnx_runtime`), others as `export` makes them, in a temporary folder.
+    precision: a dtype, or `int8`: 8 bits in all linear layers of the backbone, whatever that costs. Raises as
+    `check_rival`, and HMRCompressError where the two differ."""
+    check_rival(runtime, precision)
+    if runtime == ONNXRUNTIME:
+        int8 = precision == INT8
+        dtype = torch.float32 if int8 else pick_dtype(precision)
+        with runtime_network(network, batch, body, dtype=dtype, int8=int8, device=device, threads=threads) as opened:
+            yield opened
         return
-    int8 = precision == "int8"
-    dtype = torch.float32 if int8 else pick_dtype(precision)
-    with runtime_network(network, batch, body, dtype=dtype, int8=int8, device=device, threads=threads) as opened:
-        yield opened
-
-
-@contextmanager
-def rival_in(
-    runtime: str,
-    network: HMR2,
-    batch: FrameBatch,
-    body: BodyModel,
-    *,
-    precision: str = "float32",
-    device: torch.device | str = "cpu",
-    threads: int,
-) -> Iterator[ExportedRival]:
-    """A network exported for a runtime to a temporary folder, compared with torch on `batch`, and open while the block
-    runs. In int8 all linear layers of the backbone have 8 bits, whatever that costs, their ranges found on `batch`.
-    Raises UserError, MissingExtra, and HMRCompressError where the two differ."""
     chosen = require_precision(runtime, precision)
-    chosen.check(precision)
     with TemporaryDirectory(prefix=f"hmrcompress-{runtime}-") as folder, TemporaryDirectory() as between:
         source = Source(network, batch)
-        if precision == "int8":
-            graph = Path(between) / "float32.onnx"
-            source.write_onnx(graph)
-            source = replace(
-                source, int8=all_layers(network, batch, chosen.weight_bits()), calibration=batch, graph=graph
-            )
+        if precision == INT8:
+            every = all_layers(network, batch, chosen.weight_bits())
+            source = replace(source, int8=every, calibration=batch).with_graph(Path(between))
         made = chosen.compile(source, Path(folder), precision)
         if made.prepared is not None:
             raise UserError(f"does not run on this machine: {made.prepared}", f"bench.runtime={runtime}")
@@ -123,7 +114,7 @@ def rival_in(
         try:
             ready = GraphNetwork(running, running.inputs)
             parity = measure(network, ready, batch, body, (1, len(batch.images)))
-            if precision != "int8":
+            if precision != INT8:
                 parity.require(runtime, precision)
             elif not parity.finite:
                 raise HMRCompressError(f"{runtime}: the graph in int8 gives numbers that are not finite")

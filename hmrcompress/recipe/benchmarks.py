@@ -53,6 +53,13 @@ class Run(_Part):
     ] = Field(default=(), description="Also the compressed network as these run it, in float32 where nothing is said")
     bare: bool = Field(default=False, description="Also matrix products alone, which rows are compared with")
 
+    @property
+    def rivals(self) -> list[tuple[str, str]]:
+        """Runtime and precision of each of `runtimes`."""
+        return [
+            (name, precision or "float32") for name, _, precision in (each.partition(" ") for each in self.runtimes)
+        ]
+
 
 class Suite(_Part):
     """A model, what is merged in it, and the runs."""
@@ -117,6 +124,7 @@ def run_suite(
     import torch
 
     from hmrcompress.api import opening, opening_decoder
+    from hmrcompress.exporting.rival import check_rival
     from hmrcompress.runtime import pick_device, pick_dtype, record
     from hmrcompress.timing.pipeline_bench import PipelineSettings
     from hmrcompress.timing.suite import RunSettings, run_suite_row
@@ -124,6 +132,9 @@ def run_suite(
     out, checkpoint, written, rule = Path(out), None, [], OutputRule.of(overwrite)
     for run in suite.runs:
         rule.check_file(out / f"{run.name}.json", COMMAND)
+    for run in (suite.only(only) if only else suite).runs:  # what is missing is said before an hour of measuring
+        for runtime, precision in () if (out / f"{run.name}.json").is_file() else run.rivals:
+            check_rival(runtime, precision)
     common = suite.model_dump(mode="json", exclude={"runs"})
     for run in (suite.only(only) if only else suite).runs:
         path, settings = out / f"{run.name}.json", {"suite": common, "run": run.model_dump(mode="json")}
@@ -181,15 +192,14 @@ def _rivals(run: Run, body: BodyModel, device: torch.device, network: HMR2) -> I
 
     with ExitStack() as opened:
         found: dict[str, Rival] = {}
-        for each in run.runtimes:
-            runtime, _, precision = each.partition(" ")
+        for each, (runtime, precision) in zip(run.runtimes, run.rivals, strict=True):
             found[each] = opened.enter_context(
                 made_rival(
                     runtime,
                     network,
                     made_up_batch(network.config, CROPS_COMPARED),
                     body,
-                    precision=precision or "float32",
+                    precision=precision,
                     device=device,
                     threads=torch.get_num_threads(),
                 )

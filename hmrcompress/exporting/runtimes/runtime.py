@@ -7,14 +7,14 @@ and in `--format` of the command.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from hmrcompress.exporting.int8 import Int8Choice, quantise_onnx
-from hmrcompress.exporting.onnx import in_half_precision, needs_two_files, traced_graph
+from hmrcompress.exporting.onnx import PREPARED, in_half_precision, needs_two_files, traced_graph
 from hmrcompress.models.network import HMR2
 from hmrcompress.records import FrameBatch
 
@@ -40,6 +40,13 @@ class Source:
         """The network as an ONNX file with a dynamic batch, in float32 or float16."""
         made = in_half_precision(self.network) if precision == "float16" else self.network
         traced_graph(made, self.batch).save(path, external_data=needs_two_files(made))
+
+    def with_graph(self, folder: Path) -> Source:
+        """The same with its graph in float32, written to `folder`, for `write_int8`."""
+        path, program = folder / "float32.onnx", traced_graph(self.network, self.batch)
+        program.model.metadata_props.update(PREPARED)
+        program.save(path, external_data=needs_two_files(self.network))
+        return replace(self, graph=path)
 
     def write_int8(self, path: Path, *, unsigned: bool = False) -> None:
         """The same with 8 bits where `int8` has them. See `int8.quantise_onnx`."""
