@@ -152,7 +152,7 @@ def bench(
         complain(f"warning: this CPU has no units for {dtype}, which is emulated: expect it to be slower than float32")
     opened = None if model is None else hc.load(model, seed=seed, exported=True)
     other = {*NOT_ADAPTIVE} & options_given().keys() or {*NOT_ADAPTIVE_KEYS, "buckets"} & settings.model_fields_set
-    if opened is not None and opened.exported is None and not other and runtime == "torch":
+    if opened is not None and not other and runtime == "torch":
         buckets = planned_buckets(opened)
     if buckets is not None:
         told = "has no effect on timing adaptive tokens", "Leave it out"

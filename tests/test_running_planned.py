@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import hmrcompress as hc
 from hmrcompress.api import running as module
 from hmrcompress.api.opening import load, open_masks
-from hmrcompress.api.running import running
+from hmrcompress.api.running import planned_buckets, running
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.files.folder import read_model_folder
@@ -62,6 +64,15 @@ def test_the_folder_says_how_it_runs(made: Path) -> None:
         "| runs, if nobody says otherwise | runtime fast, bfloat16, layers 3 in int8"
         in (made / "README.md").read_text()
     )
+
+
+def test_an_exported_network_has_no_tokens_to_choose_from(made: Path) -> None:
+    model = load(made)
+    with pytest.warns(Notice, match="90, 150 tokens to choose from"):
+        assert planned_buckets(model) == (90, 150)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert planned_buckets(replace(model, exported=nn.Identity())) is None
 
 
 def test_what_is_not_asked_for_is_as_planned(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,9 +37,10 @@ def planned(checkpoint: Checkpoint) -> RunSettings | None:
 
 
 def planned_buckets(checkpoint: Checkpoint) -> tuple[int, ...] | None:
-    """The numbers of tokens that a model's plan wants to choose from, which is told; None where there are none."""
+    """The numbers of tokens that a model's plan wants to choose from, which is told; None where there are none, and for
+    an exported network, which has one."""
     run = planned(checkpoint)
-    if run is None or run.buckets is None:
+    if run is None or run.buckets is None or checkpoint.exported is not None:
         return None
     tell(f"runs as its plan says: {_choosing(run.buckets)}", checkpoint.name)
     return run.buckets
