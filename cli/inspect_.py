@@ -32,8 +32,10 @@ def inspect(
 ) -> None:
     """Say what a model is: family, layers, sizes, tokens, parameters, MACs, what its weights were wrapped in, what it
     needs beside its file, and keys that are not understood. Files that belong to a family and are no model by
-    themselves are told too."""
+    themselves are told too, and of other networks' files the stacks of blocks that merge --format original takes."""
+    from hmrcompress.api.merge import is_of_other_code
     from hmrcompress.api.opening import ModelFile, load
+    from hmrcompress.live.files import describe_file
     from hmrcompress.merging.describe import describe, describe_helper
 
     printer, asked = Printer(quiet), ModelFile.of(model)
@@ -44,6 +46,16 @@ def inspect(
             printer.say(f"  {'MACs of one picture':<29} {helper['macs'] / 1e9:.2f} G")
         printer.say(f"  {'parameters':<29} {helper['params'] / 1e6:.2f} M")
         for what, value, _ in (*wrapped(helper["weights"]), ("sha256", helper["sha256"], "")):
+            printer.say(f"  {what:<29} {value}")
+        return
+    if is_of_other_code(asked) and (other := describe_file(asked.name, asked.weights)) is not None:
+        write_record(json, "inspect", other, seed=seed)
+        printer.say(f"{other['model']}\n  of no family that is read; its own code runs it (adapter:FILE.py)")
+        for stack in other["stacks"]:
+            size = f"{stack['layers']} layers, {stack['params'] / 1e6:.2f} M parameters"
+            printer.say(f"  {'stack':<29} {stack['name']}: {size}, sha256 {stack['sha256']}")
+        printer.say(f"  {'parameters':<29} {other['params'] / 1e6:.2f} M")
+        for what, value, _ in (*wrapped(other["weights"]), ("sha256", other["sha256"], "")):
             printer.say(f"  {what:<29} {value}")
         return
     # Not strict: keys that nobody knows, and a part that is missing, are to be told, not refused.

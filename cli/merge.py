@@ -21,11 +21,14 @@ from hmrcompress_cli.common import (
     QuietOption,
     SeedOption,
     outputs_here,
+    refuse_unused,
     write_record,
 )
 
 OF_OUR_NETWORKS = ("format", "pad_identity", "data", "masks", "decoder", "seed")
 """What saving an adapter's model does without."""
+FITTED = ("data", "masks", "decoder", "seed")
+"""What a file of other code does without."""
 
 
 @takes_checkpoints("model")
@@ -37,7 +40,7 @@ def merge(
     out: OutOption,
     format: Annotated[
         Literal["native", "original"],
-        typer.Option("--format", help="A folder of ours, or a .ckpt (or .safetensors) for the original code base."),
+        typer.Option("--format", help="A folder of ours, or a checkpoint for the network's own code (any network's)."),
     ] = "native",
     pad_identity: Annotated[
         bool,
@@ -66,6 +69,7 @@ def merge(
     debug: DebugOption = False,
 ) -> None:
     """Merge layers as a plan says, record its token merging, and write a compressed model."""
+    from hmrcompress.api.merge import is_of_other_code
     from hmrcompress.api.merge import merge as merge_model
     from hmrcompress.api.opening import load
     from hmrcompress.merging.describe import describe
@@ -73,6 +77,10 @@ def merge(
 
     if for_adapters(model, OF_OUR_NETWORKS):
         adapter.merge(model, plan, out, force=force, json=json, quiet=quiet)
+        return
+    if format == "original" and is_of_other_code(model, plan):
+        refuse_unused("has no effect on a file of other code, of which nothing is run", "Leave it out", FITTED)
+        _merge_file(model, plan, out, pad_identity=pad_identity, force=force, json=json, quiet=quiet)
         return
     written, outputs = None, outputs_here()
     if format == "original":
@@ -99,6 +107,31 @@ def merge(
     else:
         padding = f", {written.padded} of them identities" if written.padded else ""
         printer.say(f"{out}: {written.layers} layers{padding}; how to use it is in {written.card.name}")
+
+
+def _merge_file(
+    model: str, plan: Path, out: Path, *, pad_identity: bool, force: bool, json: Path | None, quiet: bool
+) -> None:
+    """A checkpoint of a network that only its own code runs."""
+    from hmrcompress.api.opening import ModelFile
+    from hmrcompress.live.files import merge_file
+
+    asked = ModelFile.of(model)
+    made = merge_file(
+        asked.name,
+        plan,
+        out,
+        weights=asked.weights,
+        pad_identity=pad_identity,
+        force=force,
+        overwrite=outputs_here(),
+    )
+    layers = {"before": made.before, "after": made.layers - made.padded}
+    write_record(json, "merge", {"layers": layers, "stack": made.stack, "left_out": list(made.left_out)})
+    printer = Printer(quiet)
+    printer.say(f"{made.stack}: {layers['before']} -> {layers['after']} layers; all else as it was")
+    padding = f", {made.padded} of them identities" if made.padded else ""
+    printer.say(f"{out}: {made.layers} layers{padding}; how to use it is in {made.card.name}")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from hmrcompress.api.opening import (
     Data,
     Masks,
     Model,
+    ModelFile,
     Module,
     body_for,
     load,
@@ -21,12 +22,16 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.provenance import KEY, record
 from hmrcompress.errors import UserError
+from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.live.files import stacks_in
 from hmrcompress.live.patching import apply as apply_to_live
 from hmrcompress.live.plans import LivePlan
+from hmrcompress.live.structure import FAMILY
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
 from hmrcompress.merging.merge import fit_patch, merge_checkpoint
+from hmrcompress.models.families.registry import MARKS, is_known
 from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.files.folder import Folder
 from hmrcompress.models.files.load import Checkpoint
@@ -97,6 +102,23 @@ def merge(
         decoder_of=donor,
         overwrite=outputs,
     )
+
+
+def is_of_other_code(model: Model, plan: Plan | Path | str | None = None) -> bool:
+    """Whether a model is a checkpoint file of no family that is read, with a stack of blocks all the same, which
+    `live.files.merge_file` takes; with a plan of a live network any file is. Raises UserError for a file that cannot be
+    read."""
+    asked = (
+        None if isinstance(model, Checkpoint) else ModelFile.of(model if isinstance(model, ModelFile) else str(model))
+    )
+    if asked is None or not Path(asked.name).is_file():
+        return False
+    if plan is not None:
+        reference = open_plan(plan).checkpoint
+        if reference is not None and reference.family.startswith(FAMILY):
+            return True
+    file = open_state_file(asked.name, *MARKS, weights=asked.weights)
+    return not is_known(file.tensors) and bool(stacks_in(file.tensors))
 
 
 def frames_to_fit(plan: Plan) -> int:

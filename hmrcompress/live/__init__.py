@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hmrcompress.live.distances import joints, vertices
+    from hmrcompress.live.files import MergedFile, merge_file
     from hmrcompress.live.healing import HealedLive, heal
     from hmrcompress.live.patching import apply, person_mask, unapply
     from hmrcompress.live.saving import restore, save
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HealedLive",
+    "MergedFile",
     "Network",
     "apply",
     "bench",
     "heal",
     "joints",
+    "merge_file",
     "network",
     "person_mask",
     "plan_for",
@@ -44,6 +47,8 @@ HOMES = {
     "heal": "healing",
     "HealedLive": "healing",
     "plan_for": "plans",
+    "merge_file": "files",
+    "MergedFile": "files",
     "restore": "saving",
     "save": "saving",
     "stack_macs": "cost",

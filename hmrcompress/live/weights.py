@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,17 @@ SELECTING = {"keep_first": 0, "keep_last": -1}
 """Rules that take a block of the group as it is, and which."""
 MLP_OUTPUTS = ("fc2", "w3", "down_proj", "weights_out", "c_proj")
 SCALE_NAMES = ("gamma", "lambda1")
+
+
+class Named(Protocol):
+    """What is known of a block's names: `live.blocks.Anatomy` of a live one, `live.files.Parts` of one in a file."""
+
+    @property
+    def attention(self) -> str: ...
+    @property
+    def output(self) -> str | None: ...
+    @property
+    def scales(self) -> tuple[str, str] | None: ...
 
 
 def made_blocks(
@@ -68,7 +80,7 @@ def _merged(
     return block
 
 
-def folded(state: Mapping[str, Tensor], body: Anatomy) -> dict[str, Tensor]:
+def folded(state: Mapping[str, Tensor], body: Named) -> dict[str, Tensor]:
     """A block's tensors with layer scale folded into the linear layers before it, these in float64; scales are 1.
 
     As they are where the block has no scale or the last layer of its MLP goes by an unknown name.

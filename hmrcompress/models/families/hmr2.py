@@ -10,7 +10,7 @@ FAMILY = Family(
     title="HMR2.0",
     network=HMR2,
     has=(*BACKBONE, "smpl_head.decpose.weight", "smpl_head.init_body_pose"),
-    lacks=("smpl_head.deckp.weight",),
+    lacks=("smpl_head.deckp.weight", "st_module.l1.weight", "motion_module.l1.weight"),  # CameraHMR, TRAM
     depth_line=DepthLine(
         "4D-Humans",
         "hmr2/models/backbones/vit.py",

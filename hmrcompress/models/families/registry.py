@@ -22,6 +22,7 @@ HELPERS = {
     "TokenHMR's tokenizer, which belongs beside a TokenHMR checkpoint": TOKENIZER.marks,
 }
 """Files that belong to a family and are no model by themselves: what they are, and the keys by which they are told."""
+OTHER_CODE = "Networks of other code run as adapter:FILE.py, and merge --format original takes their files"
 MARKS = (tuple(each.has for each in FAMILIES.values()), tuple(HELPERS.values()))
 """Keys by which `open_state_file` knows weights in whatever wraps them: a family's, else a helper's."""
 
@@ -52,7 +53,18 @@ def recognise(keys: Collection[str], where: object = "checkpoint") -> Family:
             nearest, missing = candidate, absent
     first = f"; {nearest.title} has {missing[0]}" if nearest and missing else ""
     examples = ", ".join(sorted(keys)[:5]) or "none"
-    raise UserError(f"the keys belong to no known family{first}. The file's {len(keys)} keys begin {examples}", where)
+    raise UserError(
+        f"the keys belong to no known family{first}. The file's {len(keys)} keys begin {examples}", where, OTHER_CODE
+    )
+
+
+def is_known(keys: Collection[str]) -> bool:
+    """Whether these keys are those of a family, or of a file that belongs to one."""
+    try:
+        recognise(keys)
+    except UserError:
+        return helper_of(keys) is not None
+    return True
 
 
 def helper_of(keys: Collection[str]) -> str | None:
