@@ -26,6 +26,21 @@ def camera_head(tokens: np.ndarray, condition: np.ndarray, state: Arrays, config
     }
 
 
+def whole_head(tokens: np.ndarray, condition: np.ndarray, state: Arrays, config: Any) -> dict[str, np.ndarray]:
+    """condition (3,): the query is nothing else. 22 rotations of the body, three of the face that stand still, 30 of
+    the fingers."""
+    key = "smplx_head"
+    x = decode(condition, tokens, state, key, config)
+    body = columns(state[f"{key}.init_body_pose"][0] + linear(x, state, f"{key}.decpose")[0])
+    hands = columns(state[f"{key}.init_hand_pose"] + linear(x, state, f"{key}.dechandpose")[0])
+    return {
+        "rotations": np.stack([*body[:22], *(np.eye(3) for _ in range(3)), *hands]),
+        "betas": state[f"{key}.init_betas"][0] + linear(x, state, f"{key}.decshape")[0],
+        "cam": state[f"{key}.init_cam"][0] + linear(x, state, f"{key}.deccam")[0],
+        "features": x[0],
+    }
+
+
 def mano_head(tokens: np.ndarray, state: Arrays, config: Any) -> dict[str, np.ndarray]:
     """The query is one zero."""
     key = "mano_head"

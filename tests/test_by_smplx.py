@@ -120,6 +120,8 @@ def test_each_is_posed_as_by_smplx(folder: Path, joints: int) -> None:
 def test_a_network_gets_the_body_that_it_predicts(folder: Path, tmp_path: Path) -> None:
     assert [opening.body_for(model(joints), f"smplx:{folder}").num_joints for joints in CLASSES] == [*CLASSES]
     assert opening.open_body(f"smplx:{folder}").num_joints == 24
+    wide = opening.open_body(f"smplx:{folder}", joints=55, betas=16)
+    assert wide.num_betas == 16 and torch.equal(wide.shapedirs[..., :10], open_smplx(f"smplx:{folder}", 55).shapedirs)
     file_of(55, tmp_path / "smplx")
     assert opening.open_body(f"smplx:{tmp_path}").num_joints == 55
     with pytest.raises(UserError, match=r"holds no SMPL_NEUTRAL.npz or .pkl.* predicts SMPL's 24 joints, no other"):

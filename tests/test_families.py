@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hmrcompress.errors import UserError
 from hmrcompress.models.families.camerahmr import CameraHMRConfig
+from hmrcompress.models.families.camerahmr_smplx import CameraHMRXConfig
 from hmrcompress.models.families.hamer import HaMeRConfig
 from hmrcompress.models.families.registry import FAMILIES, network_class, read_config, recognise
 from hmrcompress.models.families.tokenhmr import TokenHMRConfig, places_between
@@ -33,6 +34,7 @@ SIZES = {
 }  # fmt: skip
 CAMERA = CameraHMRConfig(**SIZES, keypoints=5)
 HAND = HaMeRConfig(**SIZES)
+WHOLE = CameraHMRXConfig(**SIZES)
 TOKENS = TokenHMRConfig(
     **SIZES, pose_tokens=46, token_dim=4, mixer_depth=2, mixer_tokens=5, mixer_channels=7,
     codes=11, code_dim=6, decoder_width=8, decoder_steps=3, decoder_depth=3, dilation=2,
@@ -57,7 +59,9 @@ def published(name: str) -> dict[str, Tensor]:
     return {key: torch.empty(shape, device="meta") for key, shape in keys_of(name).items()}
 
 
-@pytest.mark.parametrize("name, count", [("camerahmr", 505), ("tokenhmr", 563), ("hamer", 503), ("hmr2", 503)])
+@pytest.mark.parametrize(
+    "name, count", [("camerahmr", 505), ("camerahmr_smplx", 506), ("tokenhmr", 563), ("hamer", 503), ("hmr2", 503)]
+)
 def test_a_file_with_the_published_keys_loads_strictly(
     name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +102,7 @@ def arrays(network: HMR2) -> Arrays:
     return {name: tensor.numpy() for name, tensor in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("config", [CAMERA, TOKENS, HAND], ids=lambda config: config.family)
+@pytest.mark.parametrize("config", [CAMERA, WHOLE, TOKENS, HAND], ids=lambda config: config.family)
 def test_the_head_equals_the_slow_transcription(config: NetworkConfig) -> None:
     network, generator = lively(config), torch.Generator().manual_seed(1)
     tokens = torch.randn(2, 9, config.dim, generator=generator, dtype=torch.float64)
@@ -107,6 +111,8 @@ def test_the_head_equals_the_slow_transcription(config: NetworkConfig) -> None:
     for row in range(2):
         if config is CAMERA:
             wanted = slow_families.camera_head(tokens[row].numpy(), condition[row].numpy(), state, config)
+        elif config is WHOLE:
+            wanted = slow_families.whole_head(tokens[row].numpy(), condition[row].numpy(), state, config)
         elif config is TOKENS:
             wanted = slow_families.token_head(tokens[row].numpy(), state, config, [37, 29, 21], [4, 2, 1])
         else:
@@ -124,7 +130,7 @@ def test_the_decoder_s_places() -> None:
         assert places_between(tokens, 21, steps) == wanted
 
 
-@pytest.mark.parametrize("config", [CAMERA, TOKENS, HAND], ids=lambda config: config.family)
+@pytest.mark.parametrize("config", [CAMERA, WHOLE, TOKENS, HAND], ids=lambda config: config.family)
 def test_sizes_are_read_off_the_state(config: NetworkConfig) -> None:
     state = build(config, "meta").state_dict()
     known = {"dilation": 2} if config is TOKENS else {}

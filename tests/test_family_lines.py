@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_families import HAND, TOKENS
+from test_families import HAND, TOKENS, WHOLE
 from test_model_commands import run
 
 import hmrcompress as hc
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.models.families.camerahmr import CameraHMRConfig
-from hmrcompress.models.families.registry import read_config
+from hmrcompress.models.families.registry import network_class, read_config
 from hmrcompress.models.families.tokenhmr import TOKENIZER
 from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.files.load import load_checkpoint
@@ -39,7 +39,7 @@ def small(config: NetworkConfig) -> NetworkConfig:
     return read_config(values | SIZES)
 
 
-CONFIGS = [CAMERA, small(TOKENS), small(HAND)]
+CONFIGS = [CAMERA, small(WHOLE), small(TOKENS), small(HAND)]
 
 
 def write_checkpoint(config: NetworkConfig, folder: Path) -> Path:
@@ -58,10 +58,10 @@ def write_checkpoint(config: NetworkConfig, folder: Path) -> Path:
 
 
 def write_data(config: NetworkConfig, path: Path, boxes: bool = True) -> Path:
-    """Crops, for hands without ground truth."""
+    """Crops, for hands and SMPL-X without ground truth."""
     arrays, meta = tiny.crop_arrays(), tiny.crop_meta()
     arrays["conditions"] = np.random.default_rng(3).normal(size=(12, 3)).astype(np.float32)
-    gone = (("poses", "betas") if config.num_joints == 16 else ()) + (() if boxes else ("conditions",))
+    gone = (("poses", "betas") if config.num_joints != 24 else ()) + (() if boxes else ("conditions",))
     write_crops(path, {name: array for name, array in arrays.items() if name not in gone}, meta)
     return path
 
@@ -77,16 +77,16 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
     heads = ("--num-heads", 2, "--head-heads", 2)
     raw = write_checkpoint(config, tmp_path)
     assert run("convert", raw, "-o", tmp_path / "model", *heads).exit_code == 0
-    model, hand = tmp_path / "model.safetensors", config.num_joints == 16
-    body = () if hand else ("--body", tiny_body_file)
+    model, unscored = tmp_path / "model.safetensors", config.num_joints != 24
+    body = () if unscored else ("--body", tiny_body_file)
 
     seen = run("inspect", raw, *heads)
     assert seen.exit_code == 0 and f"family                        {config.family} (" in seen.output
     assert ("tokenizer.pth" in seen.output) == (config.family == "tokenhmr")
-    assert ("box and focal length" in seen.output) == (config.family == "camerahmr")
+    assert ("box and focal length" in seen.output) == network_class(config.family).conditioned
     assert ("stacked as rows" in seen.output) == (config.family == "tokenhmr")
 
-    plan, target = tmp_path / "plan.yaml", "teacher" if hand else "truth"
+    plan, target = tmp_path / "plan.yaml", "teacher" if unscored else "truth"
     wanted = ("--keep-tokens", 160, "--merge-per-layer", 40, "--data", data)
     wanted += ("--set", "search.layers=1", "--set", f"search.target={target}")
     found = run("search", model, *wanted, "-o", plan, *body, "--json", searched, "--quiet")
@@ -101,14 +101,15 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
     assert load_checkpoint(tmp_path / "out").config.to_dict() == config.to_dict() | {"depth": 1}
 
     scored = run("eval", tmp_path / "out", "--data", data, "--against", model, *body, "--json", scores, "--quiet")
-    if hand:
-        assert scored.exit_code == 2 and "no data set of hands is read" in scored.stderr
+    if unscored:
+        what = "hands" if config.num_joints == 16 else "such bodies"
+        assert scored.exit_code == 2 and f"no data set of {what} is read" in scored.stderr
     else:
         assert scored.exit_code == 0, scored.output
         assert list(told(scores)["stages"]) == ["mean_pose", "baseline", "merged", "tokens_alone", "merged_tokens"]
 
     settings = BenchSettings(batch_sizes=(2,), rounds=1, memory=False)
-    timed = hc.bench(tmp_path / "out", settings=settings, body="starter" if hand else tiny_body_file)
+    timed = hc.bench(tmp_path / "out", settings=settings, body="starter" if unscored else tiny_body_file)
     assert timed.layers == {"before": 2, "after": 1} and timed.speedup(2, "network") > 0
 
     back = run("merge", model, "--plan", plan, "--format", "original", "-o", tmp_path / "theirs.ckpt")
@@ -125,6 +126,22 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
         )
 
 
+@pytest.mark.parametrize("config", [small(WHOLE), small(HAND)], ids=lambda config: config.family)
+def test_healing_needs_no_truth_of_the_body(config: NetworkConfig, tmp_path: Path) -> None:
+    """The data hold poses of SMPL, which say nothing of other bodies: the network heals towards its teacher."""
+    data, figures = tmp_path / "crops.npz", tmp_path / "heal.json"
+    arrays = tiny.crop_arrays() | {"conditions": np.random.default_rng(3).normal(size=(12, 3)).astype(np.float32)}
+    write_crops(data, arrays, tiny.crop_meta())
+    write_model_folder(tmp_path / "whole", build(config, seed=1).state_dict(), config)
+    hc.merge(tmp_path / "whole", Plan(groups=((0, 1),), merge_rule="mean"), tmp_path / "out", force=True)
+    wanted = ("--images", 8, "--batch-size", 4, "--data", data, "--masks", "none", "--teacher", tmp_path / "whole")
+    wanted += ("-o", tmp_path / "healed", "--json", figures, "--quiet")
+    healed = run("finetune", tmp_path / "out", "--stage", "heal", *wanted)
+    assert healed.exit_code == 0, healed.output
+    found = told(figures)
+    assert "mpjpe_mm" not in str(found) and "to_teacher_mm" in str(found)
+
+
 @pytest.mark.parametrize(
     "config",
     [CAMERA, *(pytest.param(config, marks=pytest.mark.slow) for config in CONFIGS[1:])],  # as HMR2 but for their heads
@@ -133,7 +150,7 @@ def test_the_whole_line(config: NetworkConfig, tmp_path: Path, tiny_body_file: P
 @pytest.mark.usefixtures("graphs")
 def test_export(config: NetworkConfig, tmp_path: Path, tiny_body_file: Path) -> None:
     data, written = write_data(config, tmp_path / "crops.npz"), tmp_path / "export.json"
-    body = () if config.num_joints == 16 else ("--body", tiny_body_file)
+    body = () if config.num_joints != 24 else ("--body", tiny_body_file)
     network, tokens = build(config, seed=1), TokenSettings(keep=160, per_layer=40)
     checkpoint = write_model_folder(tmp_path / "whole", network.state_dict(), config, body="tiny")
     plan = Plan(checkpoint=load_checkpoint(checkpoint.path).reference, groups=((0, 1),), tokens=tokens)
@@ -144,7 +161,7 @@ def test_export(config: NetworkConfig, tmp_path: Path, tiny_body_file: Path) -> 
     assert made.exit_code == 0, made.output
     assert told(written)["onnx_max_abs_diff"] < 1e-4 and told(written)["onnx_joints_mm"] < 0.05
     inputs = told(tmp_path / "m.onnx.json")["inputs"]
-    assert set(inputs) == {"images", "person_mask"} | ({"condition"} if config.family == "camerahmr" else set())
+    assert set(inputs) == {"images", "person_mask"} | ({"condition"} if network.conditioned else set())
 
 
 def test_data_without_boxes_are_refused(tmp_path: Path, tiny_body_file: Path) -> None:

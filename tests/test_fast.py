@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from bounds import GELU_SLOPE, int8_bound, network_bound, product_bound, rounding_bound, unit
-from test_families import CAMERA, HAND, TOKENS
+from test_families import CAMERA, HAND, TOKENS, WHOLE
 from test_reference import awake
 from torch import Tensor, nn
 
@@ -91,7 +91,7 @@ def test_bfloat16_errs_no_more_than_the_plain_path(config: object, tokens: Token
 
 def of_family(name: str) -> HMR2:
     """A small network of a family, whose read-outs, norms, biases and positions all matter."""
-    like = {"camerahmr": CAMERA, "tokenhmr": TOKENS, "hamer": HAND}.get(name, CONFIG)
+    like = {"camerahmr": CAMERA, "camerahmr_smplx": WHOLE, "tokenhmr": TOKENS, "hamer": HAND}.get(name, CONFIG)
     return awake(like).float().requires_grad_(False)
 
 

@@ -15,7 +15,7 @@ from hmrcompress.body.files import load_body
 from hmrcompress.body.hand import BONES, HAND_JOINTS, HAND_PARENTS, stick_hand
 from hmrcompress.body.topology import hash_faces
 from hmrcompress.errors import UserError
-from hmrcompress.metrics.hands import HAND16
+from hmrcompress.metrics.other_bodies import HAND16
 from hmrcompress.records import BodyParams
 
 
@@ -46,7 +46,7 @@ def test_sticks_keep_their_lengths_and_only_what_hangs_on_a_joint_moves() -> Non
 
 
 def model(joints: int) -> Any:
-    return SimpleNamespace(config=SimpleNamespace(num_joints=joints), name="model")
+    return SimpleNamespace(config=SimpleNamespace(num_joints=joints, num_betas=10), name="model")
 
 
 def test_hands_are_measured_on_hands(tmp_path: Path, tiny_body_file: Path) -> None:

@@ -16,8 +16,8 @@ from hmrcompress.body.files import load_body
 from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import UserError
-from hmrcompress.metrics.hands import HAND16
 from hmrcompress.metrics.measure import Measure, read_regressor
+from hmrcompress.metrics.other_bodies import HAND16
 from hmrcompress.metrics.points import PROTOCOLS, accel, joint_errors, pa_mpjpe
 from hmrcompress.metrics.pose import score
 from hmrcompress.records import BodyParams, FrameBatch

@@ -17,10 +17,20 @@ import torch
 from torch import nn
 
 from hmrcompress.body.by_smplx import PREFIX, is_smplx, open_smplx
-from hmrcompress.body.files import body_in_folder, load_body, require_joints, require_topology, starter_body
+from hmrcompress.body.files import (
+    BETAS,
+    body_in_folder,
+    kind_of_body,
+    load_body,
+    require_joints,
+    require_topology,
+    starter_body,
+)
 from hmrcompress.body.hand import HAND_PARENTS, stick_hand
+from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.body.model import BodyModel
 from hmrcompress.body.pickled import refuse_other_pickles
+from hmrcompress.body.whole import WHOLE_JOINTS, whole_body
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import MaskSource, mask_source
@@ -30,8 +40,8 @@ from hmrcompress.exporting.opened import open_exported
 from hmrcompress.merging.adaptive import AdaptiveTokens
 from hmrcompress.merging.apply import with_token_merging
 from hmrcompress.merging.buckets import BUCKETS
-from hmrcompress.metrics.hands import HAND16
 from hmrcompress.metrics.measure import GENDERS, Measure, read_regressor
+from hmrcompress.metrics.other_bodies import UNSCORED
 from hmrcompress.metrics.points import PROTOCOLS, ROWS, Protocol
 from hmrcompress.models.families.registry import network_class
 from hmrcompress.models.fast.network import make_fast
@@ -45,6 +55,8 @@ from hmrcompress.runtime import Progress, no_progress
 STARTER_MODEL = Path(__file__).parents[1] / "assets" / "starter"
 STARTER_FAST = STARTER_MODEL.with_name("starter_fast")
 """What makes the starter network the fast one: a plan and a temporal decoder (`starter.network.fast`)."""
+STAND_INS = {len(HAND_PARENTS): stick_hand, len(WHOLE_JOINTS): whole_body}
+"""What stands for a model's body, by its number of joints, where no file is given."""
 OF_EXPORTED = "holds an exported network, which has no weights to work on"
 FOR_EXPORTED = "predict, profile, eval and bench run it; for the rest give the model that it was exported from"
 
@@ -178,20 +190,22 @@ def probe_for(checkpoint: Checkpoint, masks: MaskSource) -> SaliencyProbe | None
     return checkpoint.probe
 
 
-def open_body(body: Body = "starter", *, joints: int | None = None, gender: str = "neutral") -> BodyModel:
+def open_body(
+    body: Body = "starter", *, joints: int | None = None, gender: str = "neutral", betas: int = BETAS
+) -> BodyModel:
     """`starter`, a body file, a folder of SMPL_NEUTRAL, SMPL_MALE and SMPL_FEMALE, or `smplx:FOLDER`
-    (`body.by_smplx`); of a folder the body of that gender, and of smplx's the one of so many joints. Raises
-    UserError."""
+    (`body.by_smplx`); of a folder the body of that gender, of smplx's the one of so many joints, and of a file so many
+    shape directions. Raises UserError."""
     if isinstance(body, BodyModel):
         return body
     if str(body) == "starter":
         return starter_body()
     if is_smplx(body):
-        return open_smplx(str(body), joints, gender)
+        return open_smplx(str(body), joints, gender, betas)
     path = body_in_folder(Path(body), gender) if Path(body).is_dir() else Path(body)
     if path.suffix == ".pkl" and path.is_file():
         refuse_other_pickles(path)
-    return load_body(path)
+    return load_body(path, betas=betas)
 
 
 def open_measure(
@@ -225,27 +239,32 @@ def open_measure(
 
 
 def body_for(checkpoint: Checkpoint, body: Body = "starter") -> BodyModel:
-    """The body that a model's predictions are posed on: as of `open_body`; for hands, where none is given, a hand of
-    sticks (`body.hand`). Raises UserError for a body with another number of joints than the model predicts."""
-    joints = checkpoint.config.num_joints
-    if joints == len(HAND_PARENTS) and not isinstance(body, BodyModel) and str(body) == "starter":
-        return stick_hand()
-    found = open_body(body, joints=joints)
+    """The body that a model's predictions are posed on: as of `open_body`; where none is given, for hands a hand of
+    sticks (`body.hand`), for SMPL-X the starter body with two of them (`body.whole`). Raises UserError for a body with
+    another number of joints than the model predicts."""
+    joints, betas = checkpoint.config.num_joints, checkpoint.config.num_betas
+    if joints in STAND_INS and not isinstance(body, BodyModel) and str(body) == "starter":
+        return STAND_INS[joints]()
+    found = open_body(body, joints=joints, betas=betas)
     require_joints(found.num_joints, [joints], found.name if isinstance(body, BodyModel) else body)
     return found
 
 
 def protocol_for(checkpoint: Checkpoint, protocol: str | Protocol) -> Protocol:
-    """The protocol of that name, as of `open_protocol`; for hands always the one there is (`body.hand`)."""
+    """The protocol of that name, as of `open_protocol`; for hands and SMPL-X always the one there is
+    (`metrics.other_bodies`)."""
     found = open_protocol(protocol)
-    return HAND16 if checkpoint.config.num_joints == len(HAND_PARENTS) else found
+    return UNSCORED.get(checkpoint.config.num_joints, found)
 
 
 def require_truth(checkpoint: Checkpoint) -> None:
-    """UserError where no data set is read that could score a model: that is so for hands."""
-    if checkpoint.config.num_joints == len(HAND_PARENTS):
+    """UserError where no data set is read that could score a model: that is so for all bodies but SMPL."""
+    joints = checkpoint.config.num_joints
+    if joints != len(SMPL_JOINTS):
+        what = "hands" if joints == len(HAND_PARENTS) else kind_of_body(joints)
         raise UserError(
-            "predicts hands, and no data set of hands is read that could score it",
+            f"predicts {what}, and no data set of {'hands' if what == 'hands' else 'such bodies'} is read that could"
+            " score it",
             checkpoint.name,
             "Search with --set search.target=teacher; merge, bench and export need no ground truth",
         )
@@ -280,7 +299,7 @@ def open_data(
     """`starter[:split]` (`split` if it names none; rendered when first asked for), `FORMAT:PATH`, or a path whose
     format is recognised; see `data.formats`.
 
-    `clips` renders only the first clips of a starter split; its people have the starter body where `body` is a hand.
+    `clips` renders only the first clips of a starter split; its people have the starter body where `body` is no SMPL.
     Raises UserError, also for `clips` of other data.
     """
     if isinstance(data, CropSet):
@@ -289,7 +308,7 @@ def open_data(
         rest = str(data).partition(":")[2]
         from hmrcompress.starter.data.dataset import open_split
 
-        person = starter_body() if body.num_joints == len(HAND_PARENTS) else body
+        person = body if body.num_joints == len(SMPL_JOINTS) else starter_body()
         return open_split(rest or split, person, clips=clips, progress=progress)
     if clips is not None:
         raise UserError("only starter splits can be cut to their first clips", str(data), "Leave clips out.")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hmrcompress.body.files import KINDS, body_of
+from hmrcompress.body.files import BETAS, KINDS, body_of
 from hmrcompress.body.model import BodyModel
 from hmrcompress.errors import MissingExtra, UserError, first_line
 from hmrcompress.io.array_pickles import read_arrays
@@ -33,8 +33,9 @@ def is_smplx(body: object) -> bool:
     return str(body).startswith(PREFIX)
 
 
-def open_smplx(name: str, joints: int | None = None, gender: str = "neutral") -> BodyModel:
-    """The body of `smplx:FOLDER`: the one with so many joints, or the first one there is, in the order of `CLASSES`.
+def open_smplx(name: str, joints: int | None = None, gender: str = "neutral", betas: int = BETAS) -> BodyModel:
+    """The body of `smplx:FOLDER`: the one with so many joints, or the first one there is, in the order of `CLASSES`,
+    with so many shape directions.
 
     FOLDER has smpl/SMPL_NEUTRAL.npz, smplh/SMPLH_…, smplx/SMPLX_… and mano/MANO_RIGHT.npz, or these themselves; .pkl is
     read where there is no .npz. FOLDER may be one such file, too. UserError where there is none, where smplx is not
@@ -49,7 +50,7 @@ def open_smplx(name: str, joints: int | None = None, gender: str = "neutral") ->
     arrays = read_npz(path, skip_objects=True) if path.suffix == ".npz" else read_arrays(path)
     try:
         with redirect_stdout(io.StringIO()):  # where smplx says how many shapes it found
-            made = _made(smplx, kind, path, {key: np.asarray(value) for key, value in arrays.items()})
+            made = _made(smplx, kind, path, {key: np.asarray(value) for key, value in arrays.items()}, betas)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"smplx cannot open it as {kind} ({first_line(error)})", path) from error
     vertices, wide = len(made.v_template), made.posedirs.shape[0]
@@ -65,6 +66,7 @@ def open_smplx(name: str, joints: int | None = None, gender: str = "neutral") ->
             "kintree_table": np.stack([made.parents.numpy(), np.arange(len(made.parents))]),
         },
         path,
+        betas=betas,
     )
 
 
@@ -91,10 +93,19 @@ def _file(place: Path, joints: int | None, gender: str) -> tuple[Path, str]:
     raise UserError(f"holds none of {', '.join(names.values())}, as .npz or .pkl", place)
 
 
-def _made(smplx: Any, kind: str, path: Path, arrays: Mapping[str, np.ndarray]) -> Any:
+def _made(smplx: Any, kind: str, path: Path, arrays: Mapping[str, np.ndarray], betas: int) -> Any:
     """smplx's model of these arrays, hands flat and without any parameters of its own."""
-    parts = ("betas", "global_orient", "body_pose", "transl", "left_hand_pose", "right_hand_pose", "hand_pose")
-    bare = {f"create_{part}": False for part in (*parts, "jaw_pose", "leye_pose", "reye_pose", "expression")}
+    parts: tuple[str, ...] = (
+        "betas",
+        "global_orient",
+        "body_pose",
+        "transl",
+        "left_hand_pose",
+        "right_hand_pose",
+        "hand_pose",
+    )
+    parts += ("jaw_pose", "leye_pose", "reye_pose", "expression")
+    bare: dict[str, Any] = {"num_betas": betas} | {f"create_{part}": False for part in parts}
     if kind == "SMPL":
         return smplx.SMPL(str(path), data_struct=smplx.utils.Struct(**arrays), **bare)
     hands = {"use_pca": False, "flat_hand_mean": True, **bare}

@@ -27,9 +27,10 @@ SMPL_LEAF_VERTICES = (411, 2445, 5905, 3216, 6617)
 BETAS = 10
 KINDS = {24: "SMPL", 52: "SMPL-H", 55: "SMPL-X", 16: "MANO", 5: "FLAME"}
 """What a body is, by its number of joints."""
+SMPLX_JOINTS = 55
 SPELT_WITH_A_VOWEL = "S"
 """SMPL is spelt, MANO and FLAME are words."""
-EXAMPLES = {24: "SMPL_NEUTRAL.npz", 16: "MANO_RIGHT.npz"}
+EXAMPLES = {24: "SMPL_NEUTRAL.npz", 16: "MANO_RIGHT.npz", 55: "SMPLX_NEUTRAL.npz"}
 """Files of the bodies that networks predict."""
 OPTIONAL = ("name", "faces_sha256", "leaf_vertices", "posedirs")
 TRIPLETS = ("J_regressor_row", "J_regressor_col", "J_regressor_value")
@@ -41,24 +42,27 @@ def starter_body(dtype: torch.dtype = torch.float32) -> BodyModel:
     return load_body(STARTER_BODY, dtype=dtype)
 
 
-def load_body(path: Path | str, *, dtype: torch.dtype = torch.float32) -> BodyModel:
-    """Read a body file. Of longer shape spaces the first ten betas are kept; posedirs of zeros are dropped.
+def load_body(path: Path | str, *, betas: int = BETAS, dtype: torch.dtype = torch.float32) -> BodyModel:
+    """Read a body file. Of longer shape spaces the first `betas` are kept; posedirs of zeros are dropped.
 
     Raises UserError, in one sentence, for a missing or broken file, a missing key, a wrong shape, numbers that are
     not finite, faces or joints that do not exist, weights that do not sum to 1, or a hash that does not fit the faces.
     """
-    return body_of(_read(Path(path)), Path(path), dtype=dtype)
+    arrays = _read(Path(path))
+    return body_of(arrays | _of_shape(arrays), Path(path), betas=betas, dtype=dtype)
 
 
-def body_of(arrays: dict[str, np.ndarray], path: Path, *, dtype: torch.dtype = torch.float32) -> BodyModel:
+def body_of(
+    arrays: dict[str, np.ndarray], path: Path, *, betas: int = BETAS, dtype: torch.dtype = torch.float32
+) -> BodyModel:
     """The body of arrays by key that were read from `path`. UserError as `load_body`, naming it."""
     template = _numbers(arrays, "v_template", path, (None, 3))
     vertices = len(template)
     parents = _parents(arrays, path)
     joints = len(parents)
     shapedirs = _numbers(arrays, "shapedirs", path, (vertices, 3, None))
-    if shapedirs.shape[2] < BETAS:
-        raise UserError(f"got {shapedirs.shape[2]} shape directions, expected at least {BETAS}", _at(path, "shapedirs"))
+    if (shapes := shapedirs.shape[2]) < betas:
+        raise UserError(f"got {shapes} shape directions, expected at least {betas}", _at(path, "shapedirs"))
     weights = _numbers(arrays, "weights", path, (vertices, joints))
     _check_rows(weights, path, "weights", 1e-3)
     if weights.min() < 0:
@@ -73,7 +77,7 @@ def body_of(arrays: dict[str, np.ndarray], path: Path, *, dtype: torch.dtype = t
         name=str(arrays["name"]) if "name" in arrays else path.stem,
         faces=faces,
         v_template=template,
-        shapedirs=shapedirs[..., :BETAS],
+        shapedirs=shapedirs[..., :betas],
         joint_regressor=regressor,
         weights=weights,
         parents=parents,
@@ -193,6 +197,16 @@ def _faces(arrays: dict[str, np.ndarray], path: Path, vertices: int) -> np.ndarr
     if "faces_sha256" in arrays and str(arrays["faces_sha256"]) != hash_faces(faces):
         raise UserError("not the hash of the faces in the file", _at(path, "faces_sha256"), "Fetch or build it again.")
     return faces
+
+
+def _of_shape(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The directions of shape of an SMPL-X file, in which those of expression follow: behind 300, in files with fewer
+    than 400 behind 10 (as smplx takes them)."""
+    directions, tree = arrays.get("shapedirs"), arrays.get("kintree_table")
+    if directions is None or tree is None or tree.shape[-1:] != (SMPLX_JOINTS,):
+        return {}
+    shapes = 300 if directions.shape[-1] >= 400 else 10
+    return {"shapedirs": directions[..., :shapes]}
 
 
 def _leaves(arrays: dict[str, np.ndarray], path: Path, vertices: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """The SMPL head of HMR2.0: one query attends to the backbone's tokens; linear read-outs are added to mean parameters.
 
 Key names are those of the original checkpoints (`smpl_head.*`). The heads of its kin are made from it: a subclass says
-what the query starts from (`query`), and how pose and more are read out (`make_pose_readout`, `read_pose`,
+what the query starts from (`query`), and how pose and more are read out (`make_pose_readout`, `read_pose`, `rotations`,
 `read_keypoints`).
 """
 
@@ -136,11 +136,11 @@ class SMPLHead(nn.Module):
         super().__init__()
         pose = 6 * num_joints
         self.token_input, self.iterations = token_input, iterations
-        self.register_buffer(self.pose_name, torch.zeros(1, pose))
+        self.make_mean_pose(pose)
         self.register_buffer("init_betas", torch.zeros(1, num_betas))
         self.register_buffer("init_cam", torch.zeros(1, 3))
         self.transformer = _Decoder(
-            more_inputs + (pose + num_betas + 3 if token_input == "mean_shape" else 1),
+            more_inputs + self.own_inputs(pose + num_betas + 3),
             width,
             context_dim=context_dim,
             depth=depth,
@@ -151,6 +151,14 @@ class SMPLHead(nn.Module):
         self.make_pose_readout(width, pose)
         self.decshape = Linear(width, num_betas)
         self.deccam = Linear(width, 3)
+
+    def make_mean_pose(self, pose: int) -> None:
+        """Adds the buffers that `init_pose` is made of: `pose` numbers, six a joint."""
+        self.register_buffer(self.pose_name, torch.zeros(1, pose))
+
+    def own_inputs(self, estimate: int) -> int:
+        """How many numbers the query holds beside `more_inputs`; `estimate` are those of pose, betas and camera."""
+        return estimate if self.token_input == "mean_shape" else 1
 
     def make_pose_readout(self, width: int, pose: int) -> None:
         """Adds the modules that `read_pose` uses: from `width` features to `pose` numbers, six a joint."""
@@ -163,8 +171,12 @@ class SMPLHead(nn.Module):
 
     def mean_params(self) -> BodyParams:
         """The mean parameters that the read-outs are added to, float32: a batch of one."""
-        rotations = sixd_to_matrix(self.init_pose.float().unflatten(-1, (-1, 6)), layout=self.layout)
+        rotations = self.rotations(self.init_pose.float())
         return BodyParams(rotations[:, :1], rotations[:, 1:], self.init_betas.float())
+
+    def rotations(self, pose: Tensor) -> Tensor:
+        """Six numbers a joint (B,6J) -> rotations (B,J,3,3)."""
+        return sixd_to_matrix(pose.unflatten(-1, (-1, 6)), layout=self.layout)
 
     def query(self, estimate: Tensor, condition: Tensor | None) -> Tensor:
         """What the query starts from: the estimate (B,6J+S+3) of pose, betas and camera, condition -> (B,inputs)."""
@@ -192,7 +204,7 @@ class SMPLHead(nn.Module):
             pose = pose + self.read_pose(read)
             betas = betas + self.decshape(read)
             cam = cam + self.deccam(read)
-        rotations = sixd_to_matrix(pose.unflatten(-1, (-1, 6)), layout=self.layout)
+        rotations = self.rotations(pose)
         return HMROutput(
             global_orient=rotations[:, :1],
             body_pose=rotations[:, 1:],

@@ -24,6 +24,8 @@ from hmrcompress.records import HMROutput
 
 TOKEN_INPUTS = ("zero", "mean_shape")
 HALVES = ("without_attention", "without_mlp")
+MEAN_POSES = ("init_body_pose", "init_hand_pose")
+"""What families call their mean poses, six numbers a joint."""
 Made = TypeVar("Made", bound=nn.Module)
 LARGEST, MOST_LAYERS = 1 << 16, 1024
 """Bounds of what a file may claim: far above any network, and quick to find wrong."""
@@ -241,7 +243,7 @@ def random_state(config: NetworkConfig, seed: int = 0, readout_gain: float = 0.1
     norms = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.LayerNorm)}
     for name, like in network.state_dict().items():
         tensor = torch.zeros(like.shape)
-        if name.endswith(network.head.pose_name):
+        if name.rpartition(".")[2] in MEAN_POSES:
             tensor.view(-1, 6)[:, [0, 4]] = 1.0
         elif name.endswith("init_cam"):
             tensor[:, 0] = 0.9

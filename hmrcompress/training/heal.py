@@ -17,6 +17,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource, masks_sha256
 from hmrcompress.io.keys import plain
 from hmrcompress.merging.apply import counts_of, with_token_merging
+from hmrcompress.metrics.other_bodies import UNSCORED
 from hmrcompress.metrics.pose import STARTER24, Protocol, Scores, network_predict, score
 from hmrcompress.models.network import HMR2, from_state, network_sha256
 from hmrcompress.models.probe import SaliencyProbe, reads
@@ -181,7 +182,7 @@ class Healing:
 
 class Validation:
     """Measures a network on held-out frames against its teacher's predictions, and against the truth where there is
-    any. `truth` then holds the teacher's own errors."""
+    any for its body. `truth` then holds the teacher's own errors."""
 
     def __init__(
         self,
@@ -191,9 +192,12 @@ class Validation:
         teacher: HMR2,
         body: BodyModel,
         *,
-        protocol: Protocol = STARTER24,
+        protocol: Protocol | None = None,
         batch_size: int = 32,
     ) -> None:
+        own = UNSCORED.get(body.num_joints)
+        protocol = protocol or own or STARTER24
+        self.has_truth = crops.has_truth and own is None
         self.crops, self.indices, self.masks = crops, indices, masks
         self.body, self.protocol, self.batch_size = body, protocol, batch_size
         self.identity: dict[str, Any] = {
@@ -211,7 +215,7 @@ class Validation:
             self.truth.append(bare)
             self.wanted.append(replace(bare, params=predict(batch)))
         self.teacher: dict[str, float] = {}
-        if crops.has_truth:
+        if self.has_truth:
             of_teacher = self._score([batch.params for batch in self.wanted], self.truth)
             self.teacher = {"teacher_mpjpe_mm": round(of_teacher.mpjpe_mm, 3)}
 
@@ -223,7 +227,7 @@ class Validation:
         near = self._score(predicted, self.wanted, pve=True)
         assert near.pve_mm is not None
         figures = {"to_teacher_mm": round(near.mpjpe_mm, 3), "to_teacher_pve_mm": round(near.pve_mm, 3)}
-        if self.crops.has_truth:
+        if self.has_truth:
             figures["mpjpe_mm"] = round(self._score(predicted, self.truth).mpjpe_mm, 3)
         return figures | self.teacher
 

@@ -10,13 +10,13 @@ from dataclasses import fields
 from typing import Any
 
 from hmrcompress.errors import UserError
-from hmrcompress.models.families import camerahmr, hamer, hmr2, tokenhmr
+from hmrcompress.models.families import camerahmr, camerahmr_smplx, hamer, hmr2, tokenhmr
 from hmrcompress.models.families.family import Family
 from hmrcompress.models.families.fov import FIELD_OF_VIEW
 from hmrcompress.models.families.tokenhmr import TOKENIZER
 from hmrcompress.models.network import HALVES, HMR2, LARGEST, MOST_LAYERS, NetworkConfig
 
-FAMILIES = {each.FAMILY.name: each.FAMILY for each in (hmr2, camerahmr, tokenhmr, hamer)}
+FAMILIES = {each.FAMILY.name: each.FAMILY for each in (hmr2, camerahmr, camerahmr_smplx, tokenhmr, hamer)}
 HELPERS = {
     "CameraHMR's field-of-view network, which gives focal lengths": FIELD_OF_VIEW,
     "TokenHMR's tokenizer, which belongs beside a TokenHMR checkpoint": TOKENIZER.marks,
