@@ -260,7 +260,7 @@ def doubled(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def test_a_detector_is_converted_as_it_is() -> None:
     """One of the same kinds of parts, small, against loops in float64."""
     model = SmallModel()
-    factor, less = model.constant(f"{CALL}/truediv", np.full((1, 1, 1, 3), 1 / 128)), f"{CALL}/sub_1/y"
+    factor, less = model.constant(f"{CALL}/truediv", np.full((1, 1, 1, 3), 1 / 16)), f"{CALL}/sub_1/y"
     model.constant(less, np.array(1.0))
     first = model.convolution("first", f"{CALL}/sub_1", (3, 3, 3, 6), 2, "Relu6")
     spread = model.convolution("spread", first, (3, 3, 6, 1), 2, "Relu")
