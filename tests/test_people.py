@@ -125,6 +125,7 @@ def test_the_parts_of_a_picture_cover_it_and_give_boxes_back() -> None:
             assert max(view.target) <= 2 * 256 and not any(side % 32 for side in view.target)
         assert seen.all() or max(size) <= 1.2 * min(size) or max(size) > 18 * min(size)
     assert [view.target for view in views_of((576, 360))] == [(160, 256), (256, 416)]
+    assert [view.target for view in views_of((1080, 1920))] == [(256, 128), (448, 256)]
     image = Image.fromarray(np.zeros((200, 400, 3), np.uint8))
     image.paste((255, 255, 255), (120, 50, 160, 150))
     for view in (

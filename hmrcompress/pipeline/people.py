@@ -84,7 +84,7 @@ def views_of(size: tuple[int, int]) -> list[View]:
 
 
 def _input(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """(height, width) of the input for a part of this (width, height)."""
+    """(height, width) of the input for a part of this (width, height): the multiples that are nearest."""
     columns, rows = (max(1, round(side * scale / MULTIPLE)) * MULTIPLE for side in size)
     return rows, columns
 
