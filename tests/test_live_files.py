@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import hmrcompress as hc
 from hmrcompress.errors import UserError
 from hmrcompress.live.files import merged_blocks, parts_of, stacks_in
+from hmrcompress.models.families.registry import is_known
 from hmrcompress.models.network import HMR2
 from hmrcompress.plan import Plan, Removed, TokenSettings
 from hmrcompress_cli.main import app
@@ -85,7 +86,7 @@ def test_wrappers_and_all_else_stay(tmp_path: Path) -> None:
     )
     plan_file = tmp_path / "plan.yaml"
     plan_file.write_text("schema: 2\ngroups: [[0], [1, 2], [3]]\nmerge_rule: keep_last\ntokens: {keep: 20}\n")
-    made = hc.live.merge_file(file, plan_file, tmp_path / "fast.pth.tar")
+    made = hc.live.merge_file(file, plan_file, tmp_path / "fast.pth.tar", force=True)
     assert made.stack == "encoder.blocks" and made.left_out == ("optimizer",)
     content = torch.load(made.weights, weights_only=True)
     assert set(content) == {"epoch", "network"} and content["epoch"] == 7
@@ -99,7 +100,7 @@ def test_wrappers_and_all_else_stay(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is there already"):
         (tmp_path / "theirs.pth").write_bytes(b"theirs")
         hc.live.merge_file(file, plan_file, tmp_path / "theirs.pth")
-    assert hc.live.merge_file(file, plan_file, made.weights).weights == made.weights  # ours may be replaced
+    assert hc.live.merge_file(file, plan_file, made.weights, force=True).weights == made.weights  # ours may be replaced
 
 
 def test_a_plan_of_other_blocks_is_refused(tmp_path: Path) -> None:
@@ -222,6 +223,12 @@ def test_temporal_modules_are_carried_from_the_command_line(tmp_path: Path, tiny
     assert native.exit_code == 2 and "merge --format original takes their files" in native.output
     unused = hmr("merge", file, "--plan", plan_file, "--format", "original", "--data", "starter", "-o", out)
     assert unused.exit_code == 2 and "--data: has no effect on a file of other code" in unused.output
+
+
+@pytest.mark.parametrize("name", ["st_module", "motion_module"])
+def test_a_network_with_a_temporal_module_is_not_hmr2(name: str, tiny_network: HMR2) -> None:
+    keys = set(tiny_network.state_dict())
+    assert is_known(keys) and not is_known(keys | {f"{name}.l1.weight"})
 
 
 def test_a_live_plan_of_a_known_network(tmp_path: Path, tiny_network: HMR2) -> None:
