@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hmrcompress.io.outputs import OutputRule
 
 
-@takes_checkpoints("file")
+@takes_checkpoints("file", grid=True)
 def convert(
     file: Annotated[
         str,

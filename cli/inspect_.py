@@ -21,7 +21,7 @@ from hmrcompress_cli.common import (
 FOV = "macs_with_field_of_view"
 
 
-@takes_checkpoints("model")
+@takes_checkpoints("model", grid=True)
 def inspect(
     model: Annotated[str, typer.Argument(help="starter, random:FAMILY, a checkpoint or a compressed folder.")],
     json: JsonOption = None,

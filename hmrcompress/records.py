@@ -14,10 +14,62 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-CROP_HEIGHT, CROP_WIDTH = 256, 192
-GRID_HEIGHT, GRID_WIDTH = 16, 12
+from hmrcompress.errors import UserError
+
+PATCH_PADDING = 2
+"""Pixels that the patch embedding adds on each side of a crop."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class CropSize:
+    """What a network sees: height and width of its crops in pixels, and the side of the patches that become its tokens.
+
+    The defaults are those of HMR2.0 and its kin. UserError unless the sides are whole patches of more than 4 pixels
+    (the embedding's padding is 2 on either side).
+    """
+
+    height: int = 256
+    width: int = 192
+    patch: int = 16
+
+    def __post_init__(self) -> None:
+        if self.patch <= 2 * PATCH_PADDING:
+            raise UserError(f"got patches of {self.patch} pixels, expected more than {2 * PATCH_PADDING}", "patch")
+        if min(self.grid) < 1 or self.height % self.patch or self.width % self.patch:
+            raise UserError(f"crops of {self} pixels are no whole patches of {self.patch}", "crop")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.height // self.patch, self.width // self.patch
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    @property
+    def side(self) -> int:
+        """Pixels of the square that a crop is the middle of: the longer of its two sides."""
+        return max(self.height, self.width)
+
+    @property
+    def packed(self) -> tuple[int, int]:
+        """Shape of a mask of the crop as `np.packbits(mask, axis=-1)` gives it."""
+        return self.height, -(-self.width // 8)
+
+    def same_shape(self, other: CropSize) -> bool:
+        """Whether crops of the other size have the same aspect."""
+        return self.height * other.width == self.width * other.height
+
+    def __str__(self) -> str:
+        """As in `512x384`: height, width."""
+        return f"{self.height}x{self.width}"
+
+
+CROP = CropSize()
 
 
 class _Tensors:
@@ -108,8 +160,9 @@ class BodyOutput(_Tensors):
 class FrameBatch(_Tensors):
     """A batch of crops with ground truth.
 
-    images (B,3,256,192) float32, ImageNet-normalised RGB; person_mask (B,16,12) bool on the token grid, or None;
-    params in the camera frame; clip (B,) and frame (B,) int64 say where each crop comes from: frames of one clip
+    images (B,3,H,W) float32, ImageNet-normalised RGB; person_mask (B,*grid) bool on the token grid, or None: of the
+    size that the network takes (`CropSize`), 256 x 192 and 16 x 12 for HMR2.0 and its kin; params in the camera frame;
+    clip (B,) and frame (B,) int64 say where each crop comes from: frames of one clip
     follow each other in time at the data set's fps. Where the data have them: condition (B,3) float32, box and focal
     length as `data.conditions.bbox_info` puts them; gender (B,) int64, 0 neutral, 1 male, 2 female, of the body that
     params belong to; keypoints (B,19,3) metres, the ground truth of 4D-Humans' extra keypoints.

@@ -30,7 +30,7 @@ ON_THE_CPU = "there is no other device here; that its kind is in the key is look
 PLACE, TELLS, SAVES = "where it is kept", "tells of the work and changes none", "saves work and changes no figure"
 
 
-READ_WITH = ("num_heads", "head_heads", "tokenizer", "weights")
+READ_WITH = ("num_heads", "head_heads", "tokenizer", "weights", "grid")
 OF_THE_NETWORK = "says which network is read, which is in the key: see `test_how_a_file_is_read_is_in_the_keys`"
 
 

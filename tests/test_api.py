@@ -53,7 +53,7 @@ def test_starter_splits(
     text: str, default: str, wanted: str, tiny_body: BodyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int | None]] = []
-    monkeypatch.setattr(dataset, "open_split", lambda name, body, clips, progress: asked.append((name, clips)))
+    monkeypatch.setattr(dataset, "open_split", lambda name, body, clips, size, progress: asked.append((name, clips)))
     opening.open_data(text, body=tiny_body, split=default, clips=3)
     assert asked == [(wanted, 3)]
 

@@ -25,6 +25,7 @@ from hmrcompress.io.onnx_file import sha256_onnx
 from hmrcompress.metrics.measure import Measure
 from hmrcompress.metrics.points import STARTER24
 from hmrcompress.plan import CheckpointRef, TokenSettings
+from hmrcompress.records import CropSize
 from hmrcompress.searching import search as searching
 from hmrcompress.searching.search import SearchSettings, search
 from hmrcompress.starter.data.clip_stream import StarterClips
@@ -191,7 +192,12 @@ def of_features(world: World) -> Iterator[Step]:
         StarterClips,
         clips(StarterClips),
         {"split": "train", "masks": NoMasks()},
-        {"split": ["calib"], "masks": [DataMasks()], "frames": [17]},
+        {
+            "split": ["calib"],
+            "masks": [DataMasks()],
+            "frames": [17],
+            "size": [CropSize(512, 384), CropSize(256, 192, 32)],
+        },
         {"workers": "who renders"},
     )
 

@@ -20,7 +20,7 @@ from hmrcompress.data.masks import DataMasks, NoMasks
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.metrics.points import STARTER24
-from hmrcompress.records import BodyParams
+from hmrcompress.records import BodyParams, CropSize
 from hmrcompress.starter.data import dataset
 from hmrcompress.starter.data.dataset import open_split, split_key
 from hmrcompress.starter.data.rendering import shard_home, shard_key
@@ -48,7 +48,7 @@ def of_rendering(world: World) -> Iterator[Step]:
         (held / "one.npz").rename(held / "02_06.npz")
         shutil.copytree(world.motions2, held.with_name("mocap2"))
         (held.with_name("mocap2") / "one.npz").rename(held.with_name("mocap2") / "02_06.npz")
-    changes = {"name": ["val"], "body": [body2], "clips": [2]}
+    changes = {"name": ["val"], "body": [body2], "clips": [2], "size": [CropSize(512, 384)]}
     yield Step(
         split_key,
         lambda **given: split_key(**given).inputs,
@@ -60,7 +60,11 @@ def of_rendering(world: World) -> Iterator[Step]:
         split_key,
         lambda **given: split_key(**given).inputs,
         {"name": "test-mocap", "body": body, "motions": held},
-        {"body": [body2], "motions": [held.with_name("mocap2"), Contents(held, held.with_name("mocap2"))]},
+        {
+            "body": [body2],
+            "motions": [held.with_name("mocap2"), Contents(held, held.with_name("mocap2"))],
+            "size": [CropSize(256, 256)],
+        },
         {"name": "see above", "clips": "it has no number of clips"},
     )
 
@@ -69,7 +73,7 @@ def of_rendering(world: World) -> Iterator[Step]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dataset, "_render_split", lambda *arguments: None)
             patch.setattr(dataset, "make_clip", lambda *arguments: None)
-            patch.setattr(dataset.CropSet, "open", lambda folder: folder.name)
+            patch.setattr(dataset, "_read", lambda folder, *rest: folder.name)
             return open_split(**{"home": world.home / "splits", **given})
 
     rest = {"home": PLACE, "motions": "see above", "progress": TELLS}
@@ -91,7 +95,7 @@ def of_rendering(world: World) -> Iterator[Step]:
         ShardSettings,
         lambda **given: shard_path(world.home, 0, ShardSettings(**given)).name,
         {},
-        {"size": [(64, 48)], "crops": [5], "difficulty": [0.5], "mocap": [0.25]},
+        {"size": [(64, 48)], "crops": [5], "difficulty": [0.5], "mocap": [0.25], "patch": [14]},
     )
     files = [world.motions / "one.npz"]
     base = {"settings": MotionSettings(frames=20), "files": files, "seed": 0, "generate": procedural.generate}
@@ -164,7 +168,13 @@ def of_training(world: World) -> Iterator[Step]:
         ShardStream,
         rendered,
         {"masks": DataMasks(), "batch_size": 2, "images": 100},
-        {"masks": [NoMasks()], "batch_size": [3], "seed": [1], "images": [200]},
+        {
+            "masks": [NoMasks()],
+            "batch_size": [3],
+            "seed": [1],
+            "images": [200],
+            "size": [CropSize(512, 384), CropSize(256, 192, 32)],
+        },
         {"folder": PLACE, "done": "how far the run is", "workers": "who renders"},
     )
     student, teacher = tiny.network(), tiny.network(1)

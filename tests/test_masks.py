@@ -15,6 +15,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import coverage_grid, mask_source, person_tokens
 from hmrcompress.data.rle import decode_rle, unpack_counts
 from hmrcompress.errors import ShapeError, UserError
+from hmrcompress.records import CROP
 
 
 def slow_coverage(mask: np.ndarray) -> np.ndarray:
@@ -158,6 +159,8 @@ def test_degraded_masks_equal_a_loop(way: str) -> None:
     masks[3, 20:250, 5:187] = rng.random((230, 182)) < 0.5
 
     class Frames:
+        size = CROP
+
         def pixel_masks(self, indices: np.ndarray) -> np.ndarray:
             return masks[indices]
 

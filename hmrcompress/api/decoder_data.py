@@ -13,7 +13,7 @@ from hmrcompress.data.crops import CropSet
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.io.together import process_of
 from hmrcompress.models.files.load import Checkpoint
-from hmrcompress.records import BodyParams
+from hmrcompress.records import BodyParams, CropSize
 from hmrcompress.runtime import Progress
 from hmrcompress.starter.data.clip_stream import StarterClips
 from hmrcompress.starter.scene.world import SPLITS, make_clip, split_named
@@ -35,13 +35,15 @@ def features_of(
     validation: Data | None,
     clips: int | None,
     body: BodyModel,
+    size: CropSize,
     progress: Progress,
 ) -> tuple[list[ClipFeatures], list[ClipFeatures]]:
-    """Features to train on (of the first `clips` clips found) and to validate on. Raises UserError."""
+    """Features to train on (of the first `clips` clips found) and to validate on, from
+    crops of that size. Raises UserError."""
     wanted = list(found.clip_ids)[: CLIPS if clips is None and isinstance(found, StarterClips) else clips]
     given = validated_on(data, validation)
     if given is not None:
-        held: ClipSource = CropClips(open_data(given, body=body, split="dev", progress=progress), masks)
+        held: ClipSource = CropClips(open_data(given, body=body, split="dev", size=size, progress=progress), masks)
         rest = list(held.clip_ids)
     else:
         held = found
@@ -91,12 +93,13 @@ def extract_for(
 
 
 def clips_of(
-    data: Data, masks: MaskSource, body: BodyModel, frames: int, workers: int, progress: Progress
+    data: Data, masks: MaskSource, body: BodyModel, frames: int, workers: int, size: CropSize, progress: Progress
 ) -> ClipSource:
-    """The clips of data. `frames` and `workers` are heeded where they are rendered on the way. Raises UserError."""
+    """The clips of data, in crops of that size. `frames` and `workers` are heeded where they are rendered on the way.
+    Raises UserError."""
     if not isinstance(data, CropSet) and str(data) in (TRAIN, "starter"):
-        return StarterClips("train", masks, frames=frames, workers=workers)
-    return CropClips(open_data(data, body=body, split="train", progress=progress), masks)
+        return StarterClips("train", masks, frames=frames, workers=workers, size=size)
+    return CropClips(open_data(data, body=body, split="train", size=size, progress=progress), masks)
 
 
 def _split(clips: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -81,7 +81,7 @@ def evaluate(
     probe = probe_for(checkpoint, source) if checkpoint.tokens and exported is None else None
     reference = None if against is None else on_device(_original(checkpoint, load(against, seed=seed)).network, where)
     decoder = temporal_decoder(checkpoint)
-    crops = open_data(data, body=surface, progress=progress)
+    crops = open_data(data, body=surface, size=checkpoint.config.crop, progress=progress)
     measure = open_measure(protocol, crops, body, surface, regressor=regressor, device=where)
     strides = sequences.strides if sequences is not None else ()
     run = running(
@@ -91,8 +91,8 @@ def evaluate(
         sequences = replace(sequences or SequenceSettings(), strides=(run.stride,))
     dtype, path, buckets = run.dtype, batched(run.path, batch_size), run.buckets
     if exported is not None:
-        ready = cast(ExportedNetwork, exported.to(where))
-        stages = stages_of_exported(ready, ready.mean, checkpoint.plan, against=reference)
+        ready, (rows, columns) = cast(ExportedNetwork, exported.to(where)), checkpoint.config.grid
+        stages = stages_of_exported(ready, ready.mean, checkpoint.plan, tokens=rows * columns, against=reference)
     else:
         network = on_device(checkpoint.network, where)
         stages = stages_of(network, checkpoint.plan, against=reference, dtype=dtype, probe=probe, path=path)
@@ -145,5 +145,6 @@ def layer_similarity(
     """CKA between the layers of a model, (L+1,L+1). See `evaluation.similarity`. Raises UserError."""
     checkpoint = load(model, seed=seed)
     network = on_device(checkpoint.network, pick_device(device))
-    crops = open_data(data, body=body_for(checkpoint, body), split="calib", progress=progress)
+    surface, size = body_for(checkpoint, body), checkpoint.config.crop
+    crops = open_data(data, body=surface, split="calib", size=size, progress=progress)
     return similarity_of_layers(network, crops, frames=frames, batch_size=batch_size, dtype=dtype, progress=progress)

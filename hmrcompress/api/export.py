@@ -148,7 +148,8 @@ def _given(
 ) -> _Given:
     checkpoint = load(model, seed=seed)
     surface = body_for(checkpoint, body)
-    crops = open_data(data, body=surface, clips=1 if of_starter(data) else None, progress=progress)
+    clips = 1 if of_starter(data) else None
+    crops = open_data(data, body=surface, clips=clips, size=checkpoint.config.crop, progress=progress)
     source = open_masks(masks)
     needed = source if checkpoint.tokens else None
     network = compressed_network(checkpoint, needed)

@@ -35,6 +35,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.models.files.folder import Folder
 from hmrcompress.models.files.load import Checkpoint
+from hmrcompress.records import CropSize
 from hmrcompress.runtime import Progress, no_progress, pick_device
 from hmrcompress.starter.data.stream import ShardStream
 from hmrcompress.training.book import steps_done
@@ -100,6 +101,7 @@ def heal(
         source,
         surface,
         work_folder(out),
+        size=checkpoint.config.crop,
         batch_size=batch_size,
         steps=steps,
         seed=settings.seed,
@@ -134,6 +136,7 @@ def crops_to_train_on(
     body: BodyModel,
     work: Path,
     *,
+    size: CropSize,
     batch_size: int,
     steps: int | None,
     seed: int,
@@ -141,12 +144,13 @@ def crops_to_train_on(
     limit: int | None,
     progress: Progress,
 ) -> Iterator[tuple[Stream, tuple[CropSet, np.ndarray]]]:
-    """The training crops, and those to validate on with their frames. `work` is where an unfinished run lies."""
+    """The training crops, and those to validate on with their frames, all of that size. `work` is where an unfinished
+    run lies."""
     fresh = not isinstance(data, CropSet) and str(data) in (TRAIN, "starter")
     given = "starter:dev" if validation is None and fresh else validation
-    held = None if given is None else open_data(given, body=body, split="dev", progress=progress)
+    held = None if given is None else open_data(given, body=body, split="dev", size=size, progress=progress)
     if not fresh:
-        crops = open_data(data, body=body, split="train", progress=progress)
+        crops = open_data(data, body=body, split="train", size=size, progress=progress)
         frames, rest = held_out(crops) if held is None else (crops.stretches(), np.empty(0, np.int64))
         frames = frames if limit is None else evenly(frames, limit)
         stream = CropStream(crops, frames, masks, batch_size=batch_size, seed=seed)
@@ -158,7 +162,7 @@ def crops_to_train_on(
     images = None if steps is None else steps * batch_size
     made = work / "shards"
     with ShardStream(
-        made, masks, batch_size=batch_size, seed=seed, images=images, done=steps_done(work), workers=workers
+        made, masks, batch_size=batch_size, seed=seed, images=images, done=steps_done(work), workers=workers, size=size
     ) as rendered:
         yield rendered, (held, held.stretches())
 
@@ -225,6 +229,7 @@ def fit_probe(
         source,
         body_for(checkpoint, body),
         work_folder(out),
+        size=checkpoint.config.crop,
         batch_size=batch_size,
         steps=-(-images // batch_size),
         seed=seed,

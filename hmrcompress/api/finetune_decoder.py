@@ -76,7 +76,8 @@ def extract_features(
     UserError.
     """
     checkpoint, source = load(model), open_masks(masks)
-    found = clips_of(data, source, body_for(checkpoint, body), clip_frames or CLIP_FRAMES, workers, progress)
+    surface, size = body_for(checkpoint, body), checkpoint.config.crop
+    found = clips_of(data, source, surface, clip_frames or CLIP_FRAMES, workers, size, progress)
     return extract_for(
         checkpoint,
         source,
@@ -182,11 +183,13 @@ def fit_decoder(
             return fitted
     if DECODER in STAGES[stage]:
         length = min(CLIP_FRAMES, math.ceil(CLIP_WINDOWS * decoder.config.frames))
-        found = clips_of(data, source, surface, clip_frames or length, workers, progress)
+        found = clips_of(data, source, surface, clip_frames or length, workers, checkpoint.config.crop, progress)
         extract = partial(
             extract_for, checkpoint, source, device=where, batch_size=batch_size, home=home, progress=progress
         )
-        trained, held = features_of(extract, found, source, data, validation, clips, surface, progress)
+        trained, held = features_of(
+            extract, found, source, data, validation, clips, surface, checkpoint.config.crop, progress
+        )
         about[DECODER] = {"data": found.name, "clips": len(trained), "masks": source.name, "objective": objective}
         about[DECODER] |= {"fps": found.fps, "validation": said_of_validation(data, validation)}
         if isinstance(found, CropClips):

@@ -149,12 +149,14 @@ class Bench:
         if target == "truth":
             require_truth(checkpoint)
         surface, where, source = body_for(checkpoint, body), pick_device(own_device(device)), open_masks(masks)
-        crops = open_data(data, body=surface, split="calib", progress=progress)
+        size = checkpoint.config.crop
+        crops = open_data(data, body=surface, split="calib", size=size, progress=progress)
         protocol = protocol_for(checkpoint, crops.protocol if target == "truth" else STARTER24)
         measure = open_measure(protocol, crops, body, surface, device=where)
         network = on_device(checkpoint.network, where)
         if of_starter(data):
-            other, kept = open_data("starter:confirm", body=surface, progress=progress), np.array(crops.clip_ids)
+            other = open_data("starter:confirm", body=surface, size=size, progress=progress)
+            kept = np.array(crops.clip_ids)
             confirming = np.array(other.clip_ids)
         else:
             every = np.array(crops.clip_ids)

@@ -152,7 +152,7 @@ def _crops(bench: Bench, place: Path, progress: Progress) -> Iterator[tuple[Stre
     if bench.of_starter:
         with crops_to_train_on(
             TRAIN, None, bench.masks, bench.measure.body, work_folder(place), batch_size=BATCH, steps=None,
-            seed=bench.seed, workers=1, limit=None, progress=progress,
+            size=bench.network.config.crop, seed=bench.seed, workers=1, limit=None, progress=progress,
         ) as found:  # fmt: skip
             yield found
         return

@@ -36,6 +36,7 @@ from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.files.folder import Folder
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.plan import Plan
+from hmrcompress.records import CropSize
 from hmrcompress.runtime import Progress, no_progress, pick_device
 
 
@@ -74,7 +75,8 @@ def merge(
         return _merged_with_patch(
             checkpoint, wanted, out, force, name, donor, data, masks, body, device, outputs, progress
         )
-    found, crops = wanted.search, crops_to_fit(wanted, data, body_for(checkpoint, body), progress)
+    found, size = wanted.search, checkpoint.config.crop
+    crops = crops_to_fit(wanted, data, body_for(checkpoint, body), size, progress)
     source = open_masks(masks or (found.masks if found else None) or "data")
     patches = fit_plan(
         on_device(checkpoint.network, pick_device(device)),
@@ -145,7 +147,7 @@ def _merged_with_patch(
     """`merge` for a plan with a patch, which is fitted on the data that it names."""
     assert plan.patch is not None
     fitted_on = plan.patch.fitted_on
-    crops = crops_to_fit(plan, data, body_for(checkpoint, body), progress)
+    crops = crops_to_fit(plan, data, body_for(checkpoint, body), checkpoint.config.crop, progress)
     chosen = masks or fitted_on.masks
     source = None if chosen is None else open_masks(chosen)
     network = on_device(checkpoint.network, pick_device(device))
@@ -168,14 +170,14 @@ def _merged_with_patch(
     )
 
 
-def crops_to_fit(plan: Plan, data: Data | None, body: BodyModel, progress: Progress) -> CropSet:
-    """The data given, or those that the plan was fitted on, or searched. UserError where they are not known or have
-    changed since."""
+def crops_to_fit(plan: Plan, data: Data | None, body: BodyModel, size: CropSize, progress: Progress) -> CropSet:
+    """The data given, in crops of that size, or those that the plan was fitted on, or searched. UserError where they
+    are not known or have changed since."""
     found = plan.patch.fitted_on if plan.patch else plan.search.data if plan.search else None
     if data is None and (found is None or found.source is None):
         what = "the patch" if plan.patch else FITTED
         raise UserError(f"{what} is fitted on data, and the plan does not say which", "merge", "Give --data")
-    crops = open_data(data or str(found and found.source), body=body, split="calib", progress=progress)
+    crops = open_data(data or str(found and found.source), body=body, split="calib", size=size, progress=progress)
     if data is None and found is not None and crops.sha256 != found.sha256:
         raise UserError("the data have changed since the search", str(found.source), "Give --data to fit on them")
     return crops

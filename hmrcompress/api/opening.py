@@ -50,6 +50,7 @@ from hmrcompress.models.files.load import Checkpoint, load_checkpoint, random_ch
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.records import CROP, CropSize
 from hmrcompress.runtime import Progress, no_progress
 
 STARTER_MODEL = Path(__file__).parents[1] / "assets" / "starter"
@@ -70,6 +71,7 @@ class ModelFile:
     head_heads: int | None = None
     tokenizer: Path | None = None
     weights: str | None = None
+    grid: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -94,6 +96,7 @@ def load(
     head_heads: int | None = None,
     tokenizer: Path | str | None = None,
     weights: str | None = None,
+    grid: tuple[int, int] | None = None,
     seed: int = 0,
     verify: bool = True,
     strict: bool = True,
@@ -106,9 +109,10 @@ def load(
     checkpoint file or a compressed folder, on the CPU.
 
     `.network` has the layers of the model and does not merge tokens; `compressed_network` gives it as the plan wants
-    it. The numbers of heads are asked for only where a file does not tell, `tokenizer` (TokenHMR's) only where it does
-    not lie beside the checkpoint, `weights` only where a file holds several sets of them and others are wanted than
-    those taken by themselves. Without `strict`, keys that nobody knows are told instead of refused.
+    it. The numbers of heads and grid, the rows and columns of tokens, are asked for only where a file does not tell,
+    `tokenizer` (TokenHMR's) only where it does not lie beside the checkpoint, `weights` only where a file holds several
+    sets of them and others are wanted than those taken by themselves. Without `strict`, keys that nobody knows are told
+    instead of refused.
 
     With `fast`, `.network` is ready to run: it merges tokens as the plan says and computes in `dtype` on the fast path
     (`models.fast.network.make_fast`, also for `int8`), straight from the weights as they are stored. It can then not be
@@ -117,12 +121,15 @@ def load(
     """
     if isinstance(model, ModelFile):
         num_heads, head_heads = num_heads or model.num_heads, head_heads or model.head_heads
-        tokenizer, weights, model = tokenizer or model.tokenizer, weights or model.weights, model.name
+        tokenizer, weights, grid = tokenizer or model.tokenizer, weights or model.weights, grid or model.grid
+        model = model.name
     text, mine = str(model), not isinstance(model, Checkpoint)
     if isinstance(model, Checkpoint):
         opened = model
     elif text.startswith("random:"):
-        opened = random_checkpoint(text.removeprefix("random:"), seed, num_heads=num_heads, head_heads=head_heads)
+        opened = random_checkpoint(
+            text.removeprefix("random:"), seed, num_heads=num_heads, head_heads=head_heads, grid=grid
+        )
     else:
         path = STARTER_MODEL if text == "starter" else Path(model)
         if text == "starter-fast":
@@ -139,6 +146,7 @@ def load(
             head_heads=head_heads,
             part=tokenizer,
             weights=weights,
+            grid=grid,
             verify=verify,
             strict=strict,
             widen=not fast,
@@ -294,25 +302,28 @@ def open_data(
     body: BodyModel,
     split: str = "val",
     clips: int | None = None,
+    size: CropSize | None = None,
     progress: Progress = no_progress,
 ) -> CropSet:
     """`starter[:split]` (`split` if it names none; rendered when first asked for), `FORMAT:PATH`, or a path whose
     format is recognised; see `data.formats`.
 
     `clips` renders only the first clips of a starter split; its people have the starter body where `body` is no SMPL.
-    Raises UserError, also for `clips` of other data.
+    size: of the crops, as the network that looks at them has it in its configuration; crops are cut or rendered at it.
+    None: as the data have it. Raises UserError, also for `clips` of other data, and for stored crops of another size.
     """
     if isinstance(data, CropSet):
-        return data
+        return data if size is None else data.of_size(size)
     if of_starter(data):
         rest = str(data).partition(":")[2]
         from hmrcompress.starter.data.dataset import open_split
 
         person = body if body.num_joints == len(SMPL_JOINTS) else starter_body()
-        return open_split(rest or split, person, clips=clips, progress=progress)
+        return open_split(rest or split, person, clips=clips, size=size or CROP, progress=progress)
     if clips is not None:
         raise UserError("only starter splits can be cut to their first clips", str(data), "Leave clips out.")
-    return open_format(str(data))
+    found = open_format(str(data))
+    return found if size is None else found.of_size(size)
 
 
 def of_starter(data: Data) -> bool:

@@ -40,6 +40,7 @@ from hmrcompress.pipeline.predict import predict as predict_pipeline
 from hmrcompress.pipeline.profile import Profile
 from hmrcompress.pipeline.profile import profile as profile_pipeline
 from hmrcompress.pipeline.summary import Summary
+from hmrcompress.records import CROP, CropSize
 from hmrcompress.runtime import Progress, no_progress, pick_device
 
 STARTER_BODY = "hmrcompress-starter-body"
@@ -79,12 +80,12 @@ def predict(
     require_people(model)
     found, where = open_source(source, fps), pick_device(device)
     settings.check(found)
-    people = (
-        open_boxes(boxes, scale=box_scale, every=settings.stride_detect, cuda=where.type == "cuda")
-        if isinstance(boxes, str)
-        else boxes
-    )
+    every, cuda = settings.stride_detect, where.type == "cuda"
+    people = open_boxes(boxes, scale=box_scale, every=every, cuda=cuda) if isinstance(boxes, str) else boxes
     checkpoint = load(model, seed=settings.seed, exported=True)
+    size = checkpoint.config.crop
+    if isinstance(boxes, str) and not size.same_shape(CROP):  # opened before only so that a wrong file is told first
+        people = open_boxes(boxes, scale=box_scale, every=every, cuda=cuda, crop=size)
     where = device_for(checkpoint, device)
     reader, settings = open_reader(
         checkpoint, settings, masks, body, where, dtype, buckets, path, clips=found.fps is not None
@@ -115,16 +116,21 @@ def profile(
     found, where, every = open_source(source, fps), pick_device(device), settings.stride_detect
     settings.check(found)
 
-    def people() -> BoxSource:
-        return open_boxes(boxes, scale=box_scale, every=every, cuda=where.type == "cuda")
+    def people(size: CropSize = CROP) -> BoxSource:
+        return open_boxes(boxes, scale=box_scale, every=every, cuda=where.type == "cuda", crop=size)
 
     opened = [people()]  # so that a wrong file is told before the model is opened
     checkpoint = load(model, seed=settings.seed, exported=True)
+    size = checkpoint.config.crop
+    if not size.same_shape(CROP):
+        opened.clear()
     where = device_for(checkpoint, device)
     reader, settings = open_reader(
         checkpoint, settings, masks, body, where, dtype, buckets, path, clips=found.fps is not None
     )
-    return profile_pipeline(found, lambda: opened.pop() if opened else people(), reader, settings, progress=progress)
+    return profile_pipeline(
+        found, lambda: opened.pop() if opened else people(size), reader, settings, progress=progress
+    )
 
 
 def open_reader(
@@ -211,6 +217,7 @@ def pipeline_reader(
         device=where,
         decoder=None if decoder is None else on_device(decoder, where),
         codec=None if decoder is None else PoseCodec(surface),
+        crop=checkpoint.config.crop,
         root_centred=checkpoint.body == STARTER_BODY,
         steps_a_second=steps_a_second(checkpoint),
     )

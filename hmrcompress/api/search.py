@@ -108,7 +108,7 @@ def _opened_for_search(
     if labelled:
         require_truth(checkpoint)
     surface, where, source = body_for(checkpoint, body), pick_device(own_device(device)), open_masks(masks)
-    crops = open_data(data, body=surface, split="calib", progress=progress)
+    crops = open_data(data, body=surface, split="calib", size=checkpoint.config.crop, progress=progress)
     # Without labels only the protocol's pelvis counts.
     chosen = protocol_for(checkpoint, protocol or (crops.protocol if labelled else STARTER24))
     return (

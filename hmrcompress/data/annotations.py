@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from hmrcompress.data.picture_sets import Pictures, picture, picture_sha256, pic
 from hmrcompress.data.pictures import turn
 from hmrcompress.data.warp import crop, square_side
 from hmrcompress.errors import UserError, tell
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP, CropSize
 
 GENDERS = {"neutral": 0, "male": 1, "female": 2}
 """Numbers of the genders in the column `gender`."""
@@ -37,7 +39,9 @@ class Annotations:
     """N people in pictures, in any order.
 
     picture (N,): which of `pictures` each is in. center (N,2) = (x, y) and side (N,): its square box, pixels of that
-    picture. sequence: N names of clips; frame (N,): numbers in the clip that follow each other at `fps`.
+    picture, widened to 192:256; extent (N,2): width and height that it was widened from, NaN (or None for everybody)
+    where the file has squares, which are cut out as they are. size: of the crops.
+    sequence: N names of clips; frame (N,): numbers in the clip that follow each other at `fps`.
 
     Where known: poses (N,24,3) axis-angle in the camera frame, root first, and betas (N,10), SMPL's; gender (N,)
     numbers of `GENDERS`; keypoints (N,19,3) metres, 4D-Humans' extra ones; focal (N,) and principal (N,2) pixels of the
@@ -64,6 +68,8 @@ class Annotations:
     keypoints: np.ndarray | None = None
     focal: np.ndarray | None = None
     principal: np.ndarray | None = None
+    extent: np.ndarray | None = None
+    size: CropSize = CROP
     turns: bool = False
     antialias: bool = False
     left_out: dict[str, int] | None = None
@@ -78,7 +84,7 @@ class Annotations:
         count = len(self.picture)
         known = {"poses": self.poses, "betas": self.betas, "keypoints": self.keypoints}
         arrays = {
-            "images": OnDemand((count, CROP_HEIGHT, CROP_WIDTH, 3), np.uint8, self._cut, self._cut_from),
+            "images": OnDemand((count, *self.size.pixels, 3), np.uint8, self._cut, self._cut_from),
             "clip": clip.astype(np.int64),
             "frame": np.asarray(self.frame, np.int64),
             **{name: np.asarray(values, np.float32) for name, values in known.items() if values is not None},
@@ -98,7 +104,19 @@ class Annotations:
             "clips": clips.tolist(),
             "left_out": dict(self.left_out or {}),
         }
-        return CropSet(arrays, meta, where=where, pictures=[self.pictures.names[number] for number in self.picture])
+        names = [self.pictures.names[number] for number in self.picture]
+        return CropSet(
+            arrays, meta, where=where, pictures=names, anew=lambda size: replace(self, size=size).crops(where)
+        )
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """(N,) sides of the squares that crops of this size are the middle of, pixels of the pictures."""
+        if self.extent is None or self.size.same_shape(CROP):
+            return self.side
+        extent = np.asarray(self.extent, np.float64)
+        widened = square_side(extent[:, 0], extent[:, 1], self.size)
+        return np.where(np.isnan(widened), self.side, widened)
 
     @property
     def sha256(self) -> str:
@@ -109,6 +127,8 @@ class Annotations:
             values = getattr(self, name)
             if values is not None:
                 digest.update(name.encode() + np.ascontiguousarray(values, "<f8").tobytes())
+        if self.size.pixels != CROP.pixels:
+            digest.update(f"{self.size}".encode() + np.ascontiguousarray(self.squares, "<f8").tobytes())
         return digest.hexdigest()
 
     def _check(self, where: object) -> None:
@@ -126,8 +146,8 @@ class Annotations:
                 raise UserError("holds NaN, infinity or, of a box or a focal length, pixels that no picture has", place)
 
     def _cut(self, rows: np.ndarray) -> np.ndarray:
-        """(n,256,192,3) uint8; a picture is decoded once for all the rows that are in it."""
-        made = np.empty((len(rows), CROP_HEIGHT, CROP_WIDTH, 3), np.uint8)
+        """(n,H,W,3) uint8; a picture is decoded once for all the rows that are in it."""
+        made = np.empty((len(rows), *self.size.pixels, 3), np.uint8)
         numbers = self.picture[rows]
         for number in np.unique(numbers):
             decoded = picture(self.pictures, int(number))
@@ -139,7 +159,9 @@ class Annotations:
             for place in np.flatnonzero(numbers == number):
                 row = rows[place]
                 self._tell_beside(row, whole.shape)
-                made[place] = crop(whole, self.center[row], float(self.side[row]), antialias=self.antialias)
+                made[place] = crop(
+                    whole, self.center[row], float(self.squares[row]), size=self.size, antialias=self.antialias
+                )
         return made
 
     def _size(self, number: int) -> tuple[int, int]:
@@ -161,7 +183,7 @@ class Annotations:
     def _tell_beside(self, row: int, shape: tuple[int, ...]) -> None:
         """Evaluations are made of all boxes, but a crop without its picture is worth a word."""
         size = np.array(shape[1::-1])
-        if beside(self.center[row, None], self.side[row, None], size)[0]:
+        if beside(self.center[row, None], self.squares[row, None], size, self.size)[0]:
             self._tell(int(self.picture[row]), f"its box lies beside the picture of {size[0]}x{size[1]}")
 
     def _tell(self, number: int, what: str) -> None:
@@ -173,12 +195,13 @@ class Annotations:
 
     def _cut_from(self, rows: np.ndarray) -> str:
         """Hash of what these crops are cut from and where: the files of their pictures, which need not be decoded."""
-        digest = hashlib.sha256(f"{self.antialias} {self.turns}".encode())
+        resized = "" if self.size.pixels == CROP.pixels else f" {self.size}"
+        digest = hashlib.sha256(f"{self.antialias} {self.turns}{resized}".encode())
         for number in np.unique(self.picture[rows]):
             digest.update(picture_sha256(self.pictures, int(number)).encode())
         where = np.unique(self.picture[rows], return_inverse=True)[1]
         principal = np.empty(0) if self.principal is None else self.principal[rows]
-        for values in (where, self.center[rows], self.side[rows], principal):
+        for values in (where, self.center[rows], self.squares[rows], principal):
             digest.update(np.ascontiguousarray(values, "<f8").tobytes())
         return digest.hexdigest()
 
@@ -187,7 +210,7 @@ class Annotations:
         assert self.focal is not None
         sizes = {int(number): self._size(int(number)) for number in np.unique(self.picture[rows])}
         image_size = np.array([sizes[int(number)] for number in self.picture[rows]], np.float64)
-        return bbox_info(self.center[rows], self.side[rows], image_size, self.focal[rows]).numpy()
+        return bbox_info(self.center[rows], self.squares[rows], image_size, self.focal[rows]).numpy()
 
 
 def lies(principal: np.ndarray, size: tuple[int, int]) -> bool:
@@ -261,10 +284,22 @@ def shared_pictures(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
     return unique.tolist(), which.reshape(-1)
 
 
-def squares(corners: np.ndarray, scale: float, where: object) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (…,4) = (left, top, right, bottom) around people -> centres (…,2) and sides (…) of their squares: `scale`
-    times as large, widened to 192:256, the larger side taken. UserError for boxes without any pixels."""
+class Squares(NamedTuple):
+    """As `Annotations` has them: center (…,2), side (…) and extent (…,2)."""
+
+    center: np.ndarray
+    side: np.ndarray
+    extent: np.ndarray
+
+
+def squares(corners: np.ndarray, scale: float, where: object) -> Squares:
+    """Boxes (…,4) = (left, top, right, bottom) around people -> their squares: `scale` times as large, widened to
+    192:256, the larger side taken. UserError for boxes without any pixels."""
     size = corners[..., 2:] - corners[..., :2]
     if not (size > 0).all():
         raise UserError("expected left, top, right, bottom of a box with pixels in it", where)
-    return (corners[..., :2] + corners[..., 2:]) / 2, square_side(scale * size[..., 0], scale * size[..., 1])
+    side = square_side(scale * size[..., 0], scale * size[..., 1])
+    return Squares((corners[..., :2] + corners[..., 2:]) / 2, side, scale * size)
+
+
+NO_SQUARES = Squares(np.empty((0, 2)), np.empty(0), np.empty((0, 2)))

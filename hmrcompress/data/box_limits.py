@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmrcompress.errors import UserError
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP, CropSize
 
 Array = NDArray[np.float64]
 LARGEST = 1e6
@@ -39,10 +39,15 @@ def _numbers(centre: Array, side: Array, which: NDArray[np.bool_]) -> str:
     )
 
 
-def beside(centre: Array, side: Array, size: Array) -> NDArray[np.bool_]:
+def reach(crop: CropSize) -> Array:
+    """(2,): how far a crop goes to the right and down from the middle of its square, in sides of that."""
+    return np.array([crop.width / crop.side, crop.height / crop.side]) / 2
+
+
+def beside(centre: Array, side: Array, size: Array, crop: CropSize = CROP) -> NDArray[np.bool_]:
     """(N,) bool: the crop of the square (its middle columns) shows nothing of its picture, whose (W, H) are size (N,2)
     or (2,)."""
-    half = side[:, None] / 2 * np.array([CROP_WIDTH / CROP_HEIGHT, 1.0])
+    half = side[:, None] * reach(crop)
     return np.any((centre + half <= 0) | (centre - half >= size), axis=1)
 
 

@@ -19,18 +19,17 @@ from hmrcompress.io.npz import UNREADABLE, write_npz
 from hmrcompress.io.npz import read_npz as read_arrays
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import without_seal
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
 
 SCHEMA = 1
 META_FILE = "meta.json"
 META_ARRAY = "meta"
 SHAPES: dict[str, tuple[int, ...]] = {
-    "images": (CROP_HEIGHT, CROP_WIDTH, 3),
+    "images": (0, 0, 3),
     "poses": (24, 3),
     "betas": (10,),
     "clip": (),
     "frame": (),
-    "masks": (CROP_HEIGHT, CROP_WIDTH // 8),
+    "masks": (0, 0),
     "transl": (3,),
     "focal": (),
     "conditions": (3,),
@@ -39,7 +38,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "gender": (),
     "keypoints": (19, 3),
 }
-"""Arrays and the shape of one frame's part of them."""
+"""Arrays and the shape of one frame's part of them; 0 is what the size of the crops decides (`shape_of`)."""
 KIND = FolderKind("crops", META_FILE, tuple(f"{name}.npy" for name in SHAPES))
 REQUIRED = ("images", "clip", "frame")
 TRUTH = ("poses", "betas")
@@ -96,6 +95,13 @@ def check_meta(meta: Mapping[str, Any], where: object) -> None:
         raise UserError(f"meta body: got {meta['body']!r}, expected an object of name and faces_sha256", where)
 
 
+def shape_of(name: str, pixels: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of one frame's part of an array, in a set of crops of (height, width)."""
+    if name == "images":
+        return (*pixels, 3)
+    return (pixels[0], -(-pixels[1] // 8)) if name == "masks" else SHAPES[name]
+
+
 def check_arrays(arrays: Mapping[str, np.ndarray], where: object) -> None:
     """UserError unless the required arrays are there, and all have their shape, N in common, and a fitting dtype."""
     needed = REQUIRED + (TRUTH if any(name in arrays for name in TRUTH) else ())
@@ -104,8 +110,11 @@ def check_arrays(arrays: Mapping[str, np.ndarray], where: object) -> None:
     count = len(arrays["clip"]) if arrays["clip"].ndim else 0
     if count == 0:
         raise UserError("there are no frames in it", where)
+    images = arrays["images"].shape
+    if len(images) != 4 or images[3] != 3 or 0 in images:
+        raise UserError(f"array images: got shape {images}, expected ({count}, height, width, 3)", where)
     for name, values in arrays.items():
-        wanted = (count, *SHAPES[name])
+        wanted = (count, *shape_of(name, images[1:3]))
         if values.shape != wanted:
             raise UserError(f"array {name}: got shape {values.shape}, expected {wanted}", where)
         whole = np.issubdtype(values.dtype, np.integer)

@@ -1,7 +1,8 @@
 """`CropSet`: crops of people, mostly with ground truth, the one record type that every data set is read into.
 
 On disk it is a folder of .npy files (read memory-mapped) or one .npz, with these arrays over N frames:
-images (N,256,192,3) RGB, uint8 or floats in 0..1; masks (N,256,24) uint8, `np.packbits(person, axis=-1)`, optional;
+images (N,H,W,3) RGB, uint8 or floats in 0..1, 256x192 for HMR2.0 and its kin; masks (N,H,W/8 rounded up) uint8,
+`np.packbits(person, axis=-1)`, optional;
 poses (N,24,3) axis-angle radians, camera frame, root first, and betas (N,10), both or neither; clip (N,) and
 frame (N,) integers, where frames of one clip follow each other at `fps`; and, all optional, transl (N,3) metres,
 focal (N,) pixels, conditions (N,3) box and focal length as `data.conditions.bbox_info` puts them, occluded (N,) share
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +37,7 @@ from hmrcompress.data.crop_files import (
     read_folder,
     read_npz,
     save,
+    shape_of,
 )
 from hmrcompress.data.masks import MaskSource, NoMasks
 from hmrcompress.data.on_demand import OnDemand
@@ -43,7 +46,7 @@ from hmrcompress.geometry.rotations import axis_angle_to_matrix
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.measure import Measure
 from hmrcompress.metrics.points import STARTER24
-from hmrcompress.records import IMAGENET_MEAN, IMAGENET_STD, BodyParams, FrameBatch
+from hmrcompress.records import CROP, IMAGENET_MEAN, IMAGENET_STD, BodyParams, CropSize, FrameBatch
 from hmrcompress.runtime import GIVE_BACK_EVERY, give_back_memory
 
 SHORTEST_STRETCH = 3
@@ -52,7 +55,7 @@ CHECKED_AT_A_TIME = 64
 
 
 def normalise(images: np.ndarray) -> Tensor:
-    """(n,256,192,3) RGB, uint8 or floats in 0..1 -> (n,3,256,192) float32 with ImageNet's mean and deviation."""
+    """(n,H,W,3) RGB, uint8 or floats in 0..1 -> (n,3,H,W) float32 with ImageNet's mean and deviation."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
     scaled = pixels.float() / 255 if images.dtype == np.uint8 else pixels.float()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -68,15 +71,19 @@ class CropSet:
         meta: Mapping[str, Any],
         where: object = "crops",
         pictures: Sequence[str] | None = None,
+        anew: Callable[[CropSize], CropSet] | None = None,
     ) -> None:
         """`pictures`: the name of the picture that each crop is cut from, where the data set is one of pictures. Arrays
-        may be `OnDemand`."""
+        may be `OnDemand`. anew: gives the same crops in another size, where they are cut or drawn on demand."""
         self.where = str(where)
         self.pictures = pictures
+        self.anew = anew
         self.meta = dict(meta)
         self.arrays = {name: arrays[name] for name in SHAPES if name in arrays}
         check_meta(self.meta, self.where)
         check_arrays(self.arrays, self.where)
+        self.pixels: tuple[int, int] = self.arrays["images"].shape[1:3]
+        self.patch = CROP.patch
         self.name = str(self.meta["name"])
         self.split = str(self.meta.get("split", ""))
         self.fps = float(self.meta["fps"])
@@ -95,6 +102,30 @@ class CropSet:
         if not path.exists():
             raise UserError("no such file or folder", path)
         return cls(*read_npz(path), where=path)
+
+    @property
+    def size(self) -> CropSize:
+        """That of the crops, and of the patches that a network cuts them into (`of_size`). UserError where there are no
+        such patches in crops of this size."""
+        return CropSize(*self.pixels, self.patch)
+
+    def of_size(self, size: CropSize) -> CropSet:
+        """The same as a network of that size sees them: cut or drawn anew where they can be, else as they are. Raises
+        UserError for stored crops of another size."""
+        if self.pixels == size.pixels:
+            if self.patch == size.patch:
+                return self
+            other = copy(self)
+            other.patch = size.patch
+            return other
+        if self.anew is None:
+            have = "x".join(map(str, self.pixels))
+            raise UserError(
+                f"holds crops of {have} pixels (height x width), the network takes {size}",
+                self.where,
+                f"Give the pictures that they were cut from, or crops of {size}",
+            )
+        return self.anew(size).of_size(size)
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -200,9 +231,11 @@ class CropSet:
         return np.concatenate([_middle(self.frames_of(clip), limit // len(clips)) for clip in clips])
 
     def pixel_masks(self, indices: np.ndarray) -> np.ndarray | None:
-        """(n,256,192) bool person masks of these frames, or None where the data set has none."""
+        """(n,H,W) bool person masks of these frames, or None where the data set has none."""
         packed = self.arrays.get("masks")
-        return None if packed is None else np.unpackbits(packed[indices], axis=-1).astype(bool)
+        if packed is None:
+            return None
+        return np.unpackbits(packed[indices], axis=-1, count=self.pixels[1]).astype(bool)
 
     def batches(
         self,
@@ -263,7 +296,8 @@ class CropSet:
             if not np.issubdtype(values.dtype, np.floating) or isinstance(values, OnDemand):
                 continue
             for start in range(0, len(values), CHECKED_AT_A_TIME):
-                part = np.asarray(values[start : start + CHECKED_AT_A_TIME]).reshape(-1, int(np.prod(SHAPES[name])))
+                part = np.asarray(values[start : start + CHECKED_AT_A_TIME])
+                part = part.reshape(len(part), int(np.prod(shape_of(name, self.pixels))))
                 self._check_part(name, part, start)
 
     def _check_part(self, name: str, part: np.ndarray, start: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hmrcompress.data.annotations import BOX_SCALE, Annotations, squares
+from hmrcompress.data.annotations import BOX_SCALE, NO_SQUARES, Annotations, squares
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns
 from hmrcompress.data.formats import Options
@@ -86,12 +86,11 @@ def _person(
     good = table.flags("campose_valid") & seen.any(1) & (high > low).all(1)
     rows = np.flatnonzero(good)
     boxes = np.concatenate([low, high], axis=1)[rows]
-    center, side = squares(boxes, scale, table.where) if len(rows) else (np.empty((0, 2)), np.empty(0))
+    box = squares(boxes, scale, table.where) if len(rows) else NO_SQUARES
     return Sequence(
         name=name,
         picture=start + rows,
-        center=center,
-        side=side,
+        **box._asdict(),
         frame=rows,
         poses=in_camera(poses[rows], turns[rows]),
         betas=np.repeat(betas, len(rows), axis=0),

@@ -46,6 +46,7 @@ def read(path: Path, options: Options) -> CropSet:
         picture=which,
         center=center,
         side=square_side(size[:, 0], size[:, -1]),
+        extent=size[:, [0, -1]],
         sequence=sequence,
         frame=frame,
         poses=poses,

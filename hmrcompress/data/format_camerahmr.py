@@ -50,6 +50,7 @@ def read(path: Path, options: Options) -> CropSet:
         picture=which,
         center=center,
         side=size[:, 0] if single else square_side(size[:, 0], size[:, 1]),
+        extent=None if single else size,
         sequence=sequence,
         frame=frame,
         poses=_poses(table),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hmrcompress.data.annotations import BOX_SCALE, Annotations, squares
+from hmrcompress.data.annotations import BOX_SCALE, NO_SQUARES, Annotations, squares
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.foreign import Columns
 from hmrcompress.data.formats import Options
@@ -78,12 +78,11 @@ def _sequence(values: Mapping[str, Any], file: Path, root: Path, names: list[str
     betas = Columns({"betas": [smpl.get("betas")]}, f"{file}: smpl").numbers("betas", 10)
     intrinsics = Columns({"intrinsics": [camera.get("intrinsics")]}, f"{file}: camera").numbers("intrinsics", 3, 3)
     gender = Columns({"gender": [values.get("gender")]}, file).genders("gender")
-    center, side = squares(boxes[rows], scale, file) if len(rows) else (np.empty((0, 2)), np.empty(0))
+    box = squares(boxes[rows], scale, file) if len(rows) else NO_SQUARES
     return Sequence(
         name="/".join(file.parent.relative_to(root).parts) or file.parent.name,
         picture=_pictures(file.parent / "images", root, count, names, file)[rows],
-        center=center,
-        side=side,
+        **box._asdict(),
         frame=rows,
         poses=in_camera(poses[rows], turns[rows]),
         betas=np.repeat(betas, len(rows), axis=0),

@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from hmrcompress.data.annotations import BOX_SCALE, Annotations, numbered, safe_names, shared_pictures, squares
+from hmrcompress.data.annotations import (
+    BOX_SCALE,
+    Annotations,
+    Squares,
+    numbered,
+    safe_names,
+    shared_pictures,
+    squares,
+)
 from hmrcompress.data.box_limits import OTHER_PICTURE, beside, check_squares, off_centre, too_large
 from hmrcompress.data.crops import CropSet
 from hmrcompress.data.formats import Options
@@ -41,9 +49,10 @@ def read(path: Path, options: Options) -> CropSet:
     content = read_json(file, "a file of boxes")
     scale = options.box_scale or BOX_SCALE
     if isinstance(content, dict) and "annotations" in content:
-        names, tracks, center, side = _of_coco(content, file, scale)
+        names, tracks, boxes = _of_coco(content, file, scale)
     else:
-        names, tracks, center, side = _of_ours(content, path, file, scale)
+        names, tracks, boxes = _of_ours(content, path, file, scale)
+    center, side, extent = boxes
     names = safe_names(names, file)
     if missing := next((name for name in names if not (path / name).is_file()), None):
         raise UserError(f"the picture {missing} is not in {path}", file)
@@ -62,6 +71,7 @@ def read(path: Path, options: Options) -> CropSet:
         picture=which,
         center=center,
         side=side,
+        extent=extent,
         sequence=sequence,
         frame=frame,
         antialias=options.antialias is not False,
@@ -97,7 +107,12 @@ def _check_places(pictures: FilePictures, which: np.ndarray, center: np.ndarray,
         tell(f"a box has its middle outside of its picture ({first(astray)}). {OTHER_PICTURE}", file)
 
 
-Boxes = tuple[list[str], list[int], np.ndarray, np.ndarray]
+Boxes = tuple[list[str], list[int], Squares]
+
+
+def _unknown(count: int) -> Squares:
+    """Squares to be filled in."""
+    return Squares(np.empty((count, 2)), np.empty(count), np.full((count, 2), np.nan))
 
 
 def _of_ours(content: Any, folder: Path, file: Path, scale: float) -> Boxes:
@@ -105,19 +120,24 @@ def _of_ours(content: Any, folder: Path, file: Path, scale: float) -> Boxes:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError("expected a list `boxes` of objects, or COCO's annotations", file)
     sorted_names = [each.name for each in list_pictures(folder).files]
-    names, tracks, center, side = [], [], np.empty((len(rows), 2)), np.empty(len(rows))
+    names, tracks, found = [], [], _unknown(len(rows))
     for number, row in enumerate(rows):
         where = f"{file}: boxes[{number}]"
         names.append(_picture_of(row, sorted_names, where))
         tracks.append(_whole(row.get("track", 0), f"{where}: track"))
         if "box" in row:
-            center[number], side[number] = squares(_numbers(row["box"], 4, f"{where}: box"), scale, f"{where}: box")
+            _fill(found, number, squares(_numbers(row["box"], 4, f"{where}: box"), scale, f"{where}: box"))
         elif {"centre", "side"} <= set(row):
-            center[number] = _numbers(row["centre"], 2, f"{where}: centre")
-            side[number] = _numbers([row["side"]], 1, f"{where}: side")[0]
+            found.center[number] = _numbers(row["centre"], 2, f"{where}: centre")
+            found.side[number] = _numbers([row["side"]], 1, f"{where}: side")[0]
         else:
             raise UserError("has neither box nor centre and side", where)
-    return names, tracks, center, side
+    return names, tracks, found
+
+
+def _fill(found: Squares, number: int, one: Squares) -> None:
+    for values, value in zip(found, one, strict=True):
+        values[number] = value
 
 
 def _picture_of(row: Mapping[str, Any], sorted_names: Sequence[str], where: str) -> str:
@@ -140,16 +160,16 @@ def _of_coco(content: Mapping[str, Any], file: Path, scale: float) -> Boxes:
         names = [names_by_id[row["image_id"]] for row in people]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"an image or annotation lacks its id, file_name or image_id ({error})", file) from error
-    center, side = np.empty((len(people), 2)), np.empty(len(people))
+    found = _unknown(len(people))
     seen: dict[str, int] = {}
     tracks = []
     for number, (row, name) in enumerate(zip(people, names, strict=True)):
         where = f"{file}: bbox of annotation {row.get('id', number)}"
         left, top, width, height = _numbers(row.get("bbox"), 4, where)
-        center[number], side[number] = squares(np.array([left, top, left + width, top + height]), scale, where)
+        _fill(found, number, squares(np.array([left, top, left + width, top + height]), scale, where))
         seen[name] = seen.get(name, -1) + 1
         tracks.append(_whole(row.get("track_id", seen[name]), where))
-    return names, tracks, center, side
+    return names, tracks, found
 
 
 def _person_category(content: Mapping[str, Any]) -> Any:

@@ -60,6 +60,7 @@ def read(path: Path, options: Options) -> CropSet:
         picture=np.array([row["picture"] for row in kept]),
         center=np.stack([row["center"] for row in kept]),
         side=square_side(size[:, 0], size[:, 1]),
+        extent=size,
         sequence=sequence,
         frame=frame,
         poses=np.stack([row["poses"] for row in kept]) if known else None,

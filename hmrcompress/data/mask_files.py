@@ -22,7 +22,7 @@ from hmrcompress.errors import UserError, tell
 from hmrcompress.io.hashes import sha256_file, sha256_files, sha256_json
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.npz import read_npz
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CropSize
 
 MASK_FILE = "{clip:04d}_{frame:06d}.png"
 ARCHIVE, RUNS = "masks.npz", "masks.json"
@@ -30,15 +30,14 @@ SAID_VALUE = ",value="
 """What comes between the path and the value in the name of masks."""
 NOBODY_TOLD = 8
 """Masks of nobody in a row that are worth a word: perhaps the value is a wrong one."""
-SIZE = (CROP_HEIGHT, CROP_WIDTH)
-PACKED = (CROP_HEIGHT, CROP_WIDTH // 8)
 Frame = tuple[int, int]
-Table = Mapping[Frame, Callable[[], np.ndarray]]
+Table = Mapping[Frame, Callable[[CropSize], np.ndarray]]
 
 
 class FileMasks:
-    """A folder of PNG files of 192x256 pixels (width x height), `{clip:04d}_{frame:06d}.png`; a folder with a
-    `masks.npz` or a `masks.json`; or such a file itself (docs/masks.md). value: the greys or indices that are the
+    """A folder of PNG files of the size of the crops (192x256, width x height, for HMR2.0 and its kin),
+    `{clip:04d}_{frame:06d}.png`; a folder with a `masks.npz` or a `masks.json`; or such a file itself (docs/masks.md).
+    value: the greys or indices that are the
     person's, in PNG files and in arrays of whole numbers; None for what is not background (`data.mask_pixels`).
     UserError where there is nothing at the path."""
 
@@ -66,15 +65,15 @@ class FileMasks:
             if self._table is not None:
                 self._entry(self._table, frame)
             elif place:
-                with open_png(self._png(frame)):
+                with open_png(self._png(frame), crops.size):
                     pass
             if not place:
-                self._mask(frame)
+                self._mask(frame, crops.size)
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
-        """(n,16,12) bool."""
+        """(n,*grid) bool."""
         frames = _frames(crops, indices)
-        masks = np.stack([self._mask(frame) for frame in frames])
+        masks = np.stack([self._mask(frame, crops.size) for frame in frames])
         for frame, mask in zip(frames, masks, strict=True):
             self.nobody = 0 if mask.any() else self.nobody + 1
             if self.nobody == NOBODY_TOLD:
@@ -82,15 +81,15 @@ class FileMasks:
                     f"nobody on {NOBODY_TOLD} masks one after the other, to clip {frame[0]}, frame {frame[1]}",
                     self.name,
                 )
-        return person_tokens(coverage_grid(torch.from_numpy(masks)))
+        return person_tokens(coverage_grid(torch.from_numpy(masks), crops.size))
 
-    def _mask(self, frame: Frame) -> np.ndarray:
-        """(256,192) bool."""
+    def _mask(self, frame: Frame, size: CropSize) -> np.ndarray:
+        """(H,W) bool."""
         if self._table is None:
-            return person_of_png(self._png(frame), self.value)
-        return self._entry(self._table, frame)()
+            return person_of_png(self._png(frame), self.value, size)
+        return self._entry(self._table, frame)(size)
 
-    def _entry(self, table: Table, frame: Frame) -> Callable[[], np.ndarray]:
+    def _entry(self, table: Table, frame: Frame) -> Callable[[CropSize], np.ndarray]:
         if frame not in table:
             raise UserError(f"no mask of clip {frame[0]}, frame {frame[1]}", self.path, "One a frame is needed")
         return table[frame]
@@ -142,18 +141,17 @@ def _of_npz(path: Path, value: Value | None) -> Table:
     for name, values in (("clip", clip), ("frame", frame)):
         if values.ndim != 1 or values.shape != masks.shape[:1] or values.dtype.kind not in "iu":
             raise UserError(f"got {values.dtype} {values.shape}, expected whole numbers, one a mask", f"{path}: {name}")
-    packed = masks.shape[1:] == PACKED and masks.dtype == np.uint8
-    if not packed and (masks.shape[1:] != SIZE or masks.dtype.kind not in "bui"):
-        fault = (
-            f"got {masks.dtype} {masks.shape}, expected bools or whole numbers (N,256,192), or packed bits (N,256,24)"
-        )
-        raise UserError(fault, f"{path}: masks")
-    if value is not None and (packed or masks.dtype.kind == "b"):
-        raise UserError("bits have no values", f"{path}: masks", "Leave value= out")
 
-    def mask(row: int) -> np.ndarray:
+    def mask(row: int, size: CropSize) -> np.ndarray:
+        packed = masks.shape[1:] == size.packed and masks.dtype == np.uint8
+        if not packed and (masks.shape[1:] != size.pixels or masks.dtype.kind not in "bui"):
+            rows, columns = size.pixels
+            forms = f"bools or whole numbers (N,{rows},{columns}), or packed bits (N,{rows},{size.packed[1]})"
+            raise UserError(f"got {masks.dtype} {masks.shape}, expected {forms}", f"{path}: masks")
+        if value is not None and (packed or masks.dtype.kind == "b"):
+            raise UserError("bits have no values", f"{path}: masks", "Leave value= out")
         if packed:
-            return np.unpackbits(masks[row], axis=-1).astype(bool)
+            return np.unpackbits(masks[row], axis=-1, count=size.width).astype(bool)
         where = f"{path}: masks of clip {clip[row]}, frame {frame[row]}"
         return person_of_levels(masks[row], value, where) if masks.dtype.kind != "b" else masks[row]
 
@@ -169,15 +167,15 @@ def _of_json(path: Path) -> Table:
     for frame, segmentation in _annotations(read_json(path), path):
         found.setdefault(frame, []).append(segmentation)
 
-    def mask(parts: list[Any], frame: Frame) -> np.ndarray:
+    def mask(parts: list[Any], frame: Frame, size: CropSize) -> np.ndarray:
         where = f"{path}: clip {frame[0]}, frame {frame[1]}"
-        return np.logical_or.reduce([decode_rle(part, SIZE, where) for part in parts])
+        return np.logical_or.reduce([decode_rle(part, size.pixels, where) for part in parts])
 
     return {frame: _later(mask, parts, frame) for frame, parts in found.items()}
 
 
-def _later(function: Callable[..., np.ndarray], *arguments: Any) -> Callable[[], np.ndarray]:
-    return lambda: function(*arguments)
+def _later(function: Callable[..., np.ndarray], *arguments: Any) -> Callable[[CropSize], np.ndarray]:
+    return lambda size: function(*arguments, size)
 
 
 def _annotations(content: Any, path: Path) -> list[tuple[Frame, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hmrcompress.data.pictures import opened, require_kind
 from hmrcompress.errors import UserError, some
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP, CropSize
 
 OPAQUE_FROM = 128
 """Of 255: from here on a pixel of a cut-out belongs to it."""
@@ -59,9 +59,9 @@ def person_of_levels(levels: np.ndarray, value: Value | None, where: object) -> 
     return levels != 0
 
 
-def person_of_png(path: Path, value: Value | None) -> np.ndarray:
-    """(256,192) bool. UserError for a file that is missing, no PNG, damaged, of another size, or says no mask."""
-    with open_png(path) as (image, depth, kind):
+def person_of_png(path: Path, value: Value | None, size: CropSize = CROP) -> np.ndarray:
+    """(H,W) bool. UserError for a file that is missing, no PNG, damaged, of another size, or says no mask."""
+    with open_png(path, size) as (image, depth, kind):
         image.load()
         if depth == 16 and kind != GREY:
             raise UserError("has colours of 16 bits, which no mask needs", path, REMEDY)
@@ -81,7 +81,7 @@ def person_of_png(path: Path, value: Value | None) -> np.ndarray:
 
 
 @contextmanager
-def open_png(path: Path) -> Iterator[tuple[Any, int, int]]:
+def open_png(path: Path, size: CropSize = CROP) -> Iterator[tuple[Any, int, int]]:
     """The PIL image of a mask, header read and size checked, pixels not yet decoded; its bits a channel, and PNG's
     colour type. UserError as `person_of_png`, whatever is raised in the block too."""
     if not path.is_file():
@@ -95,9 +95,9 @@ def open_png(path: Path) -> Iterator[tuple[Any, int, int]]:
             raise UserError("not a picture that can be read (its header is cut off)", path)
         depth, kind = head[24:]
         with opened(file, path, "PNG") as image:
-            if image.size != (CROP_WIDTH, CROP_HEIGHT):
+            if image.size != (size.width, size.height):
                 got = "x".join(map(str, image.size))
-                expected = f"{CROP_WIDTH}x{CROP_HEIGHT} (width x height)"
+                expected = f"{size.width}x{size.height} (width x height)"
                 raise UserError(f"the mask is {got} pixels, expected {expected}", path)
             if getattr(image, "is_animated", False):
                 raise UserError("holds several pictures, a mask is one", path)

@@ -1,7 +1,7 @@
 """Where person masks come from, and their reduction to the token grid of the backbone.
 
 Token (i, j) of the patch embedding sees rows 16i-2 .. 16i+13 of the crop, columns likewise (16x16 patches at stride 16
-after a padding of 2), so that is the window over which a mask is averaged.
+after a padding of 2, or PxP at stride P), so that is the window over which a mask is averaged.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ import torch
 from torch import Tensor
 
 from hmrcompress.errors import ShapeError, UserError
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP, PATCH_PADDING, CropSize
 
-PATCH, PATCH_PADDING = 16, 2
 PERSON_THRESHOLD = 0.1
 MASKS_AT_A_TIME = 64
 SHIPPED = "auto"
 PLUG_IN_GROUP = "hmrcompress.masks"
 
 
-def coverage_grid(mask: Tensor) -> Tensor:
-    """Share of person pixels in each token's window. mask (B,256,192) bool -> (B,16,12) float32 in 0..1.
+def coverage_grid(mask: Tensor, size: CropSize = CROP) -> Tensor:
+    """Share of person pixels in each token's window. mask (B,H,W) bool, of crops of that size -> (B,*grid) float32 in
+    0..1.
 
     Windows that reach over the edge of the crop count what is outside as background. ShapeError for another size.
     """
-    if mask.ndim != 3 or mask.shape[1:] != (CROP_HEIGHT, CROP_WIDTH):
-        raise ShapeError(f"got a mask of shape {tuple(mask.shape)}, expected (B, {CROP_HEIGHT}, {CROP_WIDTH})")
-    return torch.nn.functional.avg_pool2d(mask.float()[:, None], PATCH, padding=PATCH_PADDING)[:, 0]
+    if mask.ndim != 3 or mask.shape[1:] != size.pixels:
+        raise ShapeError(f"got a mask of shape {tuple(mask.shape)}, expected (B, {size.height}, {size.width})")
+    return torch.nn.functional.avg_pool2d(mask.float()[:, None], size.patch, padding=PATCH_PADDING)[:, 0]
 
 
 def person_tokens(coverage: Tensor, threshold: float = PERSON_THRESHOLD) -> Tensor:
-    """The tokens that belong to the person: coverage (B,16,12) of at least `threshold` -> bool of the same shape."""
+    """The tokens that belong to the person: coverage (B,*grid) of at least `threshold` -> bool of the same shape."""
     return coverage >= threshold
 
 
@@ -49,11 +49,15 @@ class MaskedFrames(Protocol):
     clip: np.ndarray
     frame: np.ndarray
 
+    @property
+    def size(self) -> CropSize:
+        """Of the crops, and of the patches that the network which looks at them cuts them into."""
+
     def column(self, name: str) -> np.ndarray | None:
-        """An array over all frames, such as `images` (N,256,192,3) RGB, uint8 or floats in 0..1; None for no such."""
+        """An array over all frames, such as `images` (N,H,W,3) RGB, uint8 or floats in 0..1; None for no such."""
 
     def pixel_masks(self, indices: np.ndarray) -> np.ndarray | None:
-        """(n,256,192) bool, or None where the data set has no masks."""
+        """(n,H,W) bool, or None where the data set has no masks."""
 
 
 class MaskSource(Protocol):
@@ -68,7 +72,7 @@ class MaskSource(Protocol):
         """UserError where these frames have no usable mask; called once, before any work."""
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
-        """(n,16,12) bool on the token grid for these frames, or None for no masks at all."""
+        """(n,*crops.size.grid) bool on the token grid for these frames, or None for no masks at all."""
 
 
 def masks_sha256(source: MaskSource, crops: MaskedFrames, indices: np.ndarray) -> str:
@@ -103,9 +107,9 @@ class DataMasks:
             )
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
-        """(n,16,12) bool."""
+        """(n,*grid) bool."""
         masks = crops.pixel_masks(indices)
-        return None if masks is None else person_tokens(coverage_grid(torch.from_numpy(masks)))
+        return None if masks is None else person_tokens(coverage_grid(torch.from_numpy(masks), crops.size))
 
 
 class DegradedMasks(DataMasks):
@@ -121,14 +125,14 @@ class DegradedMasks(DataMasks):
         self.way, self.name = way, f"data:{way}"
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
-        """(n,16,12) bool."""
+        """(n,*grid) bool."""
         masks = crops.pixel_masks(indices)
         if masks is None:
             return None
         pixels = torch.from_numpy(masks)
         if self.way == "box":
-            return person_tokens(coverage_grid(filled_boxes(pixels)))
-        person = person_tokens(coverage_grid(pixels))
+            return person_tokens(coverage_grid(filled_boxes(pixels), crops.size))
+        person = person_tokens(coverage_grid(pixels, crops.size))
         return dilated(person) if self.way == "dilated" else ~dilated(~person)
 
 

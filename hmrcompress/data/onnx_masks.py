@@ -18,7 +18,6 @@ from hmrcompress.data.people import SEGMENTER_FILE, choose
 from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_json
 from hmrcompress.io.onnx_file import check_onnx, sha256_onnx
-from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH
 
 AT_A_TIME = 8
 LONGEST_GAP = 15
@@ -27,7 +26,7 @@ LONGEST_GAP = 15
 
 @dataclass
 class _Clip:
-    """Frames in use of one clip, in the order of time, and what was found so far: `tokens` (16,12) bool by index."""
+    """Frames in use of one clip, in the order of time, and what was found so far: `tokens` (*grid) bool by index."""
 
     indices: list[int]
     done: int = 0
@@ -78,7 +77,7 @@ class OnnxMasks:
                 known[clip] = _Clip(frames)
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
-        """(n,16,12) bool."""
+        """(n,*grid) bool."""
         known = self._clips.setdefault(crops, {})
         for clip, frames in _by_clip(crops, indices).items():
             if clip not in known or not set(frames) <= set(known[clip].indices):
@@ -93,7 +92,7 @@ class OnnxMasks:
         while upto not in clip.tokens:
             part = clip.indices[clip.done : clip.done + AT_A_TIME]
             for index, found in zip(part, self.segmenter.people(np.asarray(images[part])), strict=True):
-                chosen = choose(found.boxes, clip.box)
+                chosen = choose(found.boxes, clip.box, crops.size)
                 if chosen is None:
                     clip.missed += 1
                     if clip.missed > LONGEST_GAP:
@@ -101,8 +100,8 @@ class OnnxMasks:
                 else:
                     clip.box, clip.missed = found.boxes[chosen], 0
                     mask = torch.from_numpy(found.masks[chosen : chosen + 1])
-                    clip.last = person_tokens(coverage_grid(mask))[0].numpy()
-                nobody = np.zeros((GRID_HEIGHT, GRID_WIDTH), bool)
+                    clip.last = person_tokens(coverage_grid(mask, crops.size))[0].numpy()
+                nobody = np.zeros(crops.size.grid, bool)
                 clip.tokens[index] = nobody if clip.last is None else clip.last
             clip.done += len(part)
 

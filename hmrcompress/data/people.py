@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP, CropSize
 
 BOX_SCALE = 1.2
 """How much larger than the person's box a crop's box is made, as 4D-Humans and those after it do."""
@@ -32,11 +32,11 @@ class People:
     masks: np.ndarray
 
 
-def expected_box() -> np.ndarray:
+def expected_box(size: CropSize = CROP) -> np.ndarray:
     """(4,) where the person of a crop is expected: in the middle, the crop's height over 1.2 high."""
-    height = CROP_HEIGHT / BOX_SCALE
+    height = size.height / BOX_SCALE
     half = np.array([PERSON_ASPECT * height, height]) / 2
-    middle = np.array([CROP_WIDTH, CROP_HEIGHT]) / 2
+    middle = np.array([size.width, size.height]) / 2
     return np.concatenate([middle - half, middle + half])
 
 
@@ -48,8 +48,8 @@ def overlap(boxes: np.ndarray, other: np.ndarray) -> np.ndarray:
     return shared / np.maximum(areas - shared, 1e-9)
 
 
-def choose(boxes: np.ndarray, previous: np.ndarray | None) -> int | None:
-    """Which of the boxes (K,4) in a crop is its person; None where there are none.
+def choose(boxes: np.ndarray, previous: np.ndarray | None, size: CropSize = CROP) -> int | None:
+    """Which of the boxes (K,4) in a crop of that size is its person; None where there are none.
 
     It is the one that overlaps most with the person of the frame before (`previous` (4,)), if that is at least half;
     else the one that overlaps most with where a crop's person is expected.
@@ -60,7 +60,7 @@ def choose(boxes: np.ndarray, previous: np.ndarray | None) -> int | None:
         kept = overlap(boxes, previous)
         if kept.max() >= SAME_PERSON:
             return int(kept.argmax())
-    return int(overlap(boxes, expected_box()).argmax())
+    return int(overlap(boxes, expected_box(size)).argmax())
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, most: float) -> np.ndarray:

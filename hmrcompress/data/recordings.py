@@ -20,6 +20,7 @@ class Sequence:
     picture: np.ndarray
     center: np.ndarray
     side: np.ndarray
+    extent: np.ndarray
     frame: np.ndarray
     poses: np.ndarray
     betas: np.ndarray

@@ -1,10 +1,13 @@
 """From a box in a picture to the crop that the networks see, pixel for pixel as the field's evaluations make it.
 
-A box is widened to the aspect 192:256 and its larger side taken square; the square is mapped onto 256x256 pixels by an
-affine transform (pixel 128 of the crop is the box's centre), read bilinearly with zeros outside of the picture, and the
-middle 192 columns are kept. The published evaluations (4D-Humans, CameraHMR) warp with OpenCV, in whole numbers: places
-are summed in 1/1024 of a pixel and used in 1/32. So does this, and gives its pixels. Where a picture becomes much
-smaller, the demonstrations of the same code (not their evaluations) blur it before: `antialias`.
+A box is widened to the aspect of the crop (192:256 for HMR2.0 and its kin) and its larger side taken square; the square
+is mapped onto 256x256 pixels by an affine transform (pixel 128 of the square is the box's centre), read bilinearly with
+zeros outside of the picture, and the middle 192 columns are kept. Crops of H x W pixels likewise: a square of the
+longer side, of which the middle is kept.
+
+The published evaluations (4D-Humans, CameraHMR) warp with OpenCV, in whole numbers: places are summed in 1/1024 of a
+pixel and used in 1/32. So does this, and gives its pixels. Where a picture becomes much smaller, the demonstrations
+of the same code (not their evaluations) blur it before: `antialias`.
 """
 
 from __future__ import annotations
@@ -12,11 +15,8 @@ from __future__ import annotations
 import numpy as np
 
 from hmrcompress.errors import ShapeError
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP, CropSize
 
-SIDE = CROP_HEIGHT
-MARGIN = (SIDE - CROP_WIDTH) // 2
-"""Columns of the square that are cut off on either side."""
 PLACE_BITS, STEP_BITS = 10, 5
 WHOLE = 1 << STEP_BITS
 LONGEST_ROW = 1 << 14
@@ -25,43 +25,47 @@ TRUNCATE = 4.0
 """Deviations after which the blur's kernel ends, as in scikit-image."""
 
 
-def square_side(width: np.ndarray, height: np.ndarray) -> np.ndarray:
+def square_side(width: np.ndarray, height: np.ndarray, size: CropSize = CROP) -> np.ndarray:
     """Boxes (N,) wide and (N,) high in pixels -> the side (N,) float64 of the square around them: the larger side after
-    widening to 192:256."""
+    widening to the aspect of crops of that size."""
     width, height = np.asarray(width, np.float64), np.asarray(height, np.float64)
-    return np.maximum(height, width * CROP_HEIGHT / CROP_WIDTH)
+    return np.maximum(height * size.side / size.height, width * size.side / size.width)
 
 
-def blur_sigma(side: float) -> float:
-    """Deviation in pixels of the blur before a square of `side` pixels becomes 256; 0 for none. After 4D-Humans."""
-    factor = side / SIDE / 2
+def blur_sigma(side: float, size: CropSize = CROP) -> float:
+    """Deviation in pixels of the blur before a square of `side` pixels becomes one of the crop's longer side; 0 for
+    none. After 4D-Humans."""
+    factor = side / size.side / 2
     return (factor - 1) / 2 if factor > 1.1 else 0.0
 
 
-def crop(picture: np.ndarray, center: np.ndarray, side: float, *, antialias: bool = False) -> np.ndarray:
-    """picture (H,W,3) uint8 RGB, the centre (2,) = (x, y) and the side of a square in its pixels -> (256,192,3) uint8.
+def crop(
+    picture: np.ndarray, center: np.ndarray, side: float, *, size: CropSize = CROP, antialias: bool = False
+) -> np.ndarray:
+    """picture (H,W,3) uint8 RGB, the centre (2,) = (x, y) and the side of a square in its pixels -> the crop
+    (size.height,size.width,3) uint8.
 
     ShapeError for other pictures.
     """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
         raise ShapeError(f"got {picture.dtype} of shape {picture.shape}, expected uint8 (H, W, 3)", "picture")
-    x, y = _places(_inverse(_forward(center, side)))
-    sigma = blur_sigma(side) if antialias else 0.0
+    x, y = _places(_inverse(_forward(center, side, size.side)), size)
+    sigma = blur_sigma(side, size) if antialias else 0.0
     if not sigma:
         half = WHOLE * WHOLE // 2
         return ((_bilinear(picture, x, y) + half) >> (2 * STEP_BITS)).astype(np.uint8)
     return np.clip(np.rint(_bilinear_blurred(picture, sigma, x[0], y[:, 0])), 0, 255).astype(np.uint8)
 
 
-def _forward(center: np.ndarray, side: float) -> list[float]:
-    """The six numbers of the transform from the picture to the square that takes three points of the box (float32) to
-    theirs, by elimination in the order in which OpenCV does it, so that ties are rounded as there."""
+def _forward(center: np.ndarray, side: float, pixels: int) -> list[float]:
+    """The six numbers of the transform from the picture to the square of `pixels` that takes three points of the box
+    (float32) to theirs, by elimination in the order in which OpenCV does it, so that ties are rounded as there."""
     x, y, half = np.float32(center[0]), np.float32(center[1]), np.float32(side * 0.5)
     source = [(x, y), (x, np.float32(y + half)), (np.float32(x + half), y)]
-    middle = SIDE / 2
+    middle = pixels / 2
     rows = [[float(u), float(v), 1.0, 0.0, 0.0, 0.0] for u, v in source]
     rows += [[0.0, 0.0, 0.0, float(u), float(v), 1.0] for u, v in source]
-    goal = [middle, middle, float(SIDE), middle, float(SIDE), middle]
+    goal = [middle, middle, float(pixels), middle, float(pixels), middle]
     for i in range(6):
         pivot = max(range(i, 6), key=lambda j: (abs(rows[j][i]), -j))
         rows[i], rows[pivot], goal[i], goal[pivot] = rows[pivot], rows[i], goal[pivot], goal[i]
@@ -86,9 +90,10 @@ def _inverse(forward: list[float]) -> list[float]:
     return [a, b, -a * p - b * q, c, d, -c * p - d * q]
 
 
-def _places(backward: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Where in the picture each pixel of the crop lies: x and y, both (256,192) int64, in 1/32 of a pixel."""
-    columns, rows = np.arange(MARGIN, MARGIN + CROP_WIDTH), np.arange(CROP_HEIGHT)
+def _places(backward: list[float], size: CropSize) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the picture each pixel of the crop lies: x and y, both (H,W) int64, in 1/32 of a pixel."""
+    left, top = (size.side - size.width) // 2, (size.side - size.height) // 2
+    columns, rows = left + np.arange(size.width), top + np.arange(size.height)
     one, half = 1 << PLACE_BITS, 1 << (PLACE_BITS - STEP_BITS - 1)
     a, b, p, c, d, q = backward
 
@@ -101,7 +106,7 @@ def _places(backward: list[float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bilinear(picture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(256,192,3) int32: sums of four neighbours with weights that add up to 1024; zeros outside of the picture. x and
+    """(H,W,3) int32: sums of four neighbours with weights that add up to 1024; zeros outside of the picture. x and
     y as `_places` gives them."""
     height, width = picture.shape[:2]
     total = np.zeros((*x.shape, 3), np.int32)
@@ -118,8 +123,8 @@ def _bilinear(picture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _bilinear_blurred(picture: np.ndarray, sigma: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(256,192,3) float64: bilinear readings of the blurred picture, zeros outside of it. x (192,) and y (256,) are the
-    places of the columns and rows (the transform does not turn), as `_places` gives them.
+    """(H,W,3) float64: bilinear readings of the blurred picture, zeros outside of it. x (W,) and y (H,) are the places
+    of the columns and rows (the transform does not turn), as `_places` gives them.
 
     Only the rows and columns that are read are blurred, in the order that keeps what lies in between small, so that a
     large picture takes little memory and a large box no more time than the picture has pixels.

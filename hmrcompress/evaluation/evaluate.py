@@ -43,7 +43,7 @@ from hmrcompress.models.fast.running import RunPath
 from hmrcompress.models.network import HMR2
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.plan import Plan, TokenSettings
-from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH, BodyParams, FrameBatch, HMROutput
+from hmrcompress.records import BodyParams, FrameBatch, HMROutput
 from hmrcompress.runtime import Progress, no_progress
 
 MEAN_POSE, BASELINE, MERGED, MERGED_TOKENS = "mean_pose", "baseline", "merged", "merged_tokens"
@@ -195,17 +195,17 @@ def stages_of(
 
 
 def stages_of_exported(
-    network: nn.Module, mean: BodyParams, plan: Plan | None, *, against: HMR2 | None = None
+    network: nn.Module, mean: BodyParams, plan: Plan | None, *, tokens: int, against: HMR2 | None = None
 ) -> Stages:
     """The stages of an exported network, called as an `HMR2` is: the mean pose, `against` as it was before, and it.
-    mean: the mean parameters that its read-outs are added to."""
+    mean: the mean parameters that its read-outs are added to. tokens: of a crop, before any is merged."""
     outputs = network_outputs(network)
     predictors = {MEAN_POSE: constant_predict(mean)}
     if against is not None:
         predictors[BASELINE] = network_predict(with_token_merging(against, None).eval())
     counts: tuple[int, ...] = ()
     if plan is not None and plan.tokens is not None:
-        counts = tuple(token_counts(plan.tokens, GRID_HEIGHT * GRID_WIDTH))
+        counts = tuple(token_counts(plan.tokens, tokens))
     return Stages(predictors | {EXPORTED: _params_of(outputs)}, outputs, counts)
 
 

@@ -212,7 +212,8 @@ def _made(
     if running is None:
         return made, None, about, through
     try:
-        parity = measure(source.network, GraphNetwork(running, running.inputs), source.batch, body, sizes)
+        graph = GraphNetwork(running, running.inputs, source.network.config.grid)
+        parity = measure(source.network, graph, source.batch, body, sizes)
     finally:
         running.close()
     return made, parity, about | dict(running.about), through

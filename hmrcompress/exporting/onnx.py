@@ -113,7 +113,7 @@ def export_onnx(
         made = folder / path.name
         _write_graph(in_half_precision(network) if dtype == torch.float16 else network, made, batch)
         _seal_all(folder)
-        parity = measure(network, OnnxNetwork(made), batch, body, batch_sizes)
+        parity = measure(network, OnnxNetwork(made, grid=network.config.grid), batch, body, batch_sizes)
         parity.require(path, dtype)
         size = sum(file.stat().st_size for file in folder.iterdir())
         write_npz(folder / f"{path.name}.golden.npz", golden_of(network, batch))
@@ -190,7 +190,7 @@ def inputs_of(network: HMR2, batch: FrameBatch, count: int) -> dict[str, Tensor]
     inputs = {"images": images}
     if takes_mask(network):
         mask = None if batch.person_mask is None else batch.person_mask[:count]
-        inputs["person_mask"] = mask_or_nobody(images, mask)
+        inputs["person_mask"] = mask_or_nobody(images, mask, network.config.grid)
     if network.conditioned:
         inputs["condition"] = check_condition(batch.condition, len(batch.images))[:count]
     return inputs

@@ -229,7 +229,7 @@ class _Maker:
         nodes, products = nodes_and_products(optimised)
         for file in self.folder.glob(f"{optimised.name}*"):
             file.unlink()
-        exported = OnnxNetwork(path, session)
+        exported = OnnxNetwork(path, session, self.reference.config.grid)
         parity = measure(self.reference, exported, self.batch, self.body, (1, len(self.batch.images)))
         return RuntimeNetwork(
             exported, self.device, threads=self.threads, parity=parity, nodes=nodes, products=products, **about

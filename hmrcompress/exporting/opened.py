@@ -21,7 +21,7 @@ from hmrcompress.records import BodyParams, HMROutput
 
 
 class ExportedNetwork(nn.Module):
-    """A folder's network: images (B,3,256,192), person_mask, condition -> HMROutput, on the device of the module (its
+    """A folder's network: images (B,3,H,W), person_mask, condition -> HMROutput, on the device of the module (its
     runtime is opened at the first call, with CUDA where that is a CUDA device)."""
 
     here: Tensor
@@ -68,7 +68,7 @@ class ExportedNetwork(nn.Module):
                 threads=torch.get_num_threads() if self.threads is None else self.threads,
                 cuda=self.here.is_cuda,
             )
-            self._opened = GraphNetwork(running, running.inputs)
+            self._opened = GraphNetwork(running, running.inputs, self.folder.network.grid)
         return cast(Running, self._opened.run)
 
     def forward(self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None) -> HMROutput:

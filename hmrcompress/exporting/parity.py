@@ -22,7 +22,7 @@ from hmrcompress.data.conditions import check_condition
 from hmrcompress.errors import HMRCompressError, UserError
 from hmrcompress.exporting.session import open_session
 from hmrcompress.models.network import HMR2
-from hmrcompress.records import BodyParams, FrameBatch
+from hmrcompress.records import CROP, BodyParams, FrameBatch
 from hmrcompress.runtime import dtype_name
 
 OUTPUTS = ("global_orient", "body_pose", "betas", "cam", "features")
@@ -91,16 +91,21 @@ class Parity:
 
 class GraphNetwork:
     """An exported graph behind the call of a network: crops in, `OUTPUTS` out. run: what runs it, arrays by name in and
-    arrays by name out; names: of its inputs."""
+    arrays by name out; names: of its inputs; grid: of its tokens."""
 
-    def __init__(self, run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], names: Sequence[str]):
-        self.run = run
+    def __init__(
+        self,
+        run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
+        names: Sequence[str],
+        grid: tuple[int, int] = CROP.grid,
+    ) -> None:
+        self.run, self.grid = run, grid
         self.takes_mask, self.takes_condition = "person_mask" in names, "condition" in names
 
     def __call__(
         self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """images (B,3,256,192) float32, person_mask (B,16,12) bool (None: nobody), condition (B,3) float32 -> outputs
+        """images (B,3,H,W) float32, person_mask (B,*grid) bool (None: nobody), condition (B,3) float32 -> outputs
         by name. UserError where a condition is needed, but not given."""
         given = {name: tensor.numpy() for name, tensor in self.inputs(images, person_mask, condition).items()}
         return {name: torch.from_numpy(array) for name, array in self.run(given).items()}
@@ -113,22 +118,22 @@ class GraphNetwork:
         if self.takes_condition:
             given["condition"] = check_condition(condition, len(images))
         if self.takes_mask:
-            given["person_mask"] = mask_or_nobody(images, person_mask)
+            given["person_mask"] = mask_or_nobody(images, person_mask, self.grid)
         return given
 
 
 class OnnxNetwork(GraphNetwork):
     """An ONNX file of ours through onnxruntime in this process, on the CPU, or through a `session` of that file."""
 
-    def __init__(self, path: Path, session: Any = None) -> None:
+    def __init__(self, path: Path, session: Any = None, grid: tuple[int, int] = CROP.grid) -> None:
         self.session = open_session(path) if session is None else session
-        super().__init__(self._run, [given.name for given in self.session.get_inputs()])
+        super().__init__(self._run, [given.name for given in self.session.get_inputs()], grid)
 
     def _run(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(zip(OUTPUTS, self.session.run(list(OUTPUTS), dict(given)), strict=True))
 
 
-def mask_or_nobody(images: Tensor, person_mask: Tensor | None, grid: tuple[int, int] = (16, 12)) -> Tensor:
+def mask_or_nobody(images: Tensor, person_mask: Tensor | None, grid: tuple[int, int] = CROP.grid) -> Tensor:
     """The mask, or one of zeros (B, *grid): no token belongs to a person."""
     return torch.zeros(len(images), *grid, dtype=torch.bool) if person_mask is None else person_mask
 

@@ -59,7 +59,7 @@ def rival_of(checkpoint: Checkpoint, threads: int) -> Iterator[ExportedRival]:
     try:
         yield ExportedRival(
             found.runtime,
-            GraphNetwork(running, running.inputs),
+            GraphNetwork(running, running.inputs, checkpoint.config.grid),
             found.precision,
             threads,
             found.parity,
@@ -112,7 +112,7 @@ def made_rival(
         cuda = torch.device(device).type == "cuda"
         running: Running = chosen.run(Path(folder) / made.main, precision, threads=threads, cuda=cuda)
         try:
-            ready = GraphNetwork(running, running.inputs)
+            ready = GraphNetwork(running, running.inputs, network.config.grid)
             parity = measure(network, ready, batch, body, (1, len(batch.images)))
             if precision != INT8:
                 parity.require(runtime, precision)

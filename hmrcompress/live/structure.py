@@ -14,7 +14,7 @@ from hmrcompress.errors import UserError, some
 from hmrcompress.live.blocks import Anatomy, Refused, anatomy, check_same
 from hmrcompress.live.watching import Seen, watched
 from hmrcompress.plan import CheckpointRef
-from hmrcompress.records import GRID_HEIGHT, GRID_WIDTH
+from hmrcompress.records import CROP
 
 Blocks = nn.ModuleList | nn.Sequential
 RECORD = "_hmrcompress_patch"
@@ -133,7 +133,7 @@ def network(
     told = grid or _grid_of(holders)
     known = Network(
         model, name, found, stem,
-        grid=told or (GRID_HEIGHT, GRID_WIDTH), grid_known=told is not None,
+        grid=told or CROP.grid, grid_known=told is not None,
         prefix=_prefix_of(holders) if prefix is None else prefix, suffix=suffix,
     )  # fmt: skip
     if example is not None:

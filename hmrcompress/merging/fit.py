@@ -108,11 +108,11 @@ def fit_batches(crops: CropSet, indices: np.ndarray, masks: MaskSource | None) -
 
 
 def _coverage(crops: CropSet, indices: np.ndarray, masks: MaskSource | None) -> Tensor:
-    """(n,16,12) float in 0..1; ones without masks."""
+    """(n,*grid) float in 0..1; ones without masks."""
     if isinstance(masks, DataMasks):
         pixels = crops.pixel_masks(indices)
         assert pixels is not None  # checked when the batches were made
-        return coverage_grid(torch.from_numpy(pixels))
+        return coverage_grid(torch.from_numpy(pixels), crops.size)
     person = None if masks is None else masks.person(crops, indices)
     return torch.ones(len(indices), 1, 1) if person is None else person.float()
 

@@ -7,6 +7,7 @@ networks holds for them too.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -20,13 +21,17 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.hashes import sha256_arrays, sha256_json
 from hmrcompress.models.heads import SMPLHead
 from hmrcompress.models.vit import ViT
-from hmrcompress.records import HMROutput
+from hmrcompress.records import CropSize, HMROutput
 
 TOKEN_INPUTS = ("zero", "mean_shape")
 HALVES = ("without_attention", "without_mlp")
 MEAN_POSES = ("init_body_pose", "init_hand_pose")
 """What families call their mean poses, six numbers a joint."""
 Made = TypeVar("Made", bound=nn.Module)
+POSITIONS, PATCHES = "backbone.pos_embed", "backbone.patch_embed.proj.weight"
+GIVE_GRID = "Give grid, rows and columns of tokens: hmrcompress convert FILE --grid 32x24 -o OUT writes it down"
+USUAL_SHAPES = ((4, 3), (1, 1))
+"""Height to width of crops that are known by their number of tokens alone; no number fits two of them."""
 LARGEST, MOST_LAYERS = 1 << 16, 1024
 """Bounds of what a file may claim: far above any network, and quick to find wrong."""
 
@@ -73,6 +78,12 @@ class NetworkConfig:
         if self.token_input not in TOKEN_INPUTS:
             raise UserError(f"got {self.token_input!r}, expected one of {', '.join(TOKEN_INPUTS)}", "token_input")
 
+    @property
+    def crop(self) -> CropSize:
+        """What the network sees. UserError for patches that crops cannot be cut into."""
+        rows, columns = self.grid
+        return CropSize(rows * self.patch, columns * self.patch, self.patch)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; halves that are missing are named only where some are."""
         halves = {name: list(getattr(self, name)) for name in HALVES}
@@ -89,7 +100,7 @@ Shape = Callable[[str], tuple[int, ...]]
 
 
 class HMR2(nn.Module):
-    """ViT backbone and SMPL head. images (B,3,256,192) ImageNet-normalised -> HMROutput.
+    """ViT backbone and SMPL head. images (B,3,H,W) of the size `config.crop`, ImageNet-normalised -> HMROutput.
 
     A family of its kin is a subclass: `config_class` and `head_class` say what it is made of, `head_name` what its keys
     call the head, `conditioned` whether it has to be told each crop's box and focal length (`data.conditions`).
@@ -170,7 +181,7 @@ class HMR2(nn.Module):
         return self.head(tokens, bias, check_condition(condition, tokens.shape[0]))
 
     def forward(self, images: Tensor, person_mask: Tensor | None = None, condition: Tensor | None = None) -> HMROutput:
-        """images (B,3,H,W), person_mask (B,H/16,W/16) bool or None, condition as of `read` -> HMROutput. Raises
+        """images (B,3,H,W), person_mask (B,*grid) bool or None, condition as of `read` -> HMROutput. Raises
         ShapeError, UserError."""
         return self.read(*self.backbone.encode(images, person_mask), condition)
 
@@ -280,7 +291,7 @@ def config_from_state(
     num_heads: int | None = None,
     head_heads: int | None = None,
     iterations: int = 1,
-    grid: tuple[int, int] = (16, 12),
+    grid: tuple[int, int] | None = None,
     where: object = "checkpoint",
     kind: type[HMR2] = HMR2,
     known: Mapping[str, Any] | None = None,
@@ -288,7 +299,8 @@ def config_from_state(
     """Sizes read off a state dict of a `kind` of network (values need only a shape); `known` are fields more.
 
     The number of heads is not in it: 16 at dim 1280, 8 of 64 at head width 1024 and inner width 512, else the
-    arguments. Raises UserError naming the missing key or argument.
+    arguments. Without a grid it is the one of as many tokens that is 4:3 or square. Raises UserError naming the missing
+    key or argument.
     """
 
     def shape(key: str) -> tuple[int, ...]:
@@ -296,7 +308,7 @@ def config_from_state(
             raise UserError(f"no key {key}", where, f"Is this a checkpoint of the family {kind.config_class.family}?")
         return tuple(state[key].shape)
 
-    dim, _, patch, _ = shape("backbone.patch_embed.proj.weight")
+    dim, _, patch, _ = shape(PATCHES)
     head = f"{kind.head_name}.transformer"
     layer = f"{head}.transformer.layers"
     width = shape(f"{head}.to_token_embedding.weight")[0]
@@ -312,8 +324,10 @@ def config_from_state(
         if value < 1 or size % value:
             raise UserError(f"{name}: got {value}, expected a divisor of {size}", where)
     assert num_heads is not None and head_heads is not None
-    if shape("backbone.pos_embed")[1] != 1 + grid[0] * grid[1]:
-        raise UserError(f"{shape('backbone.pos_embed')[1]} positions do not fit a grid of {grid[0]}x{grid[1]}", where)
+    tokens = shape(POSITIONS)[1] - 1
+    grid = usual_grid(tokens, where) if grid is None else grid
+    if tokens != grid[0] * grid[1]:
+        raise UserError(f"positions for {tokens} tokens do not fit a grid of {grid[0]}x{grid[1]}", where, GIVE_GRID)
     return kind.config_class(
         dim=dim,
         depth=count_numbers(state, "backbone.blocks."),
@@ -331,6 +345,15 @@ def config_from_state(
         **kind.head_sizes(state, shape),
         **(known or {}),
     )
+
+
+def usual_grid(tokens: int, where: object) -> tuple[int, int]:
+    """The rows and columns of so many tokens that are 4:3 or square. UserError where there are none."""
+    for height, width in USUAL_SHAPES:
+        times = math.isqrt(max(tokens, 0) // (height * width))
+        if times and times * times * height * width == tokens:
+            return height * times, width * times
+    raise UserError(f"its positions are for {tokens} tokens, which are neither 4:3 nor square", where, GIVE_GRID)
 
 
 def count_numbers(state: Mapping[str, Tensor], prefix: str) -> int:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from hmrcompress.errors import ShapeError
 from hmrcompress.models.layers import Conv2d, LayerNorm, Linear
+from hmrcompress.records import PATCH_PADDING
 
 NORM_EPS = 1e-6
-PATCH_PADDING = 2
 
 
 class TokenState(NamedTuple):
@@ -110,7 +110,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Token (i, j) sees rows 16i-2 … 16i+13 and columns 16j-2 … 16j+13 of the crop."""
+    """Token (i, j) sees rows Pi-2 … Pi+P-3 and columns Pj-2 … Pj+P-3 of the crop, for patches of P pixels."""
 
     def __init__(self, dim: int, patch: int) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from hmrcompress.errors import UserError
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.npz import read_npz
 from hmrcompress.pipeline.frames import Frame
+from hmrcompress.records import CROP, CropSize
 
 BOX_SCALE = 1.2
 """How much larger than a tight box the crop is, each way."""
@@ -46,21 +47,28 @@ class BoxSource(Protocol):
 
 
 class FullFrame:
-    """One person who fills the picture: the whole of it is the box."""
+    """One person who fills the picture: the whole of it is the box. crop: the size of the crops that are cut out."""
 
     name = "full"
+
+    def __init__(self, crop: CropSize = CROP) -> None:
+        self.crop = crop
 
     def boxes(self, frame: Frame) -> list[Box]:
         """A square around the whole picture; in every segment somebody else."""
         width, height = frame.size
-        return [Box(frame.segment, (width / 2, height / 2), float(square_side(np.array(width), np.array(height))))]
+        side = float(square_side(np.array(width), np.array(height), self.crop))
+        return [Box(frame.segment, (width / 2, height / 2), side)]
 
 
-def squares(corners: NDArray[np.float64], scale: float = BOX_SCALE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def squares(
+    corners: NDArray[np.float64], scale: float = BOX_SCALE, crop: CropSize = CROP
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Tight boxes (N,4) = (left, top, right, bottom) -> centres (N,2) and sides (N,) of the squares to cut out: `scale`
-    times as large, widened to 192:256, the larger side taken."""
+    times as large, widened to the aspect of the crops, the larger side taken."""
     centre = (corners[:, :2] + corners[:, 2:]) / 2
-    return centre, square_side(*(scale * (corners[:, 2:] - corners[:, :2])).T)
+    width, height = (scale * (corners[:, 2:] - corners[:, :2])).T
+    return centre, square_side(width, height, crop)
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class BoxTable:
         return self.image_size[place] if known and self.image_size is not None else None
 
 
-def read_boxes(path: Path, scale: float = BOX_SCALE) -> BoxTable:
+def read_boxes(path: Path, scale: float = BOX_SCALE, crop: CropSize = CROP) -> BoxTable:
     """A file of boxes: .npz with arrays, or JSON with a list `boxes` of objects, of the same fields.
 
     frame (counting from 0), track (a whole number; without it every frame holds one person), and either box = [left,
@@ -119,7 +127,7 @@ def read_boxes(path: Path, scale: float = BOX_SCALE) -> BoxTable:
         if wrong := np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(1)).tolist():
             what = f"box {wrong[0]}: got {corners[wrong[0]].tolist()}, expected left, top, right, bottom"
             raise UserError(what, path, "Of left, top, width, height add the first two to the others")
-        centre, side = squares(corners, scale)
+        centre, side = squares(corners, scale, crop)
         check_squares(centre, side / scale, path)
     image_size = _column(arrays, "image_size", (2,), path) if "image_size" in arrays else None
     if len(centre) != count or len(side) != count or (image_size is not None and len(image_size) != count):

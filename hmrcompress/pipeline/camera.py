@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hmrcompress.records import CROP_HEIGHT
+from hmrcompress.records import CROP
 
 Array = NDArray[np.float64]
 CROP_FOCAL = 5000.0
@@ -15,7 +15,7 @@ CROP_FOCAL = 5000.0
 def default_focal(size: tuple[int, int]) -> float:
     """Focal length of a picture (width, height) of which nothing is known, in its pixels: 5000 / 256 of its longer
     side, as the demonstration of HMR2.0 takes it."""
-    return CROP_FOCAL / CROP_HEIGHT * max(size)
+    return CROP_FOCAL / CROP.height * max(size)
 
 
 def cam_crop_to_full(cam: Array, centre: Array, side: Array, size: Array, focal: Array) -> Array:

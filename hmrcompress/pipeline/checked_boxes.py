@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hmrcompress.data.box_limits import OTHER_PICTURE, beside, off_centre, too_large
+from hmrcompress.data.box_limits import OTHER_PICTURE, beside, off_centre, reach, too_large
 from hmrcompress.errors import MOST_LISTED, UserError, some, tell
 from hmrcompress.pipeline.boxes import Box, BoxSource, BoxTable
 from hmrcompress.pipeline.frames import Frame
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP, CropSize
 
 MOST_PEOPLE = 100
 """In one frame; of more, the largest are read."""
-REACH = np.array([CROP_WIDTH / CROP_HEIGHT, 1.0]) / 2
-"""Of a crop to the right and down, in sides of its square."""
 
 
 @dataclass
@@ -37,9 +35,10 @@ class _Cases:
 
 class CheckedBoxes:
     """A source of boxes that checks them; `finish` tells, after the last frame. same_size: all pictures have the size
-    of the first. `frames` counts those seen."""
+    of the first. crop: the size of the crops that are cut out. `frames` counts those seen."""
 
-    def __init__(self, source: BoxSource, *, same_size: bool) -> None:
+    def __init__(self, source: BoxSource, *, same_size: bool, crop: CropSize = CROP) -> None:
+        self.crop = crop
         self.source, self.name, self.same_size = source, source.name, same_size
         self.table = source if isinstance(source, BoxTable) else None
         self.frames, self.newest, self.read = 0, -1, 0
@@ -63,8 +62,8 @@ class CheckedBoxes:
         if (large := too_large(side, size)).any():
             what = f"frame {frame.number}: {_box(found[int(large.argmax())])} on a picture of {_size(size)}"
             raise UserError(what, self.name, OTHER_PICTURE)
-        self.reach = np.maximum(self.reach, ((centre + side[:, None] * REACH) / size).max(0))
-        outside, astray = beside(centre, side, size), off_centre(centre, size)
+        self.reach = np.maximum(self.reach, ((centre + side[:, None] * reach(self.crop)) / size).max(0))
+        outside, astray = beside(centre, side, size, self.crop), off_centre(centre, size)
         for cases, which in ((self.beside, outside), (self.off_centre, astray & ~outside)):
             for place in np.flatnonzero(which):
                 cases.add(f"frame {frame.number}: {_box(found[place])} on {_size(size)}")
@@ -81,7 +80,11 @@ class CheckedBoxes:
         if made_for is not None and (made_for != frame.size).any():
             what = f"frame {frame.number}: its boxes are of a picture of {_size(made_for)}, this one has"
             raise UserError(f"{what} {_size(frame.size)}", self.name, "Scale the boxes")
-        if self.same_size and self.frames == 1 and beside(table.centre, table.side, np.array(frame.size)).all():
+        if (
+            self.same_size
+            and self.frames == 1
+            and beside(table.centre, table.side, np.array(frame.size), self.crop).all()
+        ):
             first = Box(0, (float(table.centre[0, 0]), float(table.centre[0, 1])), float(table.side[0]))
             what = f"all of its {len(table.side)} boxes lie beside the picture: {_box(first)} on {_size(frame.size)}"
             raise UserError(what, self.name, OTHER_PICTURE)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hmrcompress.pipeline.boxes import BOX_SCALE, Box, squares
 from hmrcompress.pipeline.frames import Frame
 from hmrcompress.pipeline.tracking import LOW_SCORE, Tracker
+from hmrcompress.records import CROP, CropSize
 
 __all__ = ["LOW_SCORE", "Followed"]
 Array = NDArray[np.float64]
@@ -17,10 +18,10 @@ Array = NDArray[np.float64]
 
 class Followed(ABC):
     """A source of boxes that looks for people in every `every`-th frame and follows them; on the frames in between they
-    are where their movement should have brought them. scale: see `boxes.squares`."""
+    are where their movement should have brought them. scale, crop: see `boxes.squares`."""
 
-    def __init__(self, name: str, *, scale: float = BOX_SCALE, every: int = 1) -> None:
-        self.name, self.scale, self.every = name, scale, every
+    def __init__(self, name: str, *, scale: float = BOX_SCALE, every: int = 1, crop: CropSize = CROP) -> None:
+        self.name, self.scale, self.every, self.crop = name, scale, every, crop
         self.tracker, self.segment = Tracker(), 0
         self.looked: int | None = None
 
@@ -42,7 +43,7 @@ class Followed(ABC):
             sound = (found[:, 2:] - found[:, :2] > 1).all(1)
             given = np.array(self.tracker.update(frame.number, found[sound], scores[sound]), np.int64)
             numbers, corners = given[given >= 0].tolist(), found[sound][given >= 0]
-        centres, sides = squares(corners, self.scale)
+        centres, sides = squares(corners, self.scale, self.crop)
         return [
             Box(number, (float(centre[0]), float(centre[1])), float(side))
             for number, centre, side in zip(numbers, centres, sides, strict=True)

@@ -56,7 +56,7 @@ class FrameByFrame:
     _checked: CheckedBoxes = field(init=False)
 
     def __post_init__(self) -> None:
-        self._checked = CheckedBoxes(self.boxes, same_size=False)
+        self._checked = CheckedBoxes(self.boxes, same_size=False, crop=self.reader.crop)
 
     def __call__(self, image: NDArray[np.uint8], seconds: float | None = None) -> Bodies:
         """image (H,W,3) uint8 RGB; seconds: when it was taken, on any clock that rises, by default this machine's.
@@ -91,6 +91,7 @@ class FrameByFrame:
             focal=self.focal,
             antialias=self.antialias,
             pinned=self.reader.device.type == "cuda",
+            size=self.reader.crop,
             clock=clock,
         )
         parts = []

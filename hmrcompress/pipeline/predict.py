@@ -41,6 +41,7 @@ from hmrcompress.pipeline.store import RowStore
 from hmrcompress.pipeline.summary import Summary
 from hmrcompress.pipeline.tracks import STEPS_A_SECOND, Prediction, Rows, TrackStream
 from hmrcompress.pipeline.work import Work, work_batches
+from hmrcompress.records import CROP, CropSize
 from hmrcompress.runtime import Progress, no_progress
 
 PARAMS, OVERLAY, PICTURES, GLB, SUMMARY = "params.npz", "overlay.mp4", "overlay", "track.glb", "summary.json"
@@ -65,8 +66,8 @@ Item = TypeVar("Item")
 class Reader:
     """What reads bodies off crops. outputs: the network with its token merging. decoder and codec: both or neither, for
     sequences only; steps_a_second: frames a second that the decoder was trained at. body, decoder and codec lie where
-    the network does. root_centred: the network's camera places the root joint, not the body model's origin (so the
-    starter network; HMR2.0 and its kin place the origin)."""
+    the network does. crop: the size of the crops that it takes. root_centred: the network's camera places the root
+    joint, not the body model's origin (so the starter network; HMR2.0 and its kin place the origin)."""
 
     outputs: Outputs
     body: BodyModel
@@ -74,6 +75,7 @@ class Reader:
     device: torch.device
     decoder: TemporalDecoder | None = None
     codec: PoseCodec | None = None
+    crop: CropSize = CROP
     root_centred: bool = False
     steps_a_second: float = STEPS_A_SECOND
 
@@ -137,7 +139,7 @@ def predict(
     rule = OutputRule.of(overwrite, source)
     settings, clock = settings or PredictSettings(), clock or StageClock()
     settings.check(source)
-    begun, checked = time.perf_counter(), CheckedBoxes(boxes, same_size=source.is_video)
+    begun, checked = time.perf_counter(), CheckedBoxes(boxes, same_size=source.is_video, crop=reader.crop)
     with hearing() as told, rule.folder(out, KIND) as folder:
         if source.left_out:
             pictures = f"{len(source.files)} {'picture' if len(source.files) == 1 else 'pictures'}"
@@ -276,6 +278,7 @@ def _read_all(
             focal=settings.focal,
             antialias=settings.antialias,
             pinned=reader.device.type == "cuda",
+            size=reader.crop,
             clock=clock,
         ),
         BATCHES_AHEAD,

@@ -22,7 +22,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import is_stream
 from hmrcompress.io.seals import seal
 from hmrcompress.pipeline.drawing import video_writer
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP
 
 HEIGHT, MARGIN, GAP = 360, 48, 96
 LOSSLESS = {"codec": "ffv1", "pixels": "bgr0", "options": {}}
@@ -35,10 +35,10 @@ PERIOD = 90
 
 def places(people: int, frames: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Top left corners (frames,people,2) int64 = (x, y) of the crops in the picture, and its (width, height)."""
-    width = 2 * MARGIN + people * CROP_WIDTH + (people - 1) * GAP
+    width = 2 * MARGIN + people * CROP.width + (people - 1) * GAP
     turn = 2 * np.pi * (np.arange(frames)[:, None] / PERIOD + np.arange(people)[None] / 3)
-    x = MARGIN + np.arange(people) * (CROP_WIDTH + GAP) + np.rint(0.9 * MARGIN * np.sin(turn))
-    y = (HEIGHT - CROP_HEIGHT) / 2 + np.rint(0.5 * MARGIN * np.cos(turn))
+    x = MARGIN + np.arange(people) * (CROP.width + GAP) + np.rint(0.9 * MARGIN * np.sin(turn))
+    y = (HEIGHT - CROP.height) / 2 + np.rint(0.5 * MARGIN * np.cos(turn))
     return np.stack([x, y], -1).astype(np.int64), (width + width % 2, HEIGHT)
 
 
@@ -74,16 +74,16 @@ def write_crop_video(
             picture = behind.copy()
             for person, mine in enumerate(rows):
                 x, y = corners[number, person]
-                picture[y : y + CROP_HEIGHT, x : x + CROP_WIDTH] = crops.arrays["images"][mine[number]]
+                picture[y : y + CROP.height, x : x + CROP.width] = crops.arrays["images"][mine[number]]
             write(picture)
     boxes = path.with_suffix(".boxes.npz")
     with outputs.file(boxes, KIND) as temporary:
-        centre = corners + np.array([CROP_WIDTH / 2, CROP_HEIGHT / 2])
+        centre = corners + np.array([CROP.width / 2, CROP.height / 2])
         people = {
             "frame": np.repeat(np.arange(count), len(clips)),
             "track": np.tile(np.asarray(clips), count),
             "centre": centre.reshape(-1, 2),
-            "side": np.full(count * len(clips), float(CROP_HEIGHT)),
+            "side": np.full(count * len(clips), float(CROP.height)),
             "image_size": np.tile([width, height], (count * len(clips), 1)),
         }
         write_npz(temporary, people)

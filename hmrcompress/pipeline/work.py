@@ -18,7 +18,7 @@ from hmrcompress.pipeline.camera import default_focal
 from hmrcompress.pipeline.frames import Frame
 from hmrcompress.pipeline.overlap import StageClock
 from hmrcompress.pipeline.tracks import Seen, apart
-from hmrcompress.records import BodyParams, FrameBatch
+from hmrcompress.records import CROP, BodyParams, CropSize, FrameBatch
 
 IDLE_FRAMES = 256
 """Frames without anything for the network after which what there is goes on all the same."""
@@ -26,12 +26,12 @@ IDLE_FRAMES = 256
 
 class CropFrames:
     """Crops of a batch, as mask sources ask for them: clip is the track, frame the frame's number. `arrays["images"]`
-    holds the crops (n,256,192,3) uint8."""
+    holds the crops (n,H,W,3) uint8, of that size."""
 
     name = "the input"
 
-    def __init__(self, images: np.ndarray, seen: list[Seen]) -> None:
-        self.arrays = {"images": images}
+    def __init__(self, images: np.ndarray, seen: list[Seen], size: CropSize = CROP) -> None:
+        self.arrays, self.size = {"images": images}, size
         self.clip = np.array([each.box.track for each in seen], np.int64)
         self.frame = np.array([each.frame for each in seen], np.int64)
 
@@ -83,11 +83,12 @@ def work_batches(
     focal: float | None = None,
     antialias: bool = True,
     pinned: bool = False,
+    size: CropSize = CROP,
     clock: StageClock,
 ) -> Iterator[Work]:
     """Frames and their people -> work in portions of `batch_size` crops, the last one smaller, each with the condition
-    of its box; `focal` of the pictures in pixels (None: `default_focal`). Pinned memory is for copies to a GPU. Raises
-    UserError, from the mask source too."""
+    of its box; `focal` of the pictures in pixels (None: `default_focal`). size: of the crops. Pinned memory is for
+    copies to a GPU. Raises UserError, from the mask source too."""
     strides, work = Strides(stride), Work()
     begun = -1
     for frame, boxes in located:
@@ -97,19 +98,28 @@ def work_batches(
             seen = Seen(frame.number, box, frame.size, run, seconds, frame.segment)
             if seen.run:
                 with clock("crop"):
-                    work.crops.append(warp.crop(frame.image, np.array(box.centre), box.side, antialias=antialias))
+                    centre = np.array(box.centre)
+                    work.crops.append(warp.crop(frame.image, centre, box.side, size=size, antialias=antialias))
             work.seen.append(seen)
             if len(work.crops) == batch_size:
-                yield _finished(work, frame.number - 1, masks, focal, pinned, clock)
+                yield _finished(work, frame.number - 1, masks, focal, pinned, size, clock)
                 work, begun = Work(), frame.number
         work.newest = frame.number
         if work.newest - begun >= IDLE_FRAMES:
-            yield _finished(work, work.newest, masks, focal, pinned, clock)
+            yield _finished(work, work.newest, masks, focal, pinned, size, clock)
             work, begun = Work(), frame.number
-    yield _finished(work, work.newest, masks, focal, pinned, clock)
+    yield _finished(work, work.newest, masks, focal, pinned, size, clock)
 
 
-def _finished(work: Work, newest: int, masks: MaskSource, focal: float | None, pinned: bool, clock: StageClock) -> Work:
+def _finished(
+    work: Work,
+    newest: int,
+    masks: MaskSource,
+    focal: float | None,
+    pinned: bool,
+    size: CropSize,
+    clock: StageClock,
+) -> Work:
     work.newest = max(work.newest, newest)
     if not work.crops:
         return work
@@ -119,7 +129,7 @@ def _finished(work: Work, newest: int, masks: MaskSource, focal: float | None, p
         images = normalise(pixels)
         images = images.pin_memory() if pinned else images
     with clock("mask"):
-        crops, rows = CropFrames(pixels, chosen), np.arange(len(chosen))
+        crops, rows = CropFrames(pixels, chosen, size), np.arange(len(chosen))
         masks.check(crops, rows)
         person = masks.person(crops, rows)
     if person is not None and person.shape[0] != len(chosen):

@@ -20,20 +20,24 @@ from hmrcompress.models.files.folder import KIND
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.recipe.chosen import heal_loop, heal_settings
 from hmrcompress.recipe.schema import Finetune
+from hmrcompress.records import CropSize
 from hmrcompress.runtime import Progress
 from hmrcompress.starter.data.captured import training_files
 from hmrcompress.training.motions import motion_folder
 
 
-def training_contents(settings: Finetune, masks: str, body: BodyModel, progress: Progress) -> dict[str, Any]:
-    """Hashes of the data, masks and motions that the trainings read: {data, validation, motions}. Of crops that are
+def training_contents(
+    settings: Finetune, masks: str, body: BodyModel, size: CropSize, progress: Progress
+) -> dict[str, Any]:
+    """Hashes of the data, masks and motions that the trainings of a network that takes crops of that size read: {data,
+    validation, motions}. Of crops that are
     rendered for it there is none: body and code tell what they are. Raises UserError where something is missing."""
     source = opening.open_masks(masks)
 
     def contents(data: str, split: str) -> list[str]:
         if data in (TRAIN, "starter"):
             return [TRAIN, source.name]
-        crops = opening.open_data(data, body=body, split=split, progress=progress)
+        crops = opening.open_data(data, body=body, split=split, size=size, progress=progress)
         frames = crops.stretches()
         return [crops.contents_sha256(frames), masks_sha256(source, crops, frames)]
 

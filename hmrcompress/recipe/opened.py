@@ -41,4 +41,5 @@ class Opened:
 
     def _data(self, text: str, split: str) -> CropSet:
         clips = self._recipe.data.clips
-        return opening.open_data(text, body=self.body, split=split, clips=clips, progress=self.progress)
+        size = self.checkpoint.config.crop
+        return opening.open_data(text, body=self.body, split=split, clips=clips, size=size, progress=self.progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from hmrcompress.io.texts import MOST, MOST_SEED
 from hmrcompress.plan import MergeRule, TokenSettings
@@ -266,13 +266,16 @@ class Start(Section):
     head_heads: int | None = Field(default=None, gt=0, description="Heads of the head, where the file does not tell")
     tokenizer: str | None = Field(default=None, description="TokenHMR's tokenizer, where it does not lie beside")
     weights: str | None = Field(default=None, description="Which weights, where a file holds several")
+    grid: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None, description="Rows and columns of tokens, where the file does not tell: [32, 24]"
+    )
 
     def model_file(self) -> ModelFile:
         """The model as `opening.load` takes it."""
         from hmrcompress.api.opening import ModelFile
 
         tokenizer = None if self.tokenizer is None else Path(self.tokenizer)
-        return ModelFile(self.model, self.num_heads, self.head_heads, tokenizer, self.weights)
+        return ModelFile(self.model, self.num_heads, self.head_heads, tokenizer, self.weights, self.grid)
 
 
 class Recipe(Start):

@@ -113,7 +113,8 @@ class Line(Opened):
             frames = self.calib.sample(merge.frames_to_fit(plan))
             found |= {"data": self.calib.contents_sha256(frames), "masks": self._masks(self.calib, frames)}
         if plan.patch is not None:  # which says itself what it is fitted on
-            crops, chosen = merge.crops_to_fit(plan, None, self.body, self.progress), plan.patch.fitted_on.masks
+            size, chosen = self.checkpoint.config.crop, plan.patch.fitted_on.masks
+            crops = merge.crops_to_fit(plan, None, self.body, size, self.progress)
             frames = crops.sample(merge.frames_to_fit(plan))
             masks = None if chosen is None else masks_sha256(opening.open_masks(chosen), crops, frames)
             found |= {"data": crops.contents_sha256(frames), "masks": masks}
@@ -122,7 +123,7 @@ class Line(Opened):
     def _finetune_inputs(self) -> dict[str, Any]:
         given = self.recipe.finetune
         assert given is not None
-        contents = training_contents(given, self.recipe.masks, self.body, self.progress)
+        contents = training_contents(given, self.recipe.masks, self.body, self.merged.config.crop, self.progress)
         return {"model": self.merged.contents(), "body": self.body.sha256, **contents}
 
     def _scored_inputs(self, stage: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.metrics.points import mpjpe
 from hmrcompress.models.network import HMR2
 from hmrcompress.pipeline.camera import CROP_FOCAL
-from hmrcompress.records import CROP_HEIGHT
+from hmrcompress.records import CROP
 from hmrcompress.render.overlay import COLOURS, draw_meshes
 from hmrcompress.report.sheets import EXTREME_POSES, KIND, body_sheet
 
@@ -41,7 +41,7 @@ def lay_over(image: Picture, vertices: NDArray[np.float32], faces: NDArray[np.in
     """Draw a mesh over a crop. vertices (V,3) metres relative to the network's root, cam (s, tx, ty)."""
     height, width = image.shape[:2]
     scale = max(float(cam[0]), 1e-3)
-    placed = vertices + np.array([cam[1], cam[2], 2 * CROP_FOCAL / (CROP_HEIGHT * scale)], np.float32)
+    placed = vertices + np.array([cam[1], cam[2], 2 * CROP_FOCAL / (CROP.height * scale)], np.float32)
     return draw_meshes(image, placed[None], faces, CROP_FOCAL, (width / 2, height / 2), COLOURS[:1])
 
 

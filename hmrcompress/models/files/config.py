@@ -12,7 +12,7 @@ from hmrcompress.errors import UserError, shown
 from hmrcompress.io.jsons import read_json
 from hmrcompress.io.seals import Seal, json_seal
 from hmrcompress.plan import MergeRule, Removed, RunSettings, TokenSettings
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, IMAGENET_MEAN, IMAGENET_STD
+from hmrcompress.records import CROP, IMAGENET_MEAN, IMAGENET_STD, CropSize
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -31,10 +31,15 @@ class FileRef(_Frozen):
 class CropConfig(_Frozen):
     """What the network expects of its images: size in pixels, channels RGB, mean and deviation in 0..1."""
 
-    height: int = CROP_HEIGHT
-    width: int = CROP_WIDTH
+    height: int = CROP.height
+    width: int = CROP.width
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+
+    @classmethod
+    def of(cls, size: CropSize) -> CropConfig:
+        """What a network that takes crops of that size expects."""
+        return cls(height=size.height, width=size.width)
 
 
 class BodyConfig(_Frozen):

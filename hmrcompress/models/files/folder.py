@@ -100,6 +100,7 @@ def write_model_folder(
             tokens=None if plan is None else plan.tokens,
             run=None if plan is None else plan.run,
             decoder=None if decoder is None else dict(decoder.config),
+            crop=CropConfig.of(network.crop),
             body=BodyConfig(
                 joints=network.num_joints,
                 betas=network.num_betas,
@@ -168,7 +169,7 @@ def _check_agreement(config: FolderConfig, network: NetworkConfig, plan: Plan | 
     groups = trivial_groups(network.depth) if plan is None else plan.kept_groups
     removed = () if plan is None else plan.removed
     rule, tokens = (None, None) if plan is None else (plan.merge_rule, plan.tokens)
-    expected = {"family": network.family, "crop": CropConfig(), "body": body}
+    expected = {"family": network.family, "crop": CropConfig.of(network.crop), "body": body}
     expected |= {"groups": groups, "merge_rule": rule, "tokens": tokens, "removed": removed}
     if config.run is not None:  # what was written before it was recorded says nothing
         expected["run"] = None if plan is None else plan.run

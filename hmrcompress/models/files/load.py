@@ -29,7 +29,7 @@ from hmrcompress.models.network import (
     random_sha256,
 )
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.models.told import Sizes, configuration_of, section, told_sizes
+from hmrcompress.models.told import GRID, Sizes, configuration_of, section, told_grid, told_sizes
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
 
 METADATA_KEY = "hmrcompress"
@@ -121,6 +121,7 @@ def load_checkpoint(
     iterations: int | None = None,
     part: Path | str | None = None,
     weights: str | None = None,
+    grid: tuple[int, int] | None = None,
     verify: bool = True,
     strict: bool = True,
     widen: bool = True,
@@ -131,14 +132,15 @@ def load_checkpoint(
     The numbers of heads and of head iterations are not in a state dict. They come from what hmrcompress wrote
     (config.json, the header of a converted file), else from the arguments, else from the configuration pickled in the
     file or a model_config.yaml beside it or one folder above, else 16 at dim 1280, 8 x 64 at head width 1024, and 1.
-    Half precision is widened to float32, or without `widen` stays as it is, a view of the file. part: the file of a
-    family's `Part` (TokenHMR's tokenizer); by default it is looked for where the configuration says, beside the
-    checkpoint and one folder above. weights: the name of a set of weights, where a file holds several. Raises UserError
-    where a file is missing, damaged, of no known family, has keys missing or left over (without `strict` those left
-    over are listed in `unknown` instead, and what a missing `Part` holds has no values), or says another number of
-    heads than the arguments do.
-    """
-    path, given = Path(path), Sizes(num_heads, head_heads, iterations)
+    Neither is grid, the rows and columns of tokens: it comes from the same places (IMAGE_SIZE and BBOX_SHAPE of a
+    configuration), else it is the one 4:3 or square grid that the positions fit. Half precision is widened to float32,
+    or without `widen` stays as it is, a view of the file. part: the file of a family's `Part` (TokenHMR's tokenizer);
+    by default it is looked for where the configuration says, beside the checkpoint and one folder above. weights: the
+    name of a set of weights, where a file holds several. Raises UserError where a file is missing, damaged, of no known
+    family, has keys missing or left over (without `strict` those left over are listed in `unknown` instead, and what a
+    missing `Part` holds has no values), or says another number of heads or another grid than the arguments do, and
+    where nothing tells the grid."""
+    path, given = Path(path), Sizes(num_heads, head_heads, iterations, grid)
     if path.is_dir():
         return _from_folder(read_model_folder(path, verify=verify), given, widen)
     file = open_state_file(path, *MARKS, weights=weights)
@@ -158,11 +160,13 @@ def load_checkpoint(
         head = section(configuration, "MODEL", network_class(kind.name).head_name.upper())
         sizes, found = told_sizes(given, head, told_by, state, network_class(kind.name))
         origins |= found
+        tokens, origins[GRID] = told_grid(given, section(configuration, "MODEL"), told_by, state, path)
         config = config_from_state(
             state,
             num_heads=sizes.num_heads,
             head_heads=sizes.head_heads,
             iterations=sizes.iterations or 1,
+            grid=tokens,
             where=path,
             kind=network_class(kind.name),
             known=known,
@@ -189,13 +193,18 @@ def load_checkpoint(
 
 
 def random_checkpoint(
-    name: str = "hmr2", seed: int = 0, *, num_heads: int | None = None, head_heads: int | None = None
+    name: str = "hmr2",
+    seed: int = 0,
+    *,
+    num_heads: int | None = None,
+    head_heads: int | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> Checkpoint:
     """The family's full-size network with seeded random weights; its hash is that of the string and the seed.
-    UserError where the numbers of heads given are not the family's."""
+    UserError where the numbers of heads or the grid given are not the family's."""
     kind = family(name)
     config = network_class(kind.name).config_class()
-    origins = Sizes(num_heads, head_heads).agreeing(config, "the published architecture", f"random:{name}")
+    origins = Sizes(num_heads, head_heads, grid=grid).agreeing(config, "the published architecture", f"random:{name}")
     return Checkpoint(
         network=build(config, "cpu", seed=seed).eval(),
         family=kind.name,

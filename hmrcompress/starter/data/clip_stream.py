@@ -18,6 +18,7 @@ from hmrcompress.data.masks import MaskSource, coverage_grid, person_tokens
 from hmrcompress.errors import UserError
 from hmrcompress.io.code import code_sha256
 from hmrcompress.io.hashes import sha256_json
+from hmrcompress.records import CROP, CropSize
 from hmrcompress.runtime import become_helper
 from hmrcompress.starter.scene.filming import render_clip, surface_of
 from hmrcompress.starter.scene.world import CLIP_FRAMES, FPS, VERSION, make_clip, split_named, to_params
@@ -33,11 +34,19 @@ class StarterClips:
 
     fps = FPS
 
-    def __init__(self, split: str, masks: MaskSource, *, frames: int = CLIP_FRAMES, workers: int = 1) -> None:
+    def __init__(
+        self,
+        split: str,
+        masks: MaskSource,
+        *,
+        frames: int = CLIP_FRAMES,
+        workers: int = 1,
+        size: CropSize = CROP,
+    ) -> None:
         if masks.name not in ("data", "self", "none"):
             raise UserError(f"got {masks.name!r}, expected data, self or none with starter:{split}", "--masks")
         self.split, self.masked, self.frames, self.workers = split, masks.name == "data", frames, workers
-        self.name, self.masks_name = f"starter:{split}", masks.name
+        self.name, self.masks_name, self.size = f"starter:{split}", masks.name, size
         self.clip_ids: Sequence[int] = range(split_named(split).clips)
         self.identity: dict[str, Any] = {
             "data": [self.name, VERSION],
@@ -45,6 +54,7 @@ class StarterClips:
             "masks": masks.name,
             "body": starter_body().sha256,
             "renderer": code_sha256("starter.data.clip_stream"),
+            **({} if size == CROP else {"size": [*size.pixels, size.patch]}),
         }
 
     def clip_sha256(self, clip: int) -> str:
@@ -60,7 +70,7 @@ class StarterClips:
             try:
                 while True:
                     while len(queue) < self.workers * (1 + AHEAD) and (index := next(left, None)) is not None:
-                        queue.append(pool.submit(_render, self.split, index, self.frames, self.masked))
+                        queue.append(pool.submit(_render, self.split, index, self.frames, self.masked, self.size))
                     if not queue:
                         return
                     yield _clip(*queue.popleft().result())
@@ -72,18 +82,26 @@ Rendered = tuple[int, np.ndarray, np.ndarray | None, np.ndarray, np.ndarray]
 """What passes between processes: clip, images, person tokens, poses (T,24,3) axis-angle, betas (10,)."""
 
 
-def rendered(split: str, index: int, body: BodyModel, *, frames: int = CLIP_FRAMES, masked: bool = True) -> ClipCrops:
+def rendered(
+    split: str,
+    index: int,
+    body: BodyModel,
+    *,
+    frames: int = CLIP_FRAMES,
+    masked: bool = True,
+    size: CropSize = CROP,
+) -> ClipCrops:
     """Clip `index` of a split, rendered here and now. Raises UserError for a clip that the split does not have."""
-    return _clip(*_arrays(split, index, body, frames, masked))
+    return _clip(*_arrays(split, index, body, frames, masked, size))
 
 
-def _arrays(split: str, index: int, body: BodyModel, frames: int, masked: bool) -> Rendered:
+def _arrays(split: str, index: int, body: BodyModel, frames: int, masked: bool, size: CropSize) -> Rendered:
     clip = make_clip(split_named(split), index, body, frames)
-    crops = [crop for crop, _ in render_clip(clip, body, surface_of(body))]
+    crops = [crop for crop, _ in render_clip(clip, body, surface_of(body), size=size)]
     person = None
     if masked:
         pixels = torch.from_numpy(np.stack([crop.person for crop in crops]))
-        person = person_tokens(coverage_grid(pixels)).numpy()
+        person = person_tokens(coverage_grid(pixels, size)).numpy()
     return index, np.stack([crop.image for crop in crops]), person, clip.poses, clip.betas
 
 
@@ -96,5 +114,5 @@ _own_body = cache(starter_body)
 """The body of a rendering process, opened once."""
 
 
-def _render(split: str, index: int, frames: int, masked: bool) -> Rendered:
-    return _arrays(split, index, _own_body(), frames, masked)
+def _render(split: str, index: int, frames: int, masked: bool, size: CropSize) -> Rendered:
+    return _arrays(split, index, _own_body(), frames, masked, size)

@@ -16,6 +16,7 @@ from hmrcompress.io.hashes import sha256_file
 from hmrcompress.io.keys import KEY_FILE, Key, folder_of
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.motion.clip import Motion
+from hmrcompress.records import CROP
 from hmrcompress.starter.data.batches import Pool, Shard
 from hmrcompress.starter.data.captured import load_captured, training_files
 from hmrcompress.starter.data.shards import (
@@ -53,11 +54,11 @@ def schedule(recipe: Recipe, seen: int = 0) -> list[tuple[int, int]]:
     return wanted
 
 
-def settings_of(recipe: Recipe, stage: int, captured: bool) -> ShardSettings:
-    """How the crops of a stage are rendered."""
+def settings_of(recipe: Recipe, stage: int, captured: bool, patch: int = CROP.patch) -> ShardSettings:
+    """How the crops of a stage are rendered; patch: pixels of the patches that are labelled."""
     chosen = recipe.stages[stage]
     mocap = recipe.mocap if captured else 0.0
-    return ShardSettings(chosen.size, recipe.shard_crops, chosen.difficulty, mocap)
+    return ShardSettings(chosen.size, recipe.shard_crops, chosen.difficulty, mocap, patch)
 
 
 def _render(
@@ -68,6 +69,7 @@ def _render(
     wanted: list[tuple[int, tuple[int, int]]],
     used: Any,
     ahead: int,
+    patch: int,
 ) -> None:
     body = starter_body()
     surface = surface_of(body)
@@ -75,7 +77,7 @@ def _render(
     for place, (stage, index) in wanted:
         while place > used.value + ahead:
             time.sleep(POLL_SECONDS)
-        settings = settings_of(recipe, stage, bool(captured))
+        settings = settings_of(recipe, stage, bool(captured), patch)
         path = shard_path(Path(folder), stage * STAGE_STRIDE + index, settings)
         if not path.exists():
             write_shard(path, make_shard(seed, stage * STAGE_STRIDE + index, body, surface, captured, settings))
@@ -104,14 +106,14 @@ def _remove_others(folder: Path, own: Path) -> None:
 
 
 class ShardReader:
-    """The shards of a run in `folder` (`shard_home`), which somebody else renders."""
+    """The shards of a run in `folder` (`shard_home`), which somebody else renders. patch: of `settings_of`."""
 
-    def __init__(self, folder: Path, recipe: Recipe, captured: bool) -> None:
-        self.folder, self.recipe, self.captured = folder, recipe, captured
+    def __init__(self, folder: Path, recipe: Recipe, captured: bool, patch: int = CROP.patch) -> None:
+        self.folder, self.recipe, self.captured, self.patch = folder, recipe, captured, patch
 
     def path(self, stage: int, index: int) -> Path:
         """The file of a shard."""
-        settings = settings_of(self.recipe, stage, self.captured)
+        settings = settings_of(self.recipe, stage, self.captured, self.patch)
         return shard_path(self.folder, stage * STAGE_STRIDE + index, settings)
 
     def advance(self, stage: int, newest: int) -> None:
@@ -133,11 +135,20 @@ class ShardSource(ShardReader):
     """
 
     def __init__(
-        self, folder: Path, seed: int, recipe: Recipe, motions: Path | None, *, seen: int, workers: int, ahead: int = 4
+        self,
+        folder: Path,
+        seed: int,
+        recipe: Recipe,
+        motions: Path | None,
+        *,
+        seen: int,
+        workers: int,
+        ahead: int = 4,
+        patch: int = CROP.patch,
     ) -> None:
         if motions is not None and workers:
             training_files(motions).tell()
-        super().__init__(shard_home(folder, seed, motions), recipe, motions is not None)
+        super().__init__(shard_home(folder, seed, motions), recipe, motions is not None, patch)
         if workers:
             _remove_others(folder, self.folder)
         self.wanted = schedule(recipe, seen)
@@ -148,7 +159,7 @@ class ShardSource(ShardReader):
         for worker in range(workers):
             part = numbered[worker::workers]
             named = None if motions is None else str(motions)
-            self.renderers.start(_render, str(self.folder), seed, recipe, named, part, self.used, ahead)
+            self.renderers.start(_render, str(self.folder), seed, recipe, named, part, self.used, ahead, patch)
 
     def advance(self, stage: int, newest: int) -> None:
         """Tell the renderers how far training has come."""

@@ -21,29 +21,30 @@ from hmrcompress.io.npz import write_npz
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.motion import augment
 from hmrcompress.motion.clip import Motion
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
+from hmrcompress.records import CROP, BodyParams, CropSize
 from hmrcompress.starter.motion import procedural
-from hmrcompress.starter.scene.filming import POSED_AT_ONCE, camera_vertices
-from hmrcompress.starter.scene.scene import Surface, View, render_crop
+from hmrcompress.starter.scene.filming import POSED_AT_ONCE, camera_vertices, view_of
+from hmrcompress.starter.scene.scene import Surface, render_crop
 from hmrcompress.starter.scene.world import FPS, VERSION, Clip, draw_betas, stage
 
 KIND = "shard"
 FRAMES_PER_MOTION = 32
 MOTION_FRAMES = 160
-PATCH = 16
-SHARD_NAME = re.compile(r"\d+x\d+-d[\d.e+-]+-m[\d.e+-]+-n\d+-\d{5,}\.npz")
+SHARD_NAME = re.compile(r"\d+x\d+(?:p\d+)?-d[\d.e+-]+-m[\d.e+-]+-n\d+-\d{5,}\.npz")
 """Names that `shard_path` gives."""
 
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """What the crops of a shard look like: size (height, width) in pixels, difficulty in [0, 1] (see `camera.place`),
-    mocap the share of frames taken from motion capture where there is any."""
+    """What the crops of a shard look like: size (height, width) in pixels, patch those of the patches that are
+    labelled, difficulty in [0, 1] (see `camera.place`), mocap the share of frames taken from motion capture where there
+    is any."""
 
     size: tuple[int, int] = (128, 96)
     crops: int = 4096
     difficulty: float = 1.0
     mocap: float = 0.4
+    patch: int = CROP.patch
 
 
 def draw_motion(rng: np.random.Generator, captured: Sequence[Motion], share: float) -> Motion:
@@ -88,10 +89,10 @@ def make_shard(
         camera, look = rng.spawn(2)
         difficulty = settings.difficulty
         clips.append(stage(frame, draw_betas(rng), body, camera, look, surface.joints, difficulty=difficulty))
-    count, size = len(clips), settings.size
-    grid = (size[0] // PATCH, size[1] // PATCH)
+    count, size = len(clips), CropSize(*settings.size, settings.patch)
+    grid = size.grid
     arrays: dict[str, NDArray] = {
-        "images": np.empty((count, *size, 3), np.uint8),
+        "images": np.empty((count, *size.pixels, 3), np.uint8),
         "parts": np.empty((count, *grid, 24), np.uint8),
         "points": np.empty((count, *grid, 3), np.float16),
         "keypoints": np.empty((count, 24, 2), np.float32),
@@ -107,14 +108,15 @@ def make_shard(
         joints.append((posed - posed[:, :1]).numpy())
         rotations.append(params.rotations.numpy())
         for row, (clip, mesh) in enumerate(zip(group, meshes, strict=True), start=start):
-            full = View(float(clip.placement.focal[0]), tuple(clip.placement.centre[0]), (CROP_HEIGHT, CROP_WIDTH))
-            crop = render_crop(mesh, surface, full.resized(size), clip.appearance, clip.surroundings, label_grid=grid)
+            focal, centre = clip.placement.focal[0], clip.placement.centre[0]
+            view = view_of(focal, centre, size)
+            crop = render_crop(mesh, surface, view, clip.appearance, clip.surroundings, label_grid=grid)
             arrays["images"][row] = crop.image
             arrays["parts"][row] = np.round(255 * crop.parts)  # type: ignore[operator]
             arrays["points"][row] = crop.points
             place = joints[-1][row - start] + transl[row - start]
-            pixels = full.focal * place[:, :2] / place[:, 2:] + np.asarray(full.centre)
-            arrays["keypoints"][row] = (pixels - (CROP_WIDTH / 2, CROP_HEIGHT / 2)) / CROP_HEIGHT
+            pixels = focal * place[:, :2] / place[:, 2:] + centre
+            arrays["keypoints"][row] = (pixels - (CROP.width / 2, CROP.height / 2)) / CROP.height
     arrays["joints"] = np.concatenate(joints)
     arrays["rotations"] = np.concatenate(rotations)
     arrays["betas"] = np.stack([clip.betas for clip in clips])
@@ -132,7 +134,8 @@ def _stack(parts: list[BodyParams]) -> BodyParams:
 def shard_path(folder: Path, index: int, settings: ShardSettings) -> Path:
     """Where shard `index` is kept; the name carries the settings."""
     height, width = settings.size
-    label = f"{height}x{width}-d{settings.difficulty:g}-m{settings.mocap:g}-n{settings.crops}"
+    patch = "" if settings.patch == CROP.patch else f"p{settings.patch}"
+    label = f"{height}x{width}{patch}-d{settings.difficulty:g}-m{settings.mocap:g}-n{settings.crops}"
     return folder / f"{label}-{index:05d}.npz"
 
 

@@ -10,7 +10,7 @@ from hmrcompress.body.files import starter_body
 from hmrcompress.data.masks import PERSON_THRESHOLD, MaskSource, person_tokens
 from hmrcompress.errors import UserError
 from hmrcompress.io.code import code_sha256
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP, CropSize
 from hmrcompress.starter.data.batches import to_tensors
 from hmrcompress.starter.data.rendering import ShardSource, StageCrops
 from hmrcompress.starter.network.recipe import Recipe, Stage
@@ -29,8 +29,8 @@ class ShardStream:
     recoloured at random. Person masks are coverages of the token grid itself: its windows lie two pixels off those of
     `data.masks`.
 
-    folder: where shards are kept as long as they are needed; done: steps of the run that are behind it. To be closed,
-    or used in a `with` statement. Raises UserError for masks that these crops do not have.
+    folder: where shards are kept as long as they are needed; size: of the crops; done: steps of the run that are behind
+    it. To be closed, or used in a `with` statement. Raises UserError for masks that these crops do not have.
     """
 
     name = "starter:train"
@@ -46,11 +46,12 @@ class ShardStream:
         images: int | None = None,
         done: int = 0,
         workers: int = 1,
+        size: CropSize = CROP,
     ) -> None:
         if masks.name not in ("data", "self", "none"):
             raise UserError(f"got {masks.name!r}, expected data, self or none with {self.name}", "--masks")
         self.masked, self.batch_size = masks.name == "data", batch_size
-        self.stage = Stage("crops", images or ENDLESS, (CROP_HEIGHT, CROP_WIDTH), True, 0.0, 0.0, batch=batch_size)
+        self.stage = Stage("crops", images or ENDLESS, size.pixels, True, 0.0, 0.0, batch=batch_size)
         self.recipe = Recipe(stages=(self.stage,), shard_crops=SHARD_CROPS, reuse=REUSE, window=WINDOW)
         self.identity: dict[str, Any] = {
             "data": [self.name, VERSION],
@@ -61,9 +62,10 @@ class ShardStream:
             "seed": seed,
             "batch_size": batch_size,
             "masks": masks.name,
+            **({} if size == CROP else {"size": [*size.pixels, size.patch]}),
         }
         seen = min(done * batch_size, self.stage.images - 1)
-        self.source = ShardSource(folder, seed, self.recipe, None, seen=seen, workers=workers)
+        self.source = ShardSource(folder, seed, self.recipe, None, seen=seen, workers=workers, patch=size.patch)
         self.crops = StageCrops(self.recipe, seed, self.source)
 
     def batch(self, step: int) -> Crops:

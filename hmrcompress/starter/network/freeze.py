@@ -15,6 +15,7 @@ from hmrcompress.io.outputs import OutputRule
 from hmrcompress.models.families.registry import read_config
 from hmrcompress.models.files.folder import KIND, as_half, write_model_folder
 from hmrcompress.models.network import HMR2, NetworkConfig, from_state
+from hmrcompress.records import CROP
 from hmrcompress.runtime import Progress, environment, no_progress
 from hmrcompress.starter.data.captured import MOCAP_SPLIT
 from hmrcompress.starter.data.dataset import open_split
@@ -24,7 +25,6 @@ from hmrcompress.starter.network.card import Figures, network_card
 from hmrcompress.starter.network.golden import write_golden
 from hmrcompress.starter.network.log import LOG_FILE, SHIPPED_LOG, read_log, training_minutes
 from hmrcompress.starter.network.validate import Validator
-from hmrcompress.starter.scene.filming import SIZE
 from hmrcompress.training.book import STATE_FILE
 
 DROP_FRAMES_PER_CLIP = 40
@@ -84,7 +84,7 @@ def better_on_val(
         name: from_state(config, {key: tensor.float() for key, tensor in half.items()}).eval()
         for name, half in candidates.items()
     }
-    errors = {name: validator(network, SIZE)["mpjpe_mm"] for name, network in networks.items()}
+    errors = {name: validator(network, CROP.pixels)["mpjpe_mm"] for name, network in networks.items()}
     best = min(errors, key=lambda name: errors[name])
     return best, candidates[best], networks[best]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hmrcompress.body.model import BodyModel
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, HMROutput
+from hmrcompress.records import CROP, HMROutput
 
 JOINTS = 24
 FOCAL_OVER_CROP = 5000.0 / 256.0
@@ -56,7 +56,7 @@ def joint_spots(keypoints: Tensor, grid: tuple[int, int]) -> Tensor:
     Joints outside the crop get zeros.
     """
     rows, columns = grid
-    x = (keypoints[..., 0] * CROP_HEIGHT / CROP_WIDTH + 0.5) * columns - 0.5
+    x = (keypoints[..., 0] * CROP.height / CROP.width + 0.5) * columns - 0.5
     y = (keypoints[..., 1] + 0.5) * rows - 0.5
     inside = (x > -0.5) & (x < columns - 0.5) & (y > -0.5) & (y < rows - 0.5)
     x, y = x.clamp(0, columns - 1), y.clamp(0, rows - 1)

@@ -17,7 +17,7 @@ from hmrcompress.geometry.rotations import matrix_to_sixd, sixd_to_matrix
 from hmrcompress.metrics.pose import constant_predict, score
 from hmrcompress.models.network import HMR2
 from hmrcompress.motion import rotvec
-from hmrcompress.records import CROP_HEIGHT, BodyParams, FrameBatch
+from hmrcompress.records import CROP, BodyParams, FrameBatch
 from hmrcompress.runtime import autocast, fast_dtype
 from hmrcompress.starter.data.dataset import open_split
 from hmrcompress.starter.scene.camera import FLIP
@@ -53,7 +53,7 @@ def mean_state() -> dict[str, Tensor]:
 
 def shrunk(batch: FrameBatch, size: tuple[int, int]) -> FrameBatch:
     """The crops at another resolution that divides theirs (means over blocks); masks are left out then."""
-    factor = CROP_HEIGHT // size[0]
+    factor = CROP.height // size[0]
     if factor == 1:
         return batch
     return replace(batch, images=F.avg_pool2d(batch.images, factor), person_mask=None)

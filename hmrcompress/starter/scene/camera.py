@@ -1,7 +1,8 @@
 """Where the camera stands, and which part of its picture becomes the crop.
 
-World: y up, metres. Camera frame: x right, y down, z forward. Crops are 256 x 192 pixels, cut square by the person's
-box and narrowed to its middle columns, as HMR2.0 does.
+World: y up, metres. Camera frame: x right, y down, z forward. Crops are told of as if they had 256 x 192 pixels, cut
+square by the person's box and narrowed to its middle columns, as HMR2.0 does; `scene.filming.view_of` draws the same
+square with more or fewer pixels, and with other columns kept.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmrcompress.body.joints import joint
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH
+from hmrcompress.records import CROP
 
 Array = NDArray[np.float64]
 
@@ -39,8 +40,8 @@ class Placement:
     def conditions(self) -> NDArray[np.float32]:
         """(T,3) what `data.conditions.bbox_info` says of the crops. Their boxes are 256 pixels high, and (96, 128) is
         the middle of each; the camera's principal point is `centre`."""
-        offset = np.array([CROP_WIDTH / 2, CROP_HEIGHT / 2]) - self.centre
-        size = np.full((len(offset), 1), float(CROP_HEIGHT))
+        offset = np.array([CROP.width / 2, CROP.height / 2]) - self.centre
+        size = np.full((len(offset), 1), float(CROP.height))
         return (np.concatenate([offset, size], axis=1) / self.focal[:, None]).astype(np.float32)
 
 
@@ -104,13 +105,13 @@ def _crop(rng: np.random.Generator, joints: Array, difficulty: float) -> tuple[A
     low, high = plane.min(axis=1), plane.max(axis=1)
     middle = smoothed((low + high) / 2, BOX_SMOOTHING)
     extent = smoothed(high - low, BOX_SMOOTHING)
-    side = np.maximum(extent[:, 1], extent[:, 0] * CROP_HEIGHT / CROP_WIDTH)
+    side = np.maximum(extent[:, 1], extent[:, 0] * CROP.height / CROP.width)
     side = side * 1.22 * np.exp(rng.normal() * 0.08)
     middle = middle + side[:, None] * rng.normal(size=2) * 0.03
     if rng.random() < 0.22 * difficulty:
         zoom = rng.uniform(0.6, 0.88)
         middle = middle + (1 - zoom) * side[:, None] * np.array([rng.uniform(-0.2, 0.2), rng.uniform(-0.45, 0.25)])
         side = side * zoom
-    focal = CROP_HEIGHT / side
-    centre = np.array([CROP_WIDTH / 2, CROP_HEIGHT / 2]) - focal[:, None] * middle
+    focal = CROP.height / side
+    centre = np.array([CROP.width / 2, CROP.height / 2]) - focal[:, None] * middle
     return focal, centre

@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from hmrcompress.body.model import BodyModel
-from hmrcompress.records import CROP_HEIGHT, CROP_WIDTH, BodyParams
+from hmrcompress.records import CROP, BodyParams, CropSize
 from hmrcompress.starter.scene.scene import Crop, Surface, View, render_crop
 from hmrcompress.starter.scene.world import Clip
 
-SIZE = (CROP_HEIGHT, CROP_WIDTH)
 POSED_AT_ONCE = 27
 """Frames whose meshes are in memory together (2.2 MB each in the body model's intermediate results)."""
 
@@ -35,23 +34,34 @@ def camera_vertices(body: BodyModel, params: BodyParams, transl: NDArray[np.floa
     return (posed.vertices - posed.joints[:, :1]).numpy() + transl[:, None].astype(np.float32)
 
 
+def view_of(focal: float, centre: NDArray[np.float64], size: CropSize = CROP) -> View:
+    """A frame's camera, focal length and centre (2,) as `camera.Placement` has them, as a view of crops of that
+    size."""
+    return View(float(focal), (float(centre[0]), float(centre[1])), CROP.pixels).resized(size.pixels)
+
+
 def render_clip(
-    clip: Clip, body: BodyModel, surface: Surface, places: NDArray[np.int64] | None = None
+    clip: Clip, body: BodyModel, surface: Surface, places: NDArray[np.int64] | None = None, size: CropSize = CROP
 ) -> Iterator[tuple[Crop, float]]:
-    """Frames of a clip in order, with the share of the person that an occluder or the crop's edge hides.
+    """Frames of a clip in order, in crops of that size, with the share of the person that an occluder or the crop's
+    edge hides.
 
     places: numbers of the frames (None: all). The share beyond the edge is counted in vertices, that behind occluders
     in pixels.
     """
     place, params = clip.placement, clip.params
     places = np.arange(len(clip.poses)) if places is None else places
+    # Surroundings are told in heights of the crop, from its top left.
+    zoom = size.side / size.height
+    scaled = np.array([CROP.width, CROP.height]) * (size.side / CROP.side)
+    beside = (scaled - (size.width, size.height)) / 2 / size.height
     for start in range(0, len(places), POSED_AT_ONCE):
         part = places[start : start + POSED_AT_ONCE]
         chunk = BodyParams(params.global_orient[part], params.body_pose[part], params.betas[part])
         meshes = camera_vertices(body, chunk, place.transl[part])
         for t, vertices in zip(part, meshes, strict=True):
-            view = View(float(place.focal[t]), (float(place.centre[t, 0]), float(place.centre[t, 1])), SIZE)
-            shift = tuple((place.centre[0] - place.centre[t]) / CROP_HEIGHT)
+            view = view_of(place.focal[t], place.centre[t], size)
+            shift = tuple((place.centre[0] - place.centre[t]) / CROP.height * zoom + beside)
             crop = render_crop(vertices, surface, view, clip.appearance, clip.surroundings, frame=int(t), shift=shift)
             yield crop, hidden_share(crop, vertices, view)
 

@@ -35,9 +35,13 @@ class View:
     size: tuple[int, int]
 
     def resized(self, size: tuple[int, int]) -> View:
-        """The same view drawn with another number of pixels (same aspect)."""
-        scale = size[0] / self.size[0]
-        return View(self.focal * scale, (self.centre[0] * scale, self.centre[1] * scale), size)
+        """The same view drawn with another number of pixels: of the square of the longer side, the middle is shown."""
+        scale = max(size) / max(self.size)
+        y, x = (
+            at * scale + (new - old * scale) / 2
+            for at, new, old in zip(reversed(self.centre), size, self.size, strict=True)
+        )
+        return View(self.focal * scale, (x, y), size)
 
 
 @dataclass(frozen=True)
