@@ -23,8 +23,8 @@ from hmrcompress.motion import augment
 from hmrcompress.motion.clip import Motion
 from hmrcompress.records import CROP, BodyParams, CropSize
 from hmrcompress.starter.motion import procedural
-from hmrcompress.starter.scene.filming import POSED_AT_ONCE, camera_vertices, view_of
-from hmrcompress.starter.scene.scene import Surface, render_crop
+from hmrcompress.starter.scene.filming import POSED_AT_ONCE, camera_vertices
+from hmrcompress.starter.scene.scene import Surface, View, render_crop
 from hmrcompress.starter.scene.world import FPS, VERSION, Clip, draw_betas, stage
 
 KIND = "shard"
@@ -109,7 +109,7 @@ def make_shard(
         rotations.append(params.rotations.numpy())
         for row, (clip, mesh) in enumerate(zip(group, meshes, strict=True), start=start):
             focal, centre = clip.placement.focal[0], clip.placement.centre[0]
-            view = view_of(focal, centre, size)
+            view = View(float(focal), tuple(centre), CROP.pixels).resized(size.pixels)
             crop = render_crop(mesh, surface, view, clip.appearance, clip.surroundings, label_grid=grid)
             arrays["images"][row] = crop.image
             arrays["parts"][row] = np.round(255 * crop.parts)  # type: ignore[operator]

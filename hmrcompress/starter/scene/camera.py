@@ -1,7 +1,7 @@
 """Where the camera stands, and which part of its picture becomes the crop.
 
 World: y up, metres. Camera frame: x right, y down, z forward. Crops are told of as if they had 256 x 192 pixels, cut
-square by the person's box and narrowed to its middle columns, as HMR2.0 does; `scene.filming.view_of` draws the same
+square by the person's box and narrowed to its middle columns, as HMR2.0 does; `scene.View.resized` draws the same
 square with more or fewer pixels, and with other columns kept.
 """
 

@@ -34,12 +34,6 @@ def camera_vertices(body: BodyModel, params: BodyParams, transl: NDArray[np.floa
     return (posed.vertices - posed.joints[:, :1]).numpy() + transl[:, None].astype(np.float32)
 
 
-def view_of(focal: float, centre: NDArray[np.float64], size: CropSize = CROP) -> View:
-    """A frame's camera, focal length and centre (2,) as `camera.Placement` has them, as a view of crops of that
-    size."""
-    return View(float(focal), (float(centre[0]), float(centre[1])), CROP.pixels).resized(size.pixels)
-
-
 def render_clip(
     clip: Clip, body: BodyModel, surface: Surface, places: NDArray[np.int64] | None = None, size: CropSize = CROP
 ) -> Iterator[tuple[Crop, float]]:
@@ -60,7 +54,8 @@ def render_clip(
         chunk = BodyParams(params.global_orient[part], params.body_pose[part], params.betas[part])
         meshes = camera_vertices(body, chunk, place.transl[part])
         for t, vertices in zip(part, meshes, strict=True):
-            view = view_of(place.focal[t], place.centre[t], size)
+            full = View(float(place.focal[t]), (float(place.centre[t, 0]), float(place.centre[t, 1])), CROP.pixels)
+            view = full.resized(size.pixels)
             shift = tuple((place.centre[0] - place.centre[t]) / CROP.height * zoom + beside)
             crop = render_crop(vertices, surface, view, clip.appearance, clip.surroundings, frame=int(t), shift=shift)
             yield crop, hidden_share(crop, vertices, view)
