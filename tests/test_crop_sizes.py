@@ -22,14 +22,20 @@ from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import coverage_grid, mask_source
 from hmrcompress.data.warp import crop, square_side
 from hmrcompress.errors import UserError
+from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.models.network import config_from_state, usual_grid
+from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.models.vit import PatchEmbed
 from hmrcompress.pipeline.boxes import FullFrame, squares
 from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.recipe.schema import Start
 from hmrcompress.records import CROP, CropSize
 from hmrcompress.searching.settings import SearchSettings
+from hmrcompress.starter.data.clip_stream import rendered
 from hmrcompress.starter.data.dataset import definition_sha256, split_key
+from hmrcompress.starter.data.shards import ShardSettings, make_shard
+from hmrcompress.starter.data.stream import ShardStream
 from hmrcompress.starter.scene.filming import render_clip, surface_of
 from hmrcompress.starter.scene.world import make_clip, split_named
 from hmrcompress_cli.main import app
@@ -261,6 +267,29 @@ def test_the_starter_world_at_other_sizes() -> None:
     assert definition_sha256([clip], body) == definition_sha256([clip], body, size=CropSize(256, 192, 32))
 
 
+def test_training_crops_of_other_sizes(tmp_path: Path) -> None:
+    """The same people, labelled on the network's patches; whole clips with the masks of theirs."""
+    body = starter_body()
+    shards = {
+        size: make_shard(3, 0, body, surface_of(body), [], ShardSettings(size.pixels, 2, patch=size.patch))
+        for size in (CROP, SIZES["large"], SIZES["square"])
+    }
+    usual, large, square = shards.values()
+    assert large["images"].shape == (2, 512, 384, 3) and large["parts"].shape == (2, 32, 24, 24)
+    for name in ("joints", "rotations", "betas", "keypoints"):
+        np.testing.assert_array_equal(large[name], usual[name])
+    fewer = large["parts"].astype(float).reshape(2, 16, 2, 12, 2, 24).mean((2, 4))
+    assert np.abs(fewer - usual["parts"]).max() < 0.05 * 255
+    assert np.abs(square["parts"][:, :, 2:-2].astype(float) - usual["parts"]).max() < 0.02 * 255
+    made = rendered("calib", 0, body, frames=2, size=SIZES["patch14"])
+    assert made.images.shape == (2, 224, 168, 3) and made.person is not None and made.person.shape == (2, 16, 12)
+    with ShardStream(tmp_path / "s", mask_source("data"), batch_size=2, workers=0, size=SIZES["large"]) as stream:
+        stream.source.load = lambda stage, index: large  # type: ignore[method-assign]
+        crops = stream.batch(0)
+    assert crops.images.shape == (2, 3, 512, 384) and crops.person_mask is not None
+    assert crops.person_mask.shape == (2, 32, 24)
+
+
 def test_grids_by_their_number_of_tokens() -> None:
     """Every 4:3 and every square grid is known by its number, and no other number is taken for one."""
     grids = {(4 * k, 3 * k) for k in range(1, 20)} | {(k, k) for k in range(1, 60)}
@@ -331,6 +360,8 @@ def test_a_checkpoint_of_which_nothing_tells(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "--grid: got '18', expected rows and columns" in done.output
     with pytest.raises(UserError, match="random:hmr2: the published architecture says grid 16x12"):
         hc.load("random:hmr2", grid=(32, 24))
+    start = Start(model=str(path), grid=size.grid, **HEADS)
+    assert hc.load(start.model_file()).config.crop == size
     state = dict(tiny.network(config=config_of(size)).state_dict())
     assert config_from_state(state, grid=size.grid, **HEADS) == config_of(size)
 
@@ -341,12 +372,12 @@ def tokens_of(size: CropSize) -> TokenSettings:
     return TokenSettings(keep=2 * count // 3, per_layer=count)
 
 
-@pytest.mark.parametrize("name", ["large", "patch14", "square"])
+@pytest.mark.parametrize("name", [pytest.param("large", marks=pytest.mark.slow), "patch14", "square"])
 def test_the_whole_line(name: str, tmp_path: Path, tiny_body_file: Path) -> None:
     """Search, merge, eval, predict; the prediction is the merged network's on the crop that a slow hand cuts."""
     size = SIZES[name]
     path, data = saved(tmp_path, size), tmp_path / "crops.npz"
-    write_crops(data, crop_arrays(size), tiny.crop_meta())
+    write_crops(data, crop_arrays(size, frames=3), tiny.crop_meta())
     model = hc.load(path, **HEADS)
     options: dict[str, Any] = {"body": tiny_body_file, "device": "cpu"}
     tokens = tokens_of(size)
@@ -356,7 +387,19 @@ def test_the_whole_line(name: str, tmp_path: Path, tiny_body_file: Path) -> None
     folder = hc.merge(model, found.plan, tmp_path / "merged")
     assert (folder.config.crop.height, folder.config.crop.width) == size.pixels and folder.network.crop == size
     result = hc.evaluate(folder.path, data, against=model, **options)
-    assert np.isfinite(result.stages["merged_tokens"].mpjpe_mm) and result.stages["merged_tokens"].n_frames == 8
+    assert np.isfinite(result.stages["merged_tokens"].mpjpe_mm) and result.stages["merged_tokens"].n_frames == 6
+    assert result.tokens["counts"] == [math.prod(size.grid), tokens.keep]
+    probe = SaliencyProbe(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), 0.0)
+    probed = write_model_folder(
+        tmp_path / "probed",
+        folder.state,
+        folder.network,
+        plan=folder.plan,
+        probe=probe,
+        provenance=folder.config.provenance,
+    )
+    by_itself = hc.evaluate(probed.path, data, masks="self", **options).stages["merged_tokens"]
+    assert np.isfinite(by_itself.mpjpe_mm) and by_itself.n_frames == 6
     with pytest.raises(UserError, match=f"holds crops of 256x192 pixels .*, the network takes {size}"):
         hc.evaluate(folder.path, CropSet(tiny.crop_arrays(), tiny.crop_meta()), **options)
     picture = crop_arrays(SIZES["square"])["images"][0][:200]

@@ -75,14 +75,14 @@ def finished(recipe: Recipe, traced: list[HMR2], tmp_path_factory: pytest.TempPa
         detector(path)
         traced.append(network)
 
-    def opened(path: Path) -> GraphNetwork:
+    def opened(path: Path, grid: tuple[int, int]) -> GraphNetwork:
         assert path.is_file()
 
         def run(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             found = exporting.Exported(traced[-1])(**{name: torch.from_numpy(array) for name, array in given.items()})
             return {name: tensor.numpy() for name, tensor in zip(OUTPUTS, found, strict=True)}
 
-        return GraphNetwork(run, ["images", "person_mask"])
+        return GraphNetwork(run, ["images", "person_mask"], grid)
 
     folder = tmp_path_factory.mktemp("runs") / "one"
     with pytest.MonkeyPatch.context() as patch:

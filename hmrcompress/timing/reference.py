@@ -205,7 +205,7 @@ class _Head(nn.Module):
 
 
 class Reference(nn.Module):
-    """The whole network. images (B,3,256,192) ImageNet-normalised -> HMROutput; nothing is merged, so the mask that it
+    """The whole network. images (B,3,H,W) ImageNet-normalised -> HMROutput; nothing is merged, so the mask that it
     is given like our networks makes no difference."""
 
     def __init__(self, config: NetworkConfig) -> None:

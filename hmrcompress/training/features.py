@@ -38,7 +38,7 @@ META = "meta.json"
 
 @dataclass(frozen=True)
 class ClipCrops:
-    """One clip with ground truth: images (T,256,192,3) RGB, uint8 or floats in 0..1; person (T,16,12) bool or None;
+    """One clip with ground truth: images (T,H,W,3) RGB, uint8 or floats in 0..1; person (T,*grid) bool or None;
     params of T frames; frame (T,) int64, ascending; condition (T,3) float32 or None (`data.conditions`)."""
 
     clip: int

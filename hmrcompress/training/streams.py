@@ -19,7 +19,7 @@ GAIN, OFFSET = 0.12, 0.04
 
 
 class Crops(NamedTuple):
-    """A batch without labels: images (B,3,256,192) ImageNet-normalised, person_mask (B,16,12) bool or None, condition
+    """A batch without labels: images (B,3,H,W) ImageNet-normalised, person_mask (B,*grid) bool or None, condition
     (B,3) float32 or None (`data.conditions`)."""
 
     images: Tensor

@@ -52,7 +52,7 @@ class CameraHead(SMPLHead):
 
 
 class CameraHMR(HMR2):
-    """images (B,3,256,192), person_mask, condition (B,3) of `data.conditions.bbox_info` -> HMROutput with keypoints."""
+    """images (B,3,H,W), person_mask, condition (B,3) of `data.conditions.bbox_info` -> HMROutput with keypoints."""
 
     config_class = CameraHMRConfig
     head_class = CameraHead

@@ -29,7 +29,7 @@ class ManoHead(SMPLHead):
 
 
 class HaMeR(HMR2):
-    """images (B,3,256,192) of right hands -> HMROutput with 1 + 15 rotations."""
+    """images (B,3,H,W) of right hands -> HMROutput with 1 + 15 rotations."""
 
     config_class = HaMeRConfig
     head_class = ManoHead

@@ -228,7 +228,7 @@ class TokenHead(SMPLHead):
 
 
 class TokenHMR(HMR2):
-    """images (B,3,256,192) -> HMROutput. (The original takes squares and cuts 32 columns off either side itself.)"""
+    """images (B,3,H,W) -> HMROutput. (The original takes squares and cuts 32 columns off either side itself.)"""
 
     config_class = TokenHMRConfig
     head_class = TokenHead
