@@ -81,12 +81,18 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         return f"{len(names)} ({', '.join(starts[:5])})" if names else "none"
 
     size, tokens = found["network"], found["tokens"]["by_layer"]
+    height, width = (size["patch"] * side for side in size["grid"])
     merged = [f"{group[0]}-{group[-1]}" for group in found["groups"] if len(group) > 1]
     return [
         ("family", f"{found['family']} ({found['title']})", ""),
         pair("layers", "layers", str),
         ("merged layers", ", ".join(merged) or "none", ""),
         ("backbone", f"dim {size['dim']}, {size['num_heads']} heads, MLP {size['mlp_dim']}", ""),
+        (
+            "crops",
+            "{} x {} pixels, patches of {}".format(*(size["patch"] * each for each in size["grid"]), size["patch"]),
+            "",
+        ),
         (
             "head",
             f"dim {size['head_width']}, {size['head_depth']} layers, {size['head_heads']} heads x {size['head_dim']}",

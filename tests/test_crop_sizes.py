@@ -31,9 +31,10 @@ from hmrcompress.pipeline.boxes import FullFrame, squares
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.recipe.schema import Start
 from hmrcompress.records import CROP, CropSize
+from hmrcompress.report.contact import lay_over
 from hmrcompress.searching.settings import SearchSettings
 from hmrcompress.starter.data.clip_stream import rendered
-from hmrcompress.starter.data.dataset import definition_sha256, split_key
+from hmrcompress.starter.data.dataset import definition_sha256, open_split, split_key
 from hmrcompress.starter.data.shards import ShardSettings, make_shard
 from hmrcompress.starter.data.stream import ShardStream
 from hmrcompress.starter.scene.filming import render_clip, surface_of
@@ -239,6 +240,15 @@ def test_pictures_are_cut_anew(tmp_path: Path) -> None:
     assert len(hashes) == 1 + len(SIZES)
 
 
+@pytest.fixture(scope="module")
+def starter_frame() -> dict[CropSize, Any]:
+    """A crop of the starter world by size."""
+    body = starter_body()
+    clip, surface = make_clip(split_named("val"), 0, body), surface_of(body)
+    sizes = (CROP, SIZES["large"], SIZES["square"])
+    return {size: next(render_clip(clip, body, surface, np.array([40]), size))[0] for size in sizes}
+
+
 def test_the_starter_world_at_other_sizes() -> None:
     """The same rays: a person of four times the pixels, and of a square the same columns."""
     body = starter_body()
@@ -265,6 +275,28 @@ def test_the_starter_world_at_other_sizes() -> None:
     definitions = {definition_sha256([clip], body, size=size) for size in (CROP, *SIZES.values())}
     assert len(definitions) == 1 + len(SIZES)
     assert definition_sha256([clip], body) == definition_sha256([clip], body, size=CropSize(256, 192, 32))
+
+
+def test_a_mesh_lies_over_a_crop_of_any_size() -> None:
+    body, cam = starter_body(), (0.6, 0.05, -0.1)
+    vertices = body.v_template.numpy().astype(np.float32)
+    covered = [
+        (lay_over(np.zeros((*size.pixels, 3), np.uint8), vertices, body.faces, cam) > 0).any(-1)
+        for size in (CROP, SIZES["large"], SIZES["square"])
+    ]
+    assert 0.02 < covered[0].mean() < 0.9
+    assert ((covered[1].reshape(256, 2, 192, 2).mean((1, 3)) >= 0.5) != covered[0]).mean() < 0.02
+    assert (covered[2][:, 32:-32] != covered[0]).mean() < 1e-3
+
+
+def test_the_shipped_segmenter_sees_crops_of_any_size(starter_frame: dict[CropSize, Any]) -> None:
+    for size, found in starter_frame.items():
+        about = {"clip": np.zeros(1, int), "frame": np.zeros(1, int)}
+        arrays = {"images": found.image[None], "masks": np.packbits(found.person, axis=-1)[None]}
+        crops = CropSet(arrays | about, tiny.crop_meta()).of_size(size)
+        true, seen = (mask_source(name).person(crops, np.zeros(1, int)) for name in ("data", "auto"))
+        assert true is not None and seen is not None and seen.shape[1:] == size.grid
+        assert (true & seen).sum() / (true | seen).sum() > 0.6, size
 
 
 def test_training_crops_of_other_sizes(tmp_path: Path) -> None:
@@ -438,3 +470,19 @@ def test_an_exported_network(name: str, tmp_path: Path, tiny_body_file: Path) ->
     Image.fromarray(crop_arrays(size)["images"][0]).save(tmp_path / "p.png")
     summary = hc.predict(folder.path, tmp_path / "p.png", tmp_path / "bodies", masks="none", **options)
     assert summary.bodies == 1
+
+
+@pytest.mark.slow
+def test_a_split_is_rendered_at_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    """Once for each size, kept beside the usual one; a set of one size gives those of others."""
+    body, size = starter_body(), SIZES["patch14"]
+    crops = open_split("val", body, home=tmp_path, clips=1, size=size)
+    assert crops.size == size and crops.arrays["images"].shape[1:] == (224, 168, 3)
+    kept = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "starter" / "splits").iterdir() if path.is_dir())
+    assert len(kept) == 1 and kept[0].endswith("-1-224x168")
+    usual = crops.of_size(CROP)
+    assert usual.size == CROP and usual.sha256 != crops.sha256
+    np.testing.assert_array_equal(usual.arrays["poses"], crops.arrays["poses"])
+    np.testing.assert_array_equal(usual.arrays["conditions"], crops.arrays["conditions"])
+    np.testing.assert_allclose(crops.arrays["focal"], usual.arrays["focal"] * 224 / 256, rtol=1e-6)
+    assert usual.of_size(size).contents_sha256() == crops.contents_sha256()

@@ -38,11 +38,12 @@ def outlined(image: Picture, mask: NDArray[np.bool_]) -> Picture:
 
 
 def lay_over(image: Picture, vertices: NDArray[np.float32], faces: NDArray[np.int32], cam: Sequence[float]) -> Picture:
-    """Draw a mesh over a crop. vertices (V,3) metres relative to the network's root, cam (s, tx, ty)."""
+    """Draw a mesh over a crop of any size. vertices (V,3) metres relative to the network's root, cam (s, tx, ty)."""
     height, width = image.shape[:2]
     scale = max(float(cam[0]), 1e-3)
     placed = vertices + np.array([cam[1], cam[2], 2 * CROP_FOCAL / (CROP.height * scale)], np.float32)
-    return draw_meshes(image, placed[None], faces, CROP_FOCAL, (width / 2, height / 2), COLOURS[:1])
+    focal = CROP_FOCAL * max(height, width) / CROP.side
+    return draw_meshes(image, placed[None], faces, focal, (width / 2, height / 2), COLOURS[:1])
 
 
 def grid(tiles: Sequence[Picture], columns: int) -> Picture:
