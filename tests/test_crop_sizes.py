@@ -439,6 +439,9 @@ def test_the_whole_line(name: str, tmp_path: Path, tiny_body_file: Path) -> None
     hc.predict(folder.path, tmp_path / "p.png", tmp_path / "bodies", masks="none", **options)
     with np.load(tmp_path / "bodies" / "params.npz") as made:
         side, betas = float(made["side"][0]), made["betas"][0]
+    frame = hc.Predictor(folder.path, boxes="full", masks="none", **options)(picture)
+    assert frame["side"][0] == side
+    np.testing.assert_allclose(frame["betas"][0], betas, atol=1e-5)
     assert side == pytest.approx(max(256 * size.side / size.width, 200 * size.side / size.height))
     from hmrcompress.api.opening import compressed_network
     from hmrcompress.data.crops import normalise

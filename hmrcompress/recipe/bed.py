@@ -110,8 +110,16 @@ class Bed(Opened):
         return Untouched(errors, placed, known["means"])
 
     def model(self, name: str | None) -> Checkpoint:
-        """Another model by its name or path, the baseline's without one."""
-        return self.checkpoint if name is None else opening.load(name, seed=self.recipe.seed)
+        """Another model by its name or path, the baseline's without one. UserError where it takes other crops than the
+        baseline, at whose size the data were opened."""
+        if name is None:
+            return self.checkpoint
+        found, size = opening.load(name, seed=self.recipe.seed), self.checkpoint.config.crop
+        if found.config.crop.pixels != size.pixels:
+            raise UserError(
+                f"takes crops of {found.config.crop}, the recipe's model of {size}", name, "Compare like sizes"
+            )
+        return found
 
     @cached_property
     def common(self) -> dict[str, Any]:
