@@ -88,11 +88,7 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         pair("layers", "layers", str),
         ("merged layers", ", ".join(merged) or "none", ""),
         ("backbone", f"dim {size['dim']}, {size['num_heads']} heads, MLP {size['mlp_dim']}", ""),
-        (
-            "crops",
-            "{} x {} pixels, patches of {}".format(*(size["patch"] * each for each in size["grid"]), size["patch"]),
-            "",
-        ),
+        ("crops", f"{height} x {width} pixels, patches of {size['patch']}", ""),
         (
             "head",
             f"dim {size['head_width']}, {size['head_depth']} layers, {size['head_heads']} heads x {size['head_dim']}",

@@ -70,6 +70,7 @@ class CropSize:
 
 
 CROP = CropSize()
+"""That of HMR2.0 and its kin."""
 
 
 class _Tensors:

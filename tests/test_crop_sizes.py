@@ -392,6 +392,7 @@ def test_a_checkpoint_of_which_nothing_tells(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "--grid: got '18', expected rows and columns" in done.output
     with pytest.raises(UserError, match="random:hmr2: the published architecture says grid 16x12"):
         hc.load("random:hmr2", grid=(32, 24))
+    assert hc.load(out, grid=[rows, columns]).config.crop == size  # type: ignore[arg-type]
     start = Start(model=str(path), grid=size.grid, **HEADS)
     assert hc.load(start.model_file()).config.crop == size
     state = dict(tiny.network(config=config_of(size)).state_dict())

@@ -28,6 +28,10 @@ class Sizes:
     iterations: int | None = None
     grid: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        if self.grid is not None:
+            object.__setattr__(self, "grid", tuple(self.grid))
+
     def agreeing(self, config: NetworkConfig, teller: str, where: object) -> dict[str, str | None]:
         """Origins where `teller` has said all of `config`. UserError where these sizes are others."""
         for name in ("num_heads", "head_heads", "iterations", "grid"):

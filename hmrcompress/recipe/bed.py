@@ -116,9 +116,8 @@ class Bed(Opened):
             return self.checkpoint
         found, size = opening.load(name, seed=self.recipe.seed), self.checkpoint.config.crop
         if found.config.crop.pixels != size.pixels:
-            raise UserError(
-                f"takes crops of {found.config.crop}, the recipe's model of {size}", name, "Compare like sizes"
-            )
+            fault = f"takes crops of {found.config.crop} pixels, the recipe's model of {size}"
+            raise UserError(fault, name, "Compare it in a recipe of its own")
         return found
 
     @cached_property

@@ -139,7 +139,8 @@ def load_checkpoint(
     name of a set of weights, where a file holds several. Raises UserError where a file is missing, damaged, of no known
     family, has keys missing or left over (without `strict` those left over are listed in `unknown` instead, and what a
     missing `Part` holds has no values), or says another number of heads or another grid than the arguments do, and
-    where nothing tells the grid."""
+    where nothing tells the grid.
+    """
     path, given = Path(path), Sizes(num_heads, head_heads, iterations, grid)
     if path.is_dir():
         return _from_folder(read_model_folder(path, verify=verify), given, widen)
