@@ -84,7 +84,7 @@ class WholeBodyHead(SMPLHead):
 
 
 class CameraHMRX(HMR2):
-    """images (B,3,256,192), person_mask, condition (B,3) of `data.conditions.bbox_info` -> HMROutput with 1 + 54
+    """images (B,3,H,W), person_mask, condition (B,3) of `data.conditions.bbox_info` -> HMROutput with 1 + 54
     rotations and 16 betas."""
 
     config_class = CameraHMRXConfig
