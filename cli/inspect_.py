@@ -15,10 +15,13 @@ from hmrcompress_cli.common import (
     Printer,
     QuietOption,
     SeedOption,
+    refuse_unused,
     write_record,
 )
 
 FOV = "macs_with_field_of_view"
+OF_FAMILIES = ("num_heads", "head_heads", "tokenizer", "weights", "grid", "seed")
+"""What a file of other code does without."""
 
 
 @takes_checkpoints("model", grid=True)
@@ -48,15 +51,16 @@ def inspect(
         for what, value, _ in (*wrapped(helper["weights"]), ("sha256", helper["sha256"], "")):
             printer.say(f"  {what:<29} {value}")
         return
-    if is_of_other_code(asked) and (other := describe_file(asked.name, asked.weights)) is not None:
+    if is_of_other_code(asked) and (other := describe_file(asked.name)) is not None:
+        refuse_unused("has no effect on a file of other code", "Leave it out", OF_FAMILIES)
         write_record(json, "inspect", other, seed=seed)
         printer.say(f"{other['model']}\n  of no family that is read; its own code runs it (adapter:FILE.py)")
         for stack in other["stacks"]:
             size = f"{stack['layers']} layers, {stack['params'] / 1e6:.2f} M parameters"
-            printer.say(f"  {'stack':<29} {stack['name']}: {size}, sha256 {stack['sha256']}")
+            around = f" in {'.'.join(stack['keys'])}" if stack["keys"] else ""
+            printer.say(f"  {'stack':<29} {stack['name']}{around}: {size}, sha256 {stack['sha256']}")
         printer.say(f"  {'parameters':<29} {other['params'] / 1e6:.2f} M")
-        for what, value, _ in (*wrapped(other["weights"]), ("sha256", other["sha256"], "")):
-            printer.say(f"  {what:<29} {value}")
+        printer.say(f"  {'sha256':<29} {other['sha256']}")
         return
     # Not strict: keys that nobody knows, and a part that is missing, are to be told, not refused.
     found = describe(load(model, seed=seed, strict=False))

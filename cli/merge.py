@@ -27,7 +27,7 @@ from hmrcompress_cli.common import (
 
 OF_OUR_NETWORKS = ("format", "pad_identity", "data", "masks", "decoder", "seed")
 """What saving an adapter's model does without."""
-FITTED = ("data", "masks", "decoder", "seed")
+OF_FAMILIES = ("data", "masks", "decoder", "seed", "num_heads", "head_heads", "tokenizer")
 """What a file of other code does without."""
 
 
@@ -79,7 +79,7 @@ def merge(
         adapter.merge(model, plan, out, force=force, json=json, quiet=quiet)
         return
     if format == "original" and is_of_other_code(model, plan):
-        refuse_unused("has no effect on a file of other code, of which nothing is run", "Leave it out", FITTED)
+        refuse_unused("has no effect on a file of other code, of which nothing is run", "Leave it out", OF_FAMILIES)
         _merge_file(model, plan, out, pad_identity=pad_identity, force=force, json=json, quiet=quiet)
         return
     written, outputs = None, outputs_here()
@@ -129,7 +129,8 @@ def _merge_file(
     layers = {"before": made.before, "after": made.layers - made.padded}
     write_record(json, "merge", {"layers": layers, "stack": made.stack, "left_out": list(made.left_out)})
     printer = Printer(quiet)
-    printer.say(f"{made.stack}: {layers['before']} -> {layers['after']} layers; all else as it was")
+    rest = f"left out: {', '.join(made.left_out)}" if made.left_out else "all else as it was"
+    printer.say(f"{made.stack}: {layers['before']} -> {layers['after']} layers; {rest}")
     padding = f", {made.padded} of them identities" if made.padded else ""
     printer.say(f"{out}: {made.layers} layers{padding}; how to use it is in {made.card.name}")
 

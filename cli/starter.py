@@ -101,6 +101,7 @@ def video(
     from hmrcompress.api import opening
     from hmrcompress.errors import UserError
     from hmrcompress.pipeline.starter_video import check_video, write_crop_video
+    from hmrcompress.records import CROP
     from hmrcompress.runtime import progress_bar
 
     parts = [part.strip() for part in clips.split(",")]
@@ -109,7 +110,7 @@ def video(
     outputs = outputs_here()
     check_video(out, outputs)
     with progress_bar(quiet=quiet) as progress:
-        crops = opening.open_data(data, body=opening.open_body("starter"), progress=progress)
+        crops = opening.open_data(data, body=opening.open_body("starter"), size=CROP, progress=progress)
     boxes, masks = write_crop_video(
         out, crops, list(map(int, parts)), frames=frames, lossless=lossless, overwrite=outputs
     )

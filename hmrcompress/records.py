@@ -98,7 +98,7 @@ def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | 
 
 @dataclass(frozen=True)
 class BodyParams(_Tensors):
-    """Pose and shape of a body: global_orient (B,1,3,3), body_pose (B,J-1,3,3), betas (B,10)."""
+    """Pose and shape of a body: global_orient (B,1,3,3), body_pose (B,J-1,3,3), betas (B,S); S is 10, for SMPL-X 16."""
 
     global_orient: Tensor
     body_pose: Tensor
@@ -114,7 +114,7 @@ class BodyParams(_Tensors):
 class HMROutput(_Tensors):
     """What a network predicts for a batch of crops.
 
-    global_orient (B,1,3,3), body_pose (B,J-1,3,3) rotations in the camera frame; betas (B,10);
+    global_orient (B,1,3,3), body_pose (B,J-1,3,3) rotations in the camera frame; betas (B,S);
     cam (B,3) = (s, tx, ty) of the weak-perspective camera of the crop; features (B,D) the head's token before the
     linear read-outs. keypoints (B,K,2), None in most families: what CameraHMR reads out beside, in its own terms.
     """

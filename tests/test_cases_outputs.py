@@ -288,8 +288,8 @@ def test_a_record_in_the_folder_of_the_output(inputs: Path, here: Path) -> None:
 def test_every_command_that_writes_can_overwrite() -> None:
     """And names what it reads and what it writes by options that are known to be such."""
     words = {
-        "attention_bias", "baseline", "batch_sizes", "cache_dtype", "clips", "device", "dtype", "filters", "format", "grid",
-        "images", "mask_value", "merge_rule", "method", "note", "objective", "on", "only", "preset", "protocol",
+        "attention_bias", "baseline", "batch_sizes", "cache_dtype", "clips", "device", "dtype", "filters", "format",
+        "grid", "images", "mask_value", "merge_rule", "method", "note", "objective", "on", "only", "preset", "protocol",
         "runtime", "stage", "stride", "strides", "target", "token_metric", "token_schedule", "tokens", "weights",
     }  # fmt: skip
     parts = {

@@ -16,18 +16,21 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import hmrcompress as hc
+from hmrcompress.api.evaluate import _original
 from hmrcompress.body.files import starter_body
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.data.formats import open_format
 from hmrcompress.data.masks import coverage_grid, mask_source
 from hmrcompress.data.warp import crop, square_side
 from hmrcompress.errors import UserError
+from hmrcompress.io.hashes import sha256_file
 from hmrcompress.models.files.folder import write_model_folder
 from hmrcompress.models.files.load import load_checkpoint
 from hmrcompress.models.network import config_from_state, usual_grid
 from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.models.vit import PatchEmbed
 from hmrcompress.pipeline.boxes import FullFrame, squares
+from hmrcompress.pipeline.camera import default_focal
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.recipe.schema import Start
 from hmrcompress.records import CROP, CropSize
@@ -397,6 +400,44 @@ def test_a_checkpoint_of_which_nothing_tells(tmp_path: Path) -> None:
     assert hc.load(start.model_file()).config.crop == size
     state = dict(tiny.network(config=config_of(size)).state_dict())
     assert config_from_state(state, grid=size.grid, **HEADS) == config_of(size)
+
+
+def test_a_grid_that_was_given_is_part_of_the_hash(tmp_path: Path) -> None:
+    """The file is the same, the network is not: a plan or a baseline of the one is none of the other."""
+    path, turned = saved(tmp_path, SIZES["patch14"]), (12, 16)
+    usual, given = load_checkpoint(path, **HEADS), load_checkpoint(path, grid=turned, **HEADS)
+    assert load_checkpoint(path, grid=(16, 12), **HEADS).sha256 == usual.sha256 == sha256_file(path)
+    assert given.sha256 != usual.sha256 and given.reference != usual.reference
+    groups = ((0,), (1,))
+    plan = Plan(checkpoint=given.reference, groups=groups)
+    with pytest.raises(UserError, match="checkpoint.sha256: the plan was made for"):
+        hc.merge(usual, plan, tmp_path / "out")
+    folder = hc.merge(given, plan, tmp_path / "out")
+    with pytest.raises(UserError, match="was made from another network"):
+        _original(hc.load(folder.path), usual)
+    assert _original(hc.load(folder.path), given) is given
+
+
+def test_a_baseline_with_other_heads_is_another_network(tmp_path: Path) -> None:
+    path = saved(tmp_path, SIZES["patch14"])
+    model = load_checkpoint(path, **HEADS)
+    hc.merge(model, Plan(checkpoint=model.reference, groups=((0,), (1,))), tmp_path / "out")
+    other = load_checkpoint(path, num_heads=4, head_heads=2)
+    with pytest.raises(UserError, match="has num_heads 4 and out 2, so it was opened as another network"):
+        _original(hc.load(tmp_path / "out"), other)
+
+
+def test_the_focal_length_goes_by_the_side_of_the_crop() -> None:
+    """5000 pixels on the network's square, of whatever size it is."""
+    for size in (CROP, *SIZES.values()):
+        assert default_focal((1920, 1080), size) == pytest.approx(5000 * 1920 / size.side)
+
+
+def test_a_video_of_crops_takes_those_of_the_starter_world(tmp_path: Path) -> None:
+    write_crops(tmp_path / "crops.npz", crop_arrays(SIZES["large"]), tiny.crop_meta())
+    data = f"crops:{tmp_path / 'crops.npz'}"
+    done = CliRunner().invoke(app, ["starter", "video", "--data", data, "--clips", "0", "-o", str(tmp_path / "a.mp4")])
+    assert done.exit_code == 2 and "512x384" in done.output and "256x192" in done.output, done.output
 
 
 def tokens_of(size: CropSize) -> TokenSettings:

@@ -99,6 +99,9 @@ def test_of_a_file_the_directions_of_shape_are_read(tmp_path: Path) -> None:
     assert load_body(write_smplx(tmp_path / "old.npz", 20)).num_betas == 10
     with pytest.raises(UserError, match="old.npz: shapedirs: got 10 shape directions, expected at least 16"):
         opening.body_for(model(55, 16), tmp_path / "old.npz")
+    np.savez(tmp_path / "odd.npz", shapedirs=np.float64(1), kintree_table=np.zeros((2, 55), np.int64))
+    with pytest.raises(UserError, match="odd.npz: v_template: the key is missing"):
+        load_body(tmp_path / "odd.npz")
     with pytest.raises(UserError, match="is an SMPL-X body .55 joints., expected an SMPL body"):
         opening.body_for(model(24, 10), tmp_path / "old.npz")
 

@@ -117,13 +117,21 @@ def evaluate(
 
 
 def _original(checkpoint: Checkpoint, against: Checkpoint) -> Checkpoint:
-    """`against`, if it is what a model was made from, by its hash or that of the file it was converted from. UserError
-    for another network: the difference between the two would say nothing of what compressing did."""
+    """`against`, if it is what a model was made from, by its hash or that of the file it was converted from, and opened
+    with the same numbers of heads and the same grid. UserError for another network: the difference between the two
+    would say nothing of what compressing did."""
     planned = checkpoint.reference if checkpoint.plan is None else checkpoint.plan.checkpoint
     recorded = checkpoint.source.get("checkpoint")
     planned = planned or checkpoint.reference  # the plan of a folder names what the folder was made from
     made_from = str(recorded.get("sha256")) if checkpoint.plan and isinstance(recorded, dict) else planned.sha256
     if made_from in (against.sha256, against.source.get("sha256")):
+        mine, theirs = (each.config.whole(1).to_dict() for each in (checkpoint, against))
+        if odd := next((name for name in mine if mine[name] != theirs.get(name)), None):
+            raise UserError(
+                f"has {odd} {theirs.get(odd)} and {checkpoint.name} {mine[odd]}, so it was opened as another network",
+                f"--against {against.name}",
+                "Give what its file does not tell, as for the model; `hmrcompress convert` writes it down",
+            )
         return against
     was = f"was made from another network ({made_from[:12]}…)" if checkpoint.plan else "was not compressed"
     fault = f"{checkpoint.name} {was}; this one is {against.sha256[:12]}…"

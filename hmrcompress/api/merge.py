@@ -24,7 +24,7 @@ from hmrcompress.data.provenance import KEY, record
 from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import open_state_file
 from hmrcompress.io.outputs import OutputRule
-from hmrcompress.live.files import stacks_in
+from hmrcompress.live.files import holds_stack
 from hmrcompress.live.patching import apply as apply_to_live
 from hmrcompress.live.plans import LivePlan
 from hmrcompress.live.structure import FAMILY
@@ -110,17 +110,22 @@ def is_of_other_code(model: Model, plan: Plan | Path | str | None = None) -> boo
     """Whether a model is a checkpoint file of no family that is read, with a stack of blocks all the same, which
     `live.files.merge_file` takes; with a plan of a live network any file is. Raises UserError for a file that cannot be
     read."""
-    asked = (
-        None if isinstance(model, Checkpoint) else ModelFile.of(model if isinstance(model, ModelFile) else str(model))
-    )
-    if asked is None or not Path(asked.name).is_file():
+    if isinstance(model, Checkpoint):
+        return False
+    asked = model if isinstance(model, ModelFile) else ModelFile(str(model))
+    if not Path(asked.name).is_file():
         return False
     if plan is not None:
         reference = open_plan(plan).checkpoint
         if reference is not None and reference.family.startswith(FAMILY):
             return True
-    file = open_state_file(asked.name, *MARKS, weights=asked.weights)
-    return not is_known(file.tensors) and bool(stacks_in(file.tensors))
+    try:
+        known = is_known(open_state_file(asked.name, *MARKS, weights=asked.weights).tensors)
+    except UserError:
+        if asked.weights is None:
+            raise
+        known = False  # a name of weights that only a file of other code has
+    return not known and holds_stack(asked.name)
 
 
 def frames_to_fit(plan: Plan) -> int:

@@ -25,9 +25,8 @@ def write_starter_sheets(
     outputs = OutputRule.of(overwrite, model)
     for name in SHEETS:
         outputs.check_file(folder / name, KIND)
-    body = starter_body()
-    crops = open_split("val", body, progress=progress)
-    checkpoint = load(model)
+    body, checkpoint = starter_body(), load(model)
+    crops = open_split("val", body, size=checkpoint.config.crop, progress=progress)
     networks = [compressed_network(checkpoint)]
     if checkpoint.plan is not None:
         networks.insert(0, compressed_network(load("starter")))
@@ -37,7 +36,7 @@ def write_starter_sheets(
 def write_card_pictures(folder: Path, progress: Progress = no_progress) -> list[Path]:
     """What the card of a starter network in `folder` shows: cka.png and meshes.jpg, added to it."""
     body, checkpoint = starter_body(), load(folder)
-    crops = open_split("val", body, progress=progress)
+    crops = open_split("val", body, size=checkpoint.config.crop, progress=progress)
     matrix = layer_similarity(checkpoint, crops, progress=progress)
     chosen = from_best_to_worst(checkpoint.network, crops, body)
     with OutputRule().additions(folder, MODEL) as more:

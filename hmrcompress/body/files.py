@@ -203,7 +203,7 @@ def _of_shape(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The directions of shape of an SMPL-X file, in which those of expression follow: behind 300, in files with fewer
     than 400 behind 10 (as smplx takes them)."""
     directions, tree = arrays.get("shapedirs"), arrays.get("kintree_table")
-    if directions is None or tree is None or tree.shape[-1:] != (SMPLX_JOINTS,):
+    if directions is None or directions.ndim != 3 or tree is None or tree.shape[-1:] != (SMPLX_JOINTS,):
         return {}
     shapes = 300 if directions.shape[-1] >= 400 else 10
     return {"shapedirs": directions[..., :shapes]}

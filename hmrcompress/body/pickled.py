@@ -27,8 +27,8 @@ def convert_body(path: Path | str, out: Path | str, *, overwrite: bool | OutputR
     """Writes OUT.npz, which holds what a body model needs of `path` (.pkl or .npz), and OUT.json.
 
     The result is loaded once, so that what is written is known to be a body. Raises UserError where `path` is
-    missing, damaged, asks for code, or is no body of SMPL's or MANO's joints, for an `out` that does not end in .npz,
-    and as `io.outputs`.
+    missing, damaged, asks for code, or is no body of SMPL's, SMPL-X's or MANO's joints, for an `out` that does not end
+    in .npz, and as `io.outputs`.
     """
     path, outputs = Path(path), OutputRule.of(overwrite)
     target = target_of(path, out, ".npz", outputs)

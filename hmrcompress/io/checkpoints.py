@@ -71,7 +71,7 @@ def open_state_file(path: Path | str, *known: Marks, weights: str | None = None)
     sets = _sets(content, known, path)
     taken = _chosen(sets, weights, path)
     for name, tensor in taken.tensors.items():
-        _check(name, tensor, path)
+        check_plain(name, tensor, path)
     by_choice = taken is not sets[0] or bool(undecided(sets))
     others = tuple(each for each in sets if each is not taken)
     return StateFile(path, taken, others, by_choice, _configuration(content, taken.keys, path), metadata)
@@ -130,7 +130,7 @@ def _configuration(content: Any, keys: Sequence[str], path: Path) -> dict[str, A
     return {}
 
 
-def _check(name: str, tensor: Tensor, path: Path) -> None:
+def check_plain(name: str, tensor: Tensor, path: Path) -> None:
     """UserError for a tensor without numbers of its own: sparse, quantized, on no device, or a few numbers that are
     claimed to be very many."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":

@@ -68,7 +68,7 @@ def _merged(
     if rule in SELECTING:
         return blocks[group[SELECTING[rule]]]
     if bodies:
-        states = [folded(state, bodies[number]) for state, number in zip(states, group, strict=True)]
+        states = [folded(state, bodies[number], f"layer {number}") for state, number in zip(states, group, strict=True)]
     together = {f"{place}.{name}": tensor for place, state in enumerate(states) for name, tensor in state.items()}
     given = {0: patches[group[0]]} if group[0] in patches else None
     try:
@@ -80,19 +80,28 @@ def _merged(
     return block
 
 
-def folded(state: Mapping[str, Tensor], body: Named) -> dict[str, Tensor]:
+def folded(state: Mapping[str, Tensor], body: Named, where: object = "groups") -> dict[str, Tensor]:
     """A block's tensors with layer scale folded into the linear layers before it, these in float64; scales are 1.
 
-    As they are where the block has no scale or the last layer of its MLP goes by an unknown name.
+    As they are where the block has no scale. UserError, naming `where`, where it has one and what is multiplied by it
+    goes by an unknown name: added up apart, scales and layers make another block.
     """
     if body.scales is None:
         return dict(state)
     last = next((f"mlp.{name}" for name in MLP_OUTPUTS if f"mlp.{name}.weight" in state), None)
     out = dict(state)
-    for scale, linear in zip(body.scales, (f"{body.attention}.{body.output}", last), strict=True):
+    attended = None if body.output is None else f"{body.attention}.{body.output}"
+    for scale, linear, half in zip(body.scales, (attended, last), ("attention", "MLP"), strict=True):
         name = next((each for each in (scale, *(f"{scale}.{end}" for end in SCALE_NAMES)) if each in state), None)
-        if name is None or linear is None:
+        if name is None:
             continue
+        if linear is None or f"{linear}.weight" not in state:
+            raise UserError(
+                f"has a layer scale, and the last layer of its {half} goes by no known name, so that layers cannot be"
+                " added up",
+                where,
+                "Merge with keep_first or keep_last",
+            )
         gamma = state[name].double().flatten()
         out[f"{linear}.weight"] = state[f"{linear}.weight"].double() * gamma[:, None]
         if f"{linear}.bias" in state:

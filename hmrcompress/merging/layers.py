@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from hmrcompress.errors import UserError
@@ -20,7 +21,7 @@ BLOCKS = "backbone.blocks."
 
 def eq4(layers: Sequence[Tensor]) -> Tensor:
     """The sum of the upper layers minus (m - 2) times the first; summed in float64."""
-    return _sum(layers[1:]) - (len(layers) - 2) * layers[0].double()
+    return _sum(layers[1:]) - (len(layers) - 2) * _exact(layers[0])
 
 
 def keep_last(layers: Sequence[Tensor]) -> Tensor:
@@ -54,10 +55,14 @@ HALVES_OF_KEYS = {"attention": ("norm1.", "attn."), "mlp": ("norm2.", "mlp.")}
 
 def _sum(layers: Sequence[Tensor]) -> Tensor:
     """In float64, one layer at a time."""
-    total = layers[0].double()
+    total = _exact(layers[0])
     for layer in layers[1:]:
         total = total + layer
     return total
+
+
+def _exact(layer: Tensor) -> Tensor:
+    return layer.to(torch.complex128 if layer.is_complex() else torch.float64)
 
 
 def patched(parameter: Tensor, patch: Tensor) -> Tensor:

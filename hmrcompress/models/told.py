@@ -11,7 +11,7 @@ from torch import Tensor
 from hmrcompress.errors import UserError
 from hmrcompress.io.checkpoints import StateFile
 from hmrcompress.io.yamls import read_yaml
-from hmrcompress.models.network import GIVE_GRID, HMR2, PATCHES, POSITIONS, NetworkConfig
+from hmrcompress.models.network import GIVE_GRID, HMR2, PATCHES, POSITIONS, NetworkConfig, usual_grid
 
 MODEL_CONFIG = "model_config.yaml"
 BACKBONE, HEAD, ITERATIONS = "heads of the backbone", "heads of the head", "iterations of the head"
@@ -96,6 +96,17 @@ def told_grid(
         fault = f"has positions for {positions - 1} tokens, where {teller} says {_shown(found)}"
         raise UserError(f"{fault} (IMAGE_SIZE, BBOX_SHAPE)", where, GIVE_GRID)
     return found, str(teller)
+
+
+def grid_without(
+    given: Sizes, model: Mapping[str, Any], teller: str | None, state: Mapping[str, Tensor], where: object
+) -> tuple[int, int] | None:
+    """The grid that a file has where none is given: as `told_grid`, else the usual one; None where nothing tells."""
+    try:
+        found, _ = told_grid(given, model, teller, state, where)
+        return found or usual_grid(_size(state, POSITIONS, 1) - 1, where)
+    except (UserError, TypeError):
+        return None
 
 
 def configuration_of(file: StateFile) -> tuple[dict[str, Any], str | None]:

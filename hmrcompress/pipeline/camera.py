@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hmrcompress.records import CROP
+from hmrcompress.records import CROP, CropSize
 
 Array = NDArray[np.float64]
 CROP_FOCAL = 5000.0
-"""Focal length in pixels of a crop of 256, which the networks' weak-perspective cameras stand for."""
+"""Focal length in pixels of a crop, which the networks' weak-perspective cameras stand for."""
 
 
-def default_focal(size: tuple[int, int]) -> float:
-    """Focal length of a picture (width, height) of which nothing is known, in its pixels: 5000 / 256 of its longer
-    side, as the demonstration of HMR2.0 takes it."""
-    return CROP_FOCAL / CROP.height * max(size)
+def default_focal(size: tuple[int, int], crop: CropSize = CROP) -> float:
+    """Focal length of a picture (width, height) of which nothing is known, in its pixels: 5000 over the side of the
+    network's square crop (256 for HMR2.0) of its longer side, as the demonstration of HMR2.0 takes it."""
+    return CROP_FOCAL / crop.side * max(size)
 
 
 def cam_crop_to_full(cam: Array, centre: Array, side: Array, size: Array, focal: Array) -> Array:

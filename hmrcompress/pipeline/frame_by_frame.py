@@ -99,7 +99,7 @@ class FrameByFrame:
             for seen, answer in zip(work.seen, answers, strict=True):
                 stream = TrackStream(seen.box.track)
                 for rows in stream.push([seen], [answer]) + stream.flush():
-                    focal = np.full(len(rows.frame), self.focal or default_focal(frame.size))
+                    focal = np.full(len(rows.frame), self.focal or default_focal(frame.size, self.reader.crop))
                     parts.append(columns_of(rows, self.reader.body, focal, root_centred=self.reader.root_centred))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return joined | {"time": np.full(len(joined["track"]), frame.seconds, np.float64)}

@@ -291,7 +291,8 @@ def _read_all(
     def keep(made: list[Rows]) -> None:
         for rows in made:
             with clock("body model"):
-                focal = [settings.focal or default_focal((int(w), int(h))) for w, h in rows.size.tolist()]
+                sizes = [(int(width), int(height)) for width, height in rows.size.tolist()]
+                focal = [settings.focal or default_focal(size, reader.crop) for size in sizes]
                 columns = columns_of(rows, reader.body, np.array(focal), root_centred=reader.root_centred)
                 if not sequence:
                     del columns["time"]

@@ -50,7 +50,7 @@ def apart(before: tuple[int, float, int], now: tuple[int, float, int]) -> bool:
 
 
 class Prediction(NamedTuple):
-    """The network's answer to one crop, float32 on the CPU: features (D,), rotations (J,3,3), betas (10,), cam (3,)."""
+    """The network's answer to one crop, float32 on the CPU: features (D,), rotations (J,3,3), betas (S,), cam (3,)."""
 
     features: Tensor
     rotations: Tensor
@@ -60,7 +60,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Bodies of one track on n frames that follow each other. rotations (n,J,3,3), betas (n,10), cam (n,3) of the
+    """Bodies of one track on n frames that follow each other. rotations (n,J,3,3), betas (n,S), cam (n,3) of the
     square box with centre (n,2) and side (n,), size (n,2) = (W, H) of the picture; run (n,) bool: the network ran;
     seconds (n,) float64, segment (n,) int64 of the frames."""
 

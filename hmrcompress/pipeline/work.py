@@ -141,7 +141,7 @@ def _finished(
         np.array([each.box.centre for each in chosen]),
         np.array([each.box.side for each in chosen]),
         np.array([each.size for each in chosen]),
-        np.array([focal or default_focal(each.size) for each in chosen]),
+        np.array([focal or default_focal(each.size, size) for each in chosen]),
     )
     work.batch, work.crops = FrameBatch(images, person, truth, clip, frame, condition), []
     return work

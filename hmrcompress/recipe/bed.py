@@ -115,8 +115,9 @@ class Bed(Opened):
         if name is None:
             return self.checkpoint
         found, size = opening.load(name, seed=self.recipe.seed), self.checkpoint.config.crop
-        if found.config.crop.pixels != size.pixels:
-            fault = f"takes crops of {found.config.crop} pixels, the recipe's model of {size}"
+        if found.config.crop != size:
+            mine, theirs = (f"{crop} pixels in patches of {crop.patch}" for crop in (found.config.crop, size))
+            fault = f"takes crops of {mine}, the recipe's model of {theirs}"
             raise UserError(fault, name, "Compare it in a recipe of its own")
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from hmrcompress.models.network import (
     random_sha256,
 )
 from hmrcompress.models.probe import SaliencyProbe
-from hmrcompress.models.told import GRID, Sizes, configuration_of, section, told_grid, told_sizes
+from hmrcompress.models.told import GRID, Sizes, configuration_of, grid_without, section, told_grid, told_sizes
 from hmrcompress.plan import CheckpointRef, Plan, TokenSettings
 
 METADATA_KEY = "hmrcompress"
@@ -49,7 +49,8 @@ class Checkpoint:
     which no state dict tells, comes from, and the file of a family's `Part`, each by what it is; None where that was
     not found (only where nothing has to be strict). taken: what was around the weights in the file, others: names of
     the sets of weights in it that were not taken; chosen: the name of those that were asked for, None for those that
-    are taken by themselves. exported: what runs a network that was exported (`exporting.opened`); `network` has then
+    are taken by themselves. other_grid: the grid that was given, where it is not the one that
+    would have been found. exported: what runs a network that was exported (`exporting.opened`); `network` has then
     its sizes, and no weights.
     """
 
@@ -71,6 +72,7 @@ class Checkpoint:
     taken: WeightSet = field(default_factory=WeightSet)
     others: tuple[WeightSet, ...] = ()
     chosen: str | None = None
+    other_grid: tuple[int, int] | None = None
     exported: nn.Module | None = None
 
     @property
@@ -86,12 +88,14 @@ class Checkpoint:
     @cached_property
     def sha256(self) -> str:
         """Hash of the file (of model.safetensors for a folder; of string and seed for random weights; of the file's and
-        the name where weights were chosen that are not those taken by themselves)."""
+        the name where weights were chosen that are not those taken by themselves, and of a grid that was given and is
+        not the one found without)."""
         if self.known_sha256 is not None:
             return self.known_sha256
         assert self.path is not None
-        found = sha256_file(self.path)
-        return found if self.chosen is None else sha256_json([found, self.chosen])
+        found, grid = sha256_file(self.path), None if self.other_grid is None else list(self.other_grid)
+        asked = [each for each in (self.chosen, grid) if each is not None]
+        return sha256_json([found, *asked]) if asked else found
 
     def contents(self) -> dict[str, Any]:
         """Hashes of all that it holds, by what it is: what results of it depend on, whatever file it came from."""
@@ -152,6 +156,7 @@ def load_checkpoint(
     state, ignored = split_ignored(kind, file.tensors)
     written = _written(file)
     origins: dict[str, str | None] = {}
+    other_grid: tuple[int, int] | None = None
     configuration, told_by = configuration_of(file)
     state, known = _with_part(kind, state, file, configuration, part, origins, strict)
     if written is not None:
@@ -161,7 +166,10 @@ def load_checkpoint(
         head = section(configuration, "MODEL", network_class(kind.name).head_name.upper())
         sizes, found = told_sizes(given, head, told_by, state, network_class(kind.name))
         origins |= found
-        tokens, origins[GRID] = told_grid(given, section(configuration, "MODEL"), told_by, state, path)
+        model = section(configuration, "MODEL")
+        tokens, origins[GRID] = told_grid(given, model, told_by, state, path)
+        if grid is not None and tokens != grid_without(replace(given, grid=None), model, told_by, state, path):
+            other_grid = tokens
         config = config_from_state(
             state,
             num_heads=sizes.num_heads,
@@ -190,6 +198,7 @@ def load_checkpoint(
         taken=file.taken.told(),
         others=tuple(each.told() for each in file.others),
         chosen=file.taken.name if file.by_choice else None,
+        other_grid=other_grid,
     )
 
 
