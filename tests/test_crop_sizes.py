@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from hmrcompress.models.vit import PatchEmbed
 from hmrcompress.pipeline.boxes import FullFrame, squares
 from hmrcompress.pipeline.camera import default_focal
 from hmrcompress.plan import Plan, TokenSettings
+from hmrcompress.recipe.bed import Bed
 from hmrcompress.recipe.schema import Start
 from hmrcompress.records import CROP, CropSize
 from hmrcompress.report.contact import lay_over
@@ -431,6 +433,18 @@ def test_the_focal_length_goes_by_the_side_of_the_crop() -> None:
     """5000 pixels on the network's square, of whatever size it is."""
     for size in (CROP, *SIZES.values()):
         assert default_focal((1920, 1080), size) == pytest.approx(5000 * 1920 / size.side)
+
+
+def test_rows_of_a_table_take_the_crops_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where crops are of as many pixels and only the patches differ."""
+    models = {"same": SIZES["patch14"], "patches": CropSize(224, 168, 28), "pixels": CROP}
+    found = {name: SimpleNamespace(config=config_of(size)) for name, size in models.items()}
+    monkeypatch.setattr("hmrcompress.recipe.bed.opening.load", lambda name, seed: found[name])
+    bed: Any = SimpleNamespace(checkpoint=found["same"], recipe=SimpleNamespace(seed=0))
+    assert Bed.model(bed, "same") is Bed.model(bed, None) is found["same"]
+    for name, crops in (("patches", "224x168 pixels in patches of 28"), ("pixels", "256x192 pixels in patches of 16")):
+        with pytest.raises(UserError, match=f"{name}: takes crops of {crops}, the recipe's model of 224x168"):
+            Bed.model(bed, name)
 
 
 def test_a_video_of_crops_takes_those_of_the_starter_world(tmp_path: Path) -> None:
