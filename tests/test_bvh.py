@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_overlay_glb import motion
 
 from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.body.model import BodyModel
+from hmrcompress.errors import Notice
 from hmrcompress.pipeline.bvh import write_bvh
 from hmrcompress.pipeline.glb import Motion
 
@@ -143,3 +145,12 @@ def test_a_quarter_turn_about_x_is_no_trouble(tmp_path: Path, tiny_body: BodyMod
     joints, _, values = read_bvh(tmp_path / "t.bvh")
     place = [[each["name"] for each in joints].index(name) for name in SMPL_JOINTS]
     assert np.abs(moved(joints, values[1])[place] - expected(made, tiny_body, 1)).max() < 0.05
+
+
+def test_a_track_that_is_away_for_hours_is_left_out(tmp_path: Path, tiny_body: BodyModel) -> None:
+    """Even steps of a thousandth of a second over five hours would be 18 million frames."""
+    given = motion(3, 4)
+    away = replace(given, seconds=np.array([0.0, 0.001, 0.002, 18_000.0]))
+    with pytest.warns(Notice, match=r"would have 18,000,001 frames at even steps, as track \d+ is away for long"):
+        assert not write_bvh(tmp_path / "a.bvh", away, tiny_body)
+    assert not (tmp_path / "a.bvh").exists() and write_bvh(tmp_path / "b.bvh", given, tiny_body)

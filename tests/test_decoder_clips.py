@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from test_decoder_nets import TINY, draw, every
 
 from hmrcompress.decoder.clips import decode_clip, decode_streaming
 from hmrcompress.decoder.model import TemporalDecoder
-from hmrcompress.decoder.windows import StreamingDecoder, window_noise, window_starts
+from hmrcompress.decoder.windows import StreamingDecoder, check_stride, window_noise, window_starts
 from hmrcompress.errors import ShapeError, UserError
+from hmrcompress.evaluation.decoded import SequenceSettings, sequence_stages
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +172,17 @@ def test_wrong_requests_are_refused(decoder: TemporalDecoder) -> None:
             decode_streaming(decoder, draw(3, 8), lookahead=lookahead)
         with pytest.raises(UserError, match="lookahead"):
             StreamingDecoder(decoder, lookahead=lookahead)
+
+
+def test_a_stride_longer_than_a_window_is_refused() -> None:
+    """A window without any frame that the network ran on would be made up."""
+    check_stride(TINY.frames, TINY.frames)
+    with pytest.raises(UserError, match=f"--stride: the network runs on every {TINY.frames + 1}th step, and the deco"):
+        check_stride(TINY.frames + 1, TINY.frames)
+    timeline: Any = SimpleNamespace(every=lambda stride: None)
+    settings = SequenceSettings(strides=(TINY.frames + 1,))
+    decoder: Any = SimpleNamespace(config=TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hmrcompress.evaluation.decoded.interpolated", lambda *given, **more: None)
+        with pytest.raises(UserError, match="--stride: the network runs on every"):
+            sequence_stages([timeline], settings, fps=30.0, decoder=decoder, codec=decoder)

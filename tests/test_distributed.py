@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from hmrcompress.api import finetune
 from hmrcompress.errors import UserError
 from hmrcompress.io.together import own_device, process_of
 from hmrcompress.training.distributed import Team, own_rows
@@ -117,3 +119,14 @@ def test_two_processes_have_the_losses_of_one(tiny_body_file: Path, tmp_path: Pa
 
 if __name__ == "__main__":
     fit(*map(Path, sys.argv[1:]))
+
+
+@pytest.mark.parametrize("stage", [finetune.heal, finetune.fit_probe])
+def test_what_trains_in_one_process_is_refused_in_several(
+    stage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would do all of the work, and write it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="trains in one process, and there are 2"):
+        stage("starter", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -22,15 +22,29 @@ from hmrcompress.api import front
 from hmrcompress.api.front import PRESETS, Bench
 from hmrcompress.api.front_pictures import _examples
 from hmrcompress.body.joints import SMPL_JOINTS
-from hmrcompress.data.crops import write_crops
+from hmrcompress.data.crops import CropSet, write_crops
+from hmrcompress.data.provenance import records_in, seen
 from hmrcompress.errors import Notice, UserError
 from hmrcompress.frontier.candidates import Candidate, singles
 from hmrcompress.frontier.costs import CostTable, cost_key
 from hmrcompress.frontier.depth import Effort, Sized, greedy, patched
 from hmrcompress.frontier.errors import Measured
-from hmrcompress.frontier.joint import Goal, Increase, Point, choose, front_of, increase_of, race
+from hmrcompress.frontier.joint import (
+    Choice,
+    Goal,
+    Increase,
+    Point,
+    _standing,
+    by_the_clock,
+    choose,
+    front_of,
+    increase_of,
+    left_alone,
+    race,
+)
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.summary import listed, told
+from hmrcompress.models.files.folder import read_model_folder
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.runtime import no_progress
 from hmrcompress_cli.main import app
@@ -477,3 +491,66 @@ def test_the_cost_table_is_no_other_output(tmp_path: Path) -> None:
         done = hmr(*line, "--costs", tmp_path / costs, *more)
         assert done.exit_code == 2 and says in " ".join(done.output.split()), (costs, done.output)
     assert [each.name for each in tmp_path.iterdir()] == ["costs.json"]
+
+
+def test_a_rival_that_missed_the_budget_does_not_win_by_fewer_frames() -> None:
+    """Dropped after one batch at 1.5 mm, against 2.0 mm on all frames that may still be within the budget."""
+    dropped = Point(Candidate(((1, "all"),)), 1.0, increase(1.5, 1.5, 1.5, 16))
+    possible = Point(Candidate(((1, "all"),), 0.5), 1.0, increase(2.0, 0.5, 3.5, 128))
+    assert min((dropped, possible), key=lambda each: _standing(each, Goal(budget_mm=1.0))) is possible
+    assert min((dropped, possible), key=lambda each: _standing(each, Goal(seconds=1.0))) is dropped
+
+
+def test_what_is_shown_is_what_the_clock_says() -> None:
+    point = Point(Candidate(((1, "all"),)), 1.0, increase(1.0, 0.5, 1.5, 16))
+    choice = Choice(point, True, "the least error")
+    asked: dict[str, float | None] = {"budget_mm": None, "fps": None, "speedup": 2.0}
+    timed = by_the_clock(choice, {"speedup": 1.4, "fps": 7.0}, asked)
+    assert not timed.shown and timed.why == "it was predicted to be fast enough, and has 1.4 times the speed"
+    assert by_the_clock(choice, {"speedup": 2.0, "fps": 7.0}, asked) is choice
+    assert not by_the_clock(choice, {"speedup": 2.0, "fps": 7.0}, {"fps": 10.0}).shown
+    assert by_the_clock(choice, {"speedup": 1.4, "fps": 7.0}, {"budget_mm": 1.0}) is choice
+    untouched = Point(Candidate(), 2.0, increase(0.0, 0.0, 0.0, 16))
+    for goal, shown in ((Goal(budget_mm=1.0), True), (Goal(seconds=1.0), False)):
+        left = left_alone(choice, untouched, goal, 6)
+        assert left.point is untouched and left.shown == shown and "not faster" in left.why
+
+
+def increase(mean: float, low: float, high: float, frames: int) -> Increase:
+    return Increase(mean=mean, low=low, high=high, distance=mean, clips=8, frames=frames)
+
+
+def test_what_cannot_be_searched_on_is_refused(
+    folder: Path, tmp_path: Path, tiny_model: Path, tiny_body_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks from inside the network, the clips that confirm, and a ground truth of another body."""
+    command = [*line(folder, tiny_model, tiny_body_file), "-o", tmp_path / "fast"]
+    ended = hmr(*command, "--masks", "self")
+    assert ended.exit_code == 2 and "--masks self: are made inside the network" in " ".join(ended.output.split())
+    with monkeypatch.context() as patch:
+
+        def refuse(self: CropSet, measure: Any) -> None:
+            raise UserError("cannot serve it", "the data")
+
+        patch.setattr(CropSet, "check_measure", refuse)
+        ended = hmr(*command)
+        assert ended.exit_code == 2 and "the data: cannot serve it" in ended.output
+    crops = CropSet.open(folder / "crops.npz")
+    crops.meta["split"] = "confirm"
+    monkeypatch.setattr(front, "of_starter", lambda data: True)
+    monkeypatch.setattr(front, "open_data", lambda data, **more: crops)
+    with pytest.raises(UserError, match="is what the choice is confirmed on"):
+        Bench.opened(
+            tiny_model, "starter:confirm", PRESETS["quick"], "truth", "none", tiny_body_file, "cpu", 1, 0,
+            tmp_path / "fast", no_progress,
+        )  # fmt: skip
+
+
+def test_the_frames_that_a_choice_saw_stand_in_the_model(folder: Path) -> None:
+    """Those searched, fitted and confirmed on: scored on them, the model has seen them."""
+    records = list(records_in(read_model_folder(folder / "fast").config.provenance))
+    crops = CropSet.open(folder / "crops.npz")
+    indices = np.arange(len(crops.clip))
+    known = np.logical_or.reduce([seen(record, crops, indices) for record in records])
+    assert len(records) >= 2 and known.any()
+    assert set(crops.clip[known]) == set(crops.clip_ids), "every clip was searched, fitted or confirmed on"

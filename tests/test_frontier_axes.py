@@ -41,6 +41,21 @@ def table(**more: Any) -> CostTable:
     return replace(CostTable("cpu", "float32", 1, 192, 1.0, *times, {}, "k"), **more)
 
 
+def test_frames_that_are_taken_evenly_are_of_every_phase() -> None:
+    """Places 2, 6, 10 and 14 of 16 frames would all be frames that a stride of 2 runs on."""
+    arrays = tiny.crop_arrays(2, 16)
+    crops = CropSet({name: each for name, each in arrays.items() if name != "masks"}, tiny.crop_meta())
+    indices = crops.sample(4)
+    for stride in (2, 4):
+        before, after, weight = key_frames(crops, indices, stride)
+        phases = np.rint(weight * stride).astype(int)
+        assert sorted(phases.tolist()) == sorted(2 * [number % stride for number in range(4)])
+        assert ((indices - before) == phases).all() and ((after - before)[phases > 0] == stride).all()
+    whole = np.arange(16)
+    before, after, weight = key_frames(crops, whole, 4)
+    assert (before == whole - whole % 4).all() and (weight[:12] == (whole % 4 / 4)[:12]).all()
+
+
 def test_names_and_words() -> None:
     both = replace(HALF, stride=4, keep=96, way="drop")
     assert Candidate.parsed(both.key) == both and Candidate().key == "[[], 0.0, null, null]"

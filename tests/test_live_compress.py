@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from live_networks import pictures, stranger
+from live_networks import GRID, pictures, stranger
 from test_live_adapter import ADAPTER
+from test_live_search import map_distance
 from test_model_commands import run as invoke
 
 import hmrcompress as hc
@@ -20,9 +22,12 @@ from hmrcompress.api.adapter import open_adapter
 from hmrcompress.frontier import live
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.ledger import Ledger
-from hmrcompress.frontier.live import LiveCosts, live_costs
+from hmrcompress.frontier.live import CandidateProbe, LiveCosts, live_costs
 from hmrcompress.live.patching import apply
+from hmrcompress.live.searching import called
+from hmrcompress.live.trees import sha256_of, source_sha256
 from hmrcompress.plan import Plan
+from hmrcompress.searching.cache import LayerCache
 
 
 @pytest.fixture
@@ -128,3 +133,44 @@ def test_times_of_layers_follow_from_differences() -> None:
     assert found == LiveCosts("cpu", 2, 30, 1.0, 1.0, {"drop 14": 0.5})
     assert found.seconds(Candidate(((1, "all"),), keep=14, way="drop"), 5) == 1.0 + 4 * 0.5
     assert front_live.ROUNDS > 2
+
+
+def test_what_is_kept_changes_no_error(tmp_path: Path) -> None:
+    """Also where the uppermost layers go, so that the layer at which a pass goes on is not there any more."""
+    model = stranger("HMR2, ViTPose", depth=5)
+    network = hc.live.network(model, grid=GRID)
+    batches = [pictures(2, seed)[0] for seed in range(2)]
+    caches = [LayerCache(range(4), 1 << 20, size, None) for size in (1 << 24, 0)]
+    probes = [
+        CandidateProbe(network, batches, [2, 2], called, map_distance, merge_rule="eq4", cache=cache)
+        for cache in caches
+    ]
+    for gone in ([4], [3, 4], [2, 3, 4], [1, 2, 3, 4], [0], [1, 3], [0, 4]):
+        plan = Candidate(tuple((layer, "all") for layer in gone)).plan(network.reference, 5)
+        one, other = (np.concatenate([probe.errors(plan, number) for number in range(2)]) for probe in probes)
+        np.testing.assert_allclose(one, other, rtol=1e-9, err_msg=str(gone))
+    assert probes[0].applications < probes[1].applications
+
+
+def test_functions_and_objects_are_told_apart_by_what_they_hold() -> None:
+    def less(value: float, x: float) -> float:
+        return x - value
+
+    def bound(value: float) -> Any:
+        return lambda x: x - value
+
+    class Batch:
+        def __init__(self, img: torch.Tensor) -> None:
+            self.img = img
+
+    pairs = [
+        (partial(less, 1.0), partial(less, 2.0)),
+        (partial(less, 1.0), partial(max, 1.0)),
+        (bound(1.0), bound(2.0)),
+        (hc.live.vertices(bound(1.0)), hc.live.vertices(bound(2.0))),
+    ]
+    for one, other in pairs:
+        assert source_sha256(one) != source_sha256(other)
+    assert source_sha256(hc.live.vertices(bound(1.0))) == source_sha256(hc.live.vertices(bound(1.0)))
+    assert sha256_of(Batch(torch.zeros(2))) != sha256_of(Batch(torch.ones(2)))
+    assert sha256_of(Batch(torch.ones(2))) == sha256_of(Batch(torch.ones(2)))

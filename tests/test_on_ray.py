@@ -18,7 +18,7 @@ import tiny
 from PIL import Image
 
 from hmrcompress.api import on_ray
-from hmrcompress.api.on_ray import Cluster, Machine, RayWorkers, Told, cluster_of
+from hmrcompress.api.on_ray import Cluster, Machine, RayWorkers, Told, _fit, cluster_of
 from hmrcompress.api.predict_job import OpenJob, PredictJob
 from hmrcompress.api.predict_many import predict_many
 from hmrcompress.errors import MissingExtra, UserError
@@ -128,6 +128,12 @@ def test_names_of_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"hmrcompress\[cluster\]"):
         cluster_of("ray")
+
+
+def test_a_worker_is_not_spread_over_machines() -> None:
+    """Two machines of six cores hold two workers of four; eight GPUs with four cores hold four of one each."""
+    assert sum(_fit(node, 4, 0) for node in ({"CPU": 6.0}, {"CPU": 6.0})) == 2
+    assert _fit({"CPU": 4.0, "GPU": 8.0}, 1, 1) == 4 and _fit({"CPU": 8.0}, 1, 1) == 0 and _fit({"CPU": 3.0}, 1, 0) == 3
 
 
 def test_devices_of_a_cluster() -> None:

@@ -20,6 +20,9 @@ from hmrcompress.data.onnx_segment import Segmenter
 from hmrcompress.data.people import People, choose, expected_box, overlap, suppress
 from hmrcompress.data.yolo import Letterbox
 from hmrcompress.errors import UserError
+from hmrcompress.pipeline.boxes import Box
+from hmrcompress.pipeline.tracks import Seen
+from hmrcompress.pipeline.work import CropFrames, Run
 
 CENTRAL, BESIDE = (56, 30, 136, 228), (130, 60, 190, 200)
 """x0 y0 x1 y1 in the crop: the person that it is of (red), and another who overlaps (green)."""
@@ -267,3 +270,31 @@ def test_files_that_are_no_segmenters(tmp_path: Path) -> None:
     path = segmenters.yolo(tmp_path / "c.onnx", rows[:3])
     with pytest.raises(UserError, match=r"gave \(3, 30\) rows for 2 prototypes"):
         list(data.batches(masks=mask_source(f"onnx:{path}")))
+
+
+def test_batches_of_one_input_go_on_where_the_last_one_ended(tmp_path: Path) -> None:
+    """And pictures that have nothing to do with each other take no mask of each other."""
+    images, nobody = (
+        np.stack([picture(), np.zeros((256, 192, 3), np.uint8)]),
+        People(np.zeros((0, 4)), np.zeros(0), np.zeros((0, 256, 192), bool)),
+    )
+    seen = [Seen(number, Box(0, (128.0, 128.0), 256.0), (192, 256), True) for number in range(2)]
+    run, masks = Run(), OnnxMasks(segmenters.yolo(tmp_path / "seg.onnx", yolo_rows(ROWS)))
+    look = masks.segmenter.people
+    masks.segmenter.people = lambda shown: [  # type: ignore[method-assign]
+        found if picture.any() else nobody for found, picture in zip(look(shown), shown, strict=True)
+    ]
+
+    def person(rows: slice, run: Run | None) -> np.ndarray:
+        crops = CropFrames(images[rows], seen[rows], run=run)
+        numbers = np.arange(len(crops.clip))
+        masks.check(crops, numbers)
+        found = masks.person(crops, numbers)
+        assert found is not None
+        return found.numpy()
+
+    first = person(slice(0, 1), run)[0]
+    assert first.any() and (person(slice(1, 2), run)[0] == first).all(), "the mask of the frame before"
+    assert not person(slice(1, 2), Run())[0].any(), "another input"
+    apart = person(slice(0, 2), None)
+    assert (apart[0] == first).all() and not apart[1].any()

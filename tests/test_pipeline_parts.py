@@ -6,7 +6,9 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +22,7 @@ from hmrcompress.pipeline.boxes import FullFrame, read_boxes
 from hmrcompress.pipeline.camera import cam_crop_to_full, default_focal
 from hmrcompress.pipeline.detect import Detector, decode_yolo
 from hmrcompress.pipeline.drawing import video_writer
+from hmrcompress.pipeline.followed import Followed
 from hmrcompress.pipeline.frames import Frame, open_source
 from hmrcompress.pipeline.overlap import StageClock, background
 from hmrcompress.pipeline.store import RowStore
@@ -262,8 +265,38 @@ def test_a_detector_gives_boxes_in_the_picture_with_tracks(tmp_path: Path) -> No
     write_detector(tmp_path / "d.onnx", yolo_rows(found, 3).T[None].copy())
     detector = open_boxes(f"onnx:{tmp_path / 'd.onnx'}", scale=1.0)
     for number in range(2):
-        (box,) = detector.boxes(frame(number, (640, 320)))
+        (box,) = detector.boxes(replace(frame(number, (640, 320)), seconds=number / 30))
         assert box.track == 0 and box.centre == pytest.approx((320, 160)) and box.side == pytest.approx(200)
+
+
+class Found(Followed):
+    """A detector that finds one person, of the scores that it is given."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__("found")
+        self.scores = scores
+
+    def people(self, image: Any) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([[10.0, 10.0, 60.0, 110.0]]), np.array([self.scores.pop(0)])
+
+
+def test_pictures_that_are_no_sequence_have_nothing_to_do_with_each_other() -> None:
+    """A low score counts where somebody was there before: in a video, and not in another picture of a folder."""
+    for seconds, found in ((0.0, [1, 1]), (None, [1, 0])):
+        detector = Found([0.9, 0.3])
+        frames = [replace(frame(number), seconds=None if seconds is None else number / 30) for number in range(2)]
+        assert [len(detector.boxes(each)) for each in frames] == found
+
+
+def test_yolov5_of_one_class_is_not_taken_for_suppressed_boxes() -> None:
+    """Both have six columns; centre and size are no corners in order, and scores are no classes."""
+    rows = np.array([[300.0, 200.0, 60.0, 120.0, 0.9, 0.95], [10.0, 10.0, 5.0, 5.0, 0.01, 0.5]], np.float32)
+    rows = np.concatenate([rows, np.full((50, 6), 1e-3, np.float32)])
+    corners, scores = decode_yolo(rows[None])
+    np.testing.assert_allclose(corners, [[270, 140, 330, 260]])
+    np.testing.assert_allclose(scores, [0.9 * 0.95], rtol=1e-6)
+    ends = np.array([[270.0, 140.0, 330.0, 260.0, 0.9, 0.0], *np.zeros((50, 6))], np.float32)
+    np.testing.assert_allclose(decode_yolo(ends[None])[0], [[270, 140, 330, 260]])
 
 
 def test_detectors_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def test_each_input_is_as_if_alone_and_what_is_done_is_left(here: Path, predict:
     assert json.loads(Path("record.json").read_text())["predict"]["done_before"] == 2
 
 
+def test_results_of_other_settings_are_not_taken_for_done(here: Path, predict: Callable[..., Result]) -> None:
+    """Also where a run of other inputs with the new settings lay between."""
+    assert predict("in/a.png", "in/deep/a.png", "-o", "out").exit_code == 0
+    picture(here / "in" / "c.png", 3)
+    assert predict("in/a.png", "in/c.png", "-o", "out", "--focal", "900").exit_code == 0
+    assert predict("in/a.png", "in/deep/a.png", "-o", "out", "--focal", "900").exit_code == 0
+    assert all((arrays(Path("out", name))["focal"] == 900).all() for name in ("a", "a-2"))
+
+
 def test_what_changed_is_done_again_and_nothing_else(
     here: Path, predict: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

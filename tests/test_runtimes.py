@@ -28,6 +28,7 @@ from hmrcompress.errors import HMRCompressError, UserError
 from hmrcompress.exporting import folder as exporting
 from hmrcompress.exporting.folder import MAIN, ExportedFolder, export_folder, read_export_folder
 from hmrcompress.exporting.opened import open_exported
+from hmrcompress.exporting.rival import rival_of
 from hmrcompress.exporting.runtimes.coreml import in_known_operators
 from hmrcompress.exporting.runtimes.registry import RUNTIMES, require_precision
 from hmrcompress.exporting.runtimes.runtime import Compiled, Source
@@ -338,6 +339,42 @@ def test_what_differs_is_not_written(
     with pytest.raises(HMRCompressError, match="nothing was written"):
         write(network, tmp_path / "made", batch, tiny_body, checkpoint)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_other_device_runs_in_the_place_of_cuda(graph: Path) -> None:
+    """onnxruntime without CUDA would run on the CPU, and everybody would be told cuda."""
+    from hmrcompress.exporting.runtimes.helper import HelperNetwork
+
+    with pytest.raises(UserError, match=r"--device: the installed onnxruntime [\d.]+ cannot run on CUDA"):
+        HelperNetwork(graph, engine="onnxruntime", threads=1, cuda=True)
+
+
+def test_a_rival_runs_where_the_others_do(exported: ExportedFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_exported(exported.path)
+    assert opened.exported is not None
+    moved: list[Any] = []
+    monkeypatch.setattr(type(opened.exported), "to", lambda self, device: moved.append(device) or self)
+    with rival_of(opened, 1, torch.device("meta")):
+        assert moved == [torch.device("meta")]
+
+
+def test_fewer_layers_in_8_bits_leave_nothing_of_the_graph_before(
+    network: HMR2, batch: FrameBatch, tiny_body: BodyModel, checkpoint: Checkpoint, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Weights beside a graph are added to the file that is there, so it must not be."""
+    from hmrcompress.exporting import folder
+
+    honest, seen = folder._made, []
+
+    def made(chosen: Any, source: Source, staged: Path, *more: Any) -> Any:
+        seen.append(sorted(each.name for each in staged.iterdir()))
+        return honest(chosen, source, staged, *more)
+
+    monkeypatch.setattr(folder, "_made", made)
+    monkeypatch.setattr(folder, "_over", lambda parity, budget: len(seen) == 1)
+    write(network, tmp_path / "made", batch, tiny_body, checkpoint, precision="int8", budget_mm=1e6)
+    assert seen == [[], []]
 
 
 def test_wrong_requests_are_refused(

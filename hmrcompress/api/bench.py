@@ -87,7 +87,7 @@ def bench(
         rival: Rival | None = None
         threads = while_timed.enter_context(bench_threads(settings.threads))
         if exported is not None:
-            rival = while_timed.enter_context(rival_of(exported, threads))
+            rival = while_timed.enter_context(rival_of(exported, threads, where))
         elif runtime != "torch":
             progress(f"export for {runtime}", 0, 1)
             rival = while_timed.enter_context(

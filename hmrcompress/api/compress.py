@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,17 @@ from hmrcompress.api.opening import (
 )
 from hmrcompress.errors import UserError, hearing, tell
 from hmrcompress.frontier.candidates import Candidate
-from hmrcompress.frontier.joint import Choice, Goal, Point, choose, combinations, increase_of, race
+from hmrcompress.frontier.joint import (
+    Choice,
+    Goal,
+    Point,
+    by_the_clock,
+    choose,
+    combinations,
+    increase_of,
+    left_alone,
+    race,
+)
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.together import crew, process_of
 from hmrcompress.models.files.folder import KIND as MODEL
@@ -92,7 +102,7 @@ def compress(
     elif costs is not None:
         outputs.check_file(costs, COSTS, "json")
     with hearing() as notes, ExitStack() as stack:
-        bench = Bench.opened(model, data, chosen, target, masks, body, device, batch_size, seed, out, progress)
+        bench = Bench.opened(model, data, chosen, target, masks, body, device, batch_size, seed, out, progress, strides)
         bench.search.crew = bench.confirm.crew = stack.enter_context(crew(bench.measured))
         table = bench.costs(costs, outputs, progress)
         base_seconds = table.seconds(Candidate(), bench.depth)
@@ -121,11 +131,11 @@ def compress(
             slower.append(choice.point)
             left = [each for each in points if each.candidate not in {other.candidate for other in slower}]
             if not left or len(slower) == MOST_TIMED:
-                why = f"{choice.point.candidate.words(bench.depth)} is not faster when both are timed by turns"
-                choice, speed = replace(choice, point=untouched, why=why), None
+                choice, speed = left_alone(choice, untouched, goal, bench.depth), None
                 break
             choice, known = choose(bench.confirm, left, goal, untouched, chosen.confirmed, seed=seed, progress=progress)
             points = sorted([*known, *slower], key=lambda each: (each.seconds, each.candidate))
+        choice = by_the_clock(choice, speed, asked)
         frontier = described(bench, choice, [*points, untouched], table, sizes, asked, preset, speed, list(notes)) | {
             "not_faster": not_faster(bench, found, slower, table)
         }

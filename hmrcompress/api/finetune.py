@@ -33,6 +33,7 @@ from hmrcompress.data.crops import CropSet, evenly
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.errors import UserError
 from hmrcompress.io.outputs import OutputRule
+from hmrcompress.io.together import process_of
 from hmrcompress.models.files.folder import Folder
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.records import CropSize
@@ -87,6 +88,7 @@ def heal(
     used. validation: by default `starter:dev`, or a part of `data` that is then not trained on. An interrupted run goes
     on when it is called again. See `training.heal`, `training.loop`. Raises UserError.
     """
+    _alone("heal")
     settings, out = settings or HealSettings(), Path(out)
     checkpoint, source = load(model, seed=settings.seed), open_masks(masks)
     taught = find_teacher(checkpoint, seed=settings.seed) if teacher is None else load(teacher, seed=settings.seed)
@@ -126,6 +128,13 @@ def heal(
             progress=progress,
             report=report,
         )
+
+
+def _alone(stage: str) -> None:
+    """UserError where several processes were launched together: each would do all of this, and write it."""
+    if process_of()[1] > 1:
+        fault = f"trains in one process, and there are {process_of()[1]}"
+        raise UserError(fault, f"--stage {stage}", "Start it without torchrun (vae and decoder share work)")
 
 
 @contextmanager
@@ -217,6 +226,7 @@ def fit_probe(
     drawn from `data`, of which at most `limit` frames are used; they should show many people and places, so
     `starter:train` serves better than a few clips. The weights stay. See `training.probe_fit`. Raises UserError.
     """
+    _alone("probe")
     checkpoint, source, out = load(model, seed=seed), open_masks(masks), Path(out)
     if source.name == "self":
         raise UserError("a probe cannot be fitted on its own masks", "--masks self", "Try data, files:DIR or none")

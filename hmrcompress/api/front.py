@@ -119,6 +119,8 @@ class Bench:
     searched: np.ndarray
     """The clips of `crops` that may be looked at: none of those that confirm."""
     of_starter: bool
+    chosen_on: dict[str, Any]
+    """The frames that the choice saw, for the provenance: those searched and fitted on, and those that confirm."""
     models: dict[str, Checkpoint] = field(default_factory=dict)
     """Those that were healed, by the hash of their weights."""
 
@@ -141,6 +143,7 @@ class Bench:
         seed: int,
         out: Path,
         progress: Progress,
+        strides: Sequence[int] = (1,),
     ) -> Bench:
         """UserError for whatever does not fit together."""
         checkpoint = load(model, seed=seed)
@@ -153,9 +156,17 @@ class Bench:
         crops = open_data(data, body=surface, split="calib", size=size, progress=progress)
         protocol = protocol_for(checkpoint, crops.protocol if target == "truth" else STARTER24)
         measure = open_measure(protocol, crops, body, surface, device=where)
+        if source.name == "self":
+            fault = "are made inside the network, whose layers change with every candidate"
+            raise UserError(
+                fault, "--masks self", "Search with data, files:DIR or auto, and fit a probe for the result"
+            )
         network = on_device(checkpoint.network, where)
         if of_starter(data):
             other = open_data("starter:confirm", body=surface, size=size, progress=progress)
+            if crops.split == other.split:
+                fault = f"is what the choice is confirmed on, so that nothing may be searched on {crops.split}"
+                raise UserError(fault, str(data), "Search on starter:calib")
             kept = np.array(crops.clip_ids)
             confirming = np.array(other.clip_ids)
         else:
@@ -167,6 +178,9 @@ class Bench:
                     f"has {len(every)} clips; to confirm on clips not searched on takes {KEPT_BACK * FEWEST_CONFIRMING}"
                 )
                 raise UserError(fault, crops.name, "Give data with more clips")
+        if target == "truth":
+            for each in (crops, other):
+                each.check_measure(measure)
         fitting, measuring = (kept, kept) if len(kept) < 2 else (kept[::2], kept[1::2])
         fit_indices = _frames(crops, fitting, preset.fit_frames)
         indices = _frames(crops, measuring, preset.search_frames)
@@ -185,6 +199,7 @@ class Bench:
             **measure.identity(),
             target=target,
             device=where,
+            **_between(source, strides, (crops, measuring), (other, confirming)),
         )  # fmt: skip
         ledger = Ledger(out.with_name(f"{out.name}.journal.jsonl"), key.inputs, read=leads())
         weighing = None if isinstance(source, NoMasks) else source
@@ -206,12 +221,16 @@ class Bench:
             clips=tuple(int(each) for each in fitting),
             masks=None if weighing is None else weighing.name,
         )
+        chosen_on = {
+            "searched": {provenance.KEY: provenance.record(crops, np.union1d(indices, fit_indices))},
+            "confirmed": {provenance.KEY: provenance.record(other, confirm_indices)},
+        }
         names = {
             "search": f"{crops.name}:{crops.split}, {len(indices)} frames of {len(measuring)} clips",
             "confirm": f"{other.name}:{other.split}, {len(confirm_indices)} frames of {len(confirming)} clips",
         }
         return cls(checkpoint, network, crops, search, confirm, ledger, fitted_on, source, measure, preset, batch_size,
-                   seed, names, kept, of_starter(data))  # fmt: skip
+                   seed, names, kept, of_starter(data), chosen_on)  # fmt: skip
 
     def measured(self, order: tuple[str, Candidate, int]) -> Measured:
         """A batch of the frames to search or to confirm on: which of them, a candidate, and the batch's number."""
@@ -308,6 +327,18 @@ class Bench:
         """The plan of a candidate, as it is written."""
         made = candidate.plan(self.checkpoint.reference, self.depth, self.fitted_on if candidate.strength else None)
         return made.model_copy(update={"run": RunSettings(dtype=candidate.dtype, stride=candidate.stride)})
+
+
+def _between(source: MaskSource, strides: Sequence[int], *clips: tuple[CropSet, np.ndarray]) -> dict[str, Any]:
+    """For the key, where a network may run on every so manieth frame only: hashes of all frames of these clips, as
+    those that it runs on lie beside the frames that are scored."""
+    if max(strides) == 1:
+        return {}
+    whole = [(crops, np.concatenate([crops.frames_of(int(clip)) for clip in numbers])) for crops, numbers in clips]
+    found: dict[str, Any] = {"strides": [crops.contents_sha256(frames) for crops, frames in whole]}
+    if not isinstance(source, NoMasks):
+        found["strides_masks"] = [masks_sha256(source, crops, frames) for crops, frames in whole]
+    return found
 
 
 def _frames(crops: CropSet, clips: np.ndarray, per_clip: int) -> np.ndarray:

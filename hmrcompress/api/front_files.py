@@ -90,11 +90,12 @@ def sentence(
     asking = next(f"{value:g} {_UNITS[name]}" for name, value in asked.items() if value is not None)
     interval = "" if known.low is None else f" (95 % interval {known.low:+.2f} to {known.high:+.2f})"
     faster = "as fast as it was"
+    seen = "were searched on" if chosen.confirmed is None else "the search did not see"
     if speed is not None:
         faster = f"{speed['speedup']:.2f} times the speed ({how}; predicted {base / chosen.seconds:.2f})"
     return (
         f"Asked for {asking}, chosen: {chosen.candidate.words(depth)}, {faster} at {known.mean:+.2f} mm{interval} on "
-        f"{known.clips} clips that the search did not see; {choice.why}."
+        f"{known.clips} clips that {seen}; {choice.why}."
     )
 
 
@@ -144,7 +145,13 @@ def write(
     if candidate.healed:
         model = bench.models[candidate.healed]
         write_model_folder(
-            out, model.state(), model.config, plan=plan, provenance=model.source, body=model.body, overwrite=outputs
+            out,
+            model.state(),
+            model.config,
+            plan=plan,
+            provenance={**model.source, **bench.chosen_on},
+            body=model.body,
+            overwrite=outputs,
         )
         _add_report(out, frontier, pictures, outputs)
         return
@@ -155,6 +162,7 @@ def write(
         out,
         cut_patches=patches,
         fitted_on={"data": bench.fitted_on.model_dump(mode="json")} if patches else None,
+        chosen_on=bench.chosen_on,
         overwrite=outputs,
     )
     _add_report(out, frontier, pictures, outputs)

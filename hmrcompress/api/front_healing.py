@@ -69,8 +69,8 @@ def healed_points(
     found = []
     for number, point in enumerate(points):
         share = minutes / len(points)
-        name = f"heal {point.candidate.key} {share:g}"
-        place = folder / sha256_json([point.candidate.key, share])[:12]
+        name = f"heal {point.candidate.key} {share:g} {bench.seed}"
+        place = folder / sha256_json([point.candidate.key, share, bench.seed])[:12]
         model = _kept(place, bench.ledger.get(name))
         if model is None:
             progress("healing", number, len(points))

@@ -15,7 +15,17 @@ from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.costs import device_name
 from hmrcompress.frontier.depth import Sized, greedy, increase
 from hmrcompress.frontier.errors import Errors
-from hmrcompress.frontier.joint import Choice, Goal, Point, choose, combinations, increase_of, race
+from hmrcompress.frontier.joint import (
+    Choice,
+    Goal,
+    Point,
+    by_the_clock,
+    choose,
+    combinations,
+    increase_of,
+    left_alone,
+    race,
+)
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.live import CandidateProbe, LiveCosts, LiveErrors, live_costs, live_ways, turns
 from hmrcompress.frontier.summary import FRONTIER, PAGE, listed, told
@@ -81,8 +91,8 @@ def compress_adapter(
             )
             speed = _timed(adapter, choice.point.candidate, batches["test"][0], ledger, progress)
             if speed is not None and speed["speedup"] <= 1:
-                why = f"{choice.point.candidate.words(depth)} is not faster when both are timed by turns"
-                choice, speed = replace(choice, point=untouched, why=why), None
+                choice, speed = left_alone(choice, untouched, goal, depth), None
+            choice = by_the_clock(choice, speed, asked)
             frontier = _described(adapter, search, confirm, choice, [*points, untouched], table, sizes, asked, speed)
             frontier |= {"preset": preset, "seed": seed, "evaluations": len(ledger), "notes": list(notes)}
             frontier["journal"] = ledger.path.name

@@ -30,7 +30,7 @@ from hmrcompress.live.plans import LivePlan
 from hmrcompress.live.structure import FAMILY
 from hmrcompress.merging.fit import DEFAULT_FRAMES_PER_CLIP, fit_plan
 from hmrcompress.merging.layers import FITTED
-from hmrcompress.merging.merge import fit_patch, merge_checkpoint
+from hmrcompress.merging.merge import fit_patch, frames_of_patch, merge_checkpoint
 from hmrcompress.models.families.registry import MARKS, is_known
 from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.models.files.folder import Folder
@@ -160,7 +160,7 @@ def _merged_with_patch(
     about = {
         "data": {"name": crops.name, "split": crops.split, "sha256": crops.sha256},
         "masks": None if source is None else source.name,
-        KEY: record(crops, crops.sample(fitted_on.frames_per_clip)),
+        KEY: record(crops, frames_of_patch(plan, crops)),
     }
     return merge_checkpoint(
         checkpoint,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +83,8 @@ class Cluster:
         """Workers for a job, gone afterwards. settings: what results depend on as this process has it, which the
         workers must have, too."""
         gpus = 1 if job.device == "cuda" else 0
-        each, name = (gpus, "GPU") if gpus else (self.cpus, "CPU")
-        room = max(int(self._ray.cluster_resources().get(name, 0) // each), 1)
+        nodes = [node.get("Resources", {}) for node in self._ray.nodes() if node.get("Alive")]
+        room = max(sum(_fit(node, self.cpus, gpus) for node in nodes), 1)
         options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_restarts": 0}
         machine = self._ray.remote(**options)(Machine)
         told = Told(job, dict(settings.inputs), os.getcwd(), self.cpus, overwrite, inputs)
@@ -181,6 +181,12 @@ class RayWorkers:
     def _new(self) -> Any:
         self._all.append(self._start())
         return self._all[-1]
+
+
+def _fit(node: Mapping[str, float], cpus: int, gpus: int) -> int:
+    """Workers that find room on a machine with these resources; none is spread over two."""
+    room = node.get("CPU", 0) // cpus
+    return int(min(room, node.get("GPU", 0) // gpus) if gpus else room)
 
 
 def _imported() -> Any:

@@ -74,7 +74,7 @@ def predict(
     stride is as the model's plan says (`api.running`). Raises UserError, also where something else is in `out`, unless
     `overwrite` (see `io.outputs`).
     """
-    outputs = OutputRule.of(overwrite, model, source)
+    outputs = OutputRule.of(overwrite, model, source, boxes, masks, body)
     outputs.check_folder(out, KIND)
     settings = settings or PredictSettings()
     require_people(model)

@@ -12,6 +12,7 @@ from pathlib import Path
 from hmrcompress.api.on_ray import Cluster
 from hmrcompress.api.predict_job import OpenJob, PredictJob
 from hmrcompress.errors import UserError
+from hmrcompress.exporting.folder import is_export_folder
 from hmrcompress.io.locks import alone_in
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.places import paths_in
@@ -46,7 +47,8 @@ def predict_many(
     common = tuple(paths_in([job.model, job.body, job.boxes, job.masks]))
     with on or nullcontext():
         if on is not None:
-            job = replace(job, device=on.device(job.device))
+            exported = job.device == "auto" and is_export_folder(Path(str(job.model)))
+            job = replace(job, device="cpu" if exported else on.device(job.device))
         opened = OpenJob(job, elsewhere=on is not None)
         with alone_in(out, wait=False):
             manifest = Manifest.open(out, paths, OutputRule(overwrite=rule.overwrite, inputs=common))

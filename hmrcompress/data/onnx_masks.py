@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -52,6 +53,7 @@ class OnnxMasks:
         self.path = path
         self.name = f"onnx:{path}" if name is None else name
         self._clips: WeakKeyDictionary[MaskedFrames, dict[int, _Clip]] = WeakKeyDictionary()
+        self._last: WeakKeyDictionary[Any, dict[int, _Clip]] = WeakKeyDictionary()
 
     @cached_property
     def sha256(self) -> str:
@@ -74,16 +76,29 @@ class OnnxMasks:
         known = self._clips.setdefault(crops, {})
         for clip, frames in wanted.items():
             if clip not in known or known[clip].indices != frames:
-                known[clip] = _Clip(frames)
+                known[clip] = self._begun(crops, clip, frames)
 
     def person(self, crops: MaskedFrames, indices: np.ndarray) -> Tensor | None:
         """(n,*grid) bool."""
         known = self._clips.setdefault(crops, {})
         for clip, frames in _by_clip(crops, indices).items():
             if clip not in known or not set(frames) <= set(known[clip].indices):
-                known[clip] = _Clip(_whole_clip(crops, clip))
+                known[clip] = self._begun(crops, clip, _whole_clip(crops, clip))
             self._advance(crops, known[clip], frames[-1])
-        return torch.from_numpy(np.stack([known[int(crops.clip[i])].tokens[int(i)] for i in indices]))
+        numbers = _clips_of(crops)
+        return torch.from_numpy(np.stack([known[int(numbers[i])].tokens[int(i)] for i in indices]))
+
+    def _begun(self, crops: MaskedFrames, clip: int, indices: list[int]) -> _Clip:
+        """A clip; where crops are a part of a `run`, one that goes on where the part before ended."""
+        run = getattr(crops, "run", None)
+        if run is None:
+            return _Clip(indices)
+        clips = self._last.setdefault(run, {})
+        before = clips.get(clip)
+        clips[clip] = made = _Clip(indices)
+        if before is not None:
+            made.box, made.last, made.missed = before.box, before.last, before.missed
+        return made
 
     def _advance(self, crops: MaskedFrames, clip: _Clip, upto: int) -> None:
         """Looks at frames until that of index `upto` is known."""
@@ -113,13 +128,20 @@ def shipped_masks() -> OnnxMasks:
 
 def _by_clip(crops: MaskedFrames, indices: np.ndarray) -> dict[int, list[int]]:
     """Indices of the frames by clip, in the order of time, each once."""
-    chosen = np.unique(np.asarray(indices, dtype=np.int64))
-    ordered = chosen[np.lexsort((crops.frame[chosen], crops.clip[chosen]))]
+    chosen, numbers = np.unique(np.asarray(indices, dtype=np.int64)), _clips_of(crops)
+    ordered = chosen[np.lexsort((crops.frame[chosen], numbers[chosen]))]
     found: dict[int, list[int]] = {}
     for index in ordered.tolist():
-        found.setdefault(int(crops.clip[index]), []).append(index)
+        found.setdefault(int(numbers[index]), []).append(index)
     return found
 
 
+def _clips_of(crops: MaskedFrames) -> np.ndarray:
+    """Numbers of the clips by frame: those of the data, or, where pictures have nothing to do with each other (`run` is
+    None), one of its own for each."""
+    apart = getattr(crops, "run", crops) is None
+    return np.arange(len(crops.clip)) if apart else np.asarray(crops.clip)
+
+
 def _whole_clip(crops: MaskedFrames, clip: int) -> list[int]:
-    return _by_clip(crops, np.flatnonzero(np.asarray(crops.clip) == clip))[clip]
+    return _by_clip(crops, np.flatnonzero(_clips_of(crops) == clip))[clip]

@@ -31,6 +31,17 @@ def window_starts(total: int, frames: int, overlap: int) -> list[int]:
     return [*range(0, last, frames - overlap), last]
 
 
+def check_stride(stride: float, frames: int) -> None:
+    """UserError unless every window of so many frames sees one that the network ran on. stride: in steps of the
+    decoder."""
+    if stride > frames:
+        raise UserError(
+            f"the network runs on every {stride:g}th step, and the decoder sees {frames} at a time",
+            "--stride",
+            f"Give at most {frames}, in frames at the decoder's rate",
+        )
+
+
 def check_lookahead(lookahead: int, frames: int) -> None:
     """UserError unless a frame and those that it waits for fit a window."""
     if not 0 <= lookahead < frames:

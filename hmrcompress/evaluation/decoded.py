@@ -17,6 +17,7 @@ from hmrcompress.decoder.filters import one_euro, savgol
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
 from hmrcompress.decoder.readout import decoder_inputs
+from hmrcompress.decoder.windows import check_stride
 from hmrcompress.errors import UserError
 from hmrcompress.evaluation.timelines import Timeline, betas_in_time, interpolated, sequence_predict, stage_name
 from hmrcompress.metrics.pose import Predict
@@ -133,6 +134,7 @@ def sequence_stages(
             filtered(each, name, fps=fps, median_shape=settings.median_shape) for each in timelines
         ]
     if decoder is not None and codec is not None:
+        check_stride(max(settings.strides), decoder.config.frames)
         for stride, found in sparse.items():
             stages[stage_name(DECODED, stride, settings.strides)] = [
                 decode(

@@ -152,6 +152,8 @@ def export_folder(
         made, parity, about, through = _made(chosen, source, staged, precision, body, batch_sizes)
         while choice is not None and _over(parity, budget_mm) and len(choice.layers) > 1:
             choice = choice.fewer()
+            for file in staged.iterdir():  # weights beside a graph would be added to those that are there
+                file.unlink()
             source = replace(source, int8=choice)
             progress("fewer layers in 8 bits", len(choice.kept), len(choice.kept) + len(choice.layers))
             made, parity, about, through = _made(chosen, source, staged, precision, body, batch_sizes)

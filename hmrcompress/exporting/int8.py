@@ -37,14 +37,14 @@ CALIBRATED_AT_ONCE = 8
 class Int8Choice:
     """What was chosen. layers: names of linear layers with 8 bits, the least damaging first; kept: the others. ranges:
     of each layer's input. damage_mm: what each does alone; found_mm: what all of them do together, on the calibration
-    crops: the median over crops of the largest distance of a joint. weight_bits: 8, or 7 where the products of this
-    processor would overflow."""
+    crops: the median over crops of the largest distance of a joint; None where that was not measured. weight_bits: 8,
+    or 7 where the products of this processor would overflow."""
 
     layers: tuple[str, ...]
     kept: tuple[str, ...]
     ranges: Mapping[str, tuple[float, float]]
     damage_mm: Mapping[str, float]
-    found_mm: float
+    found_mm: float | None
     budget_mm: float
     crops: int
     weight_bits: int = 8
@@ -57,7 +57,8 @@ class Int8Choice:
     def fewer(self) -> Int8Choice:
         """The same without the most damaging eighth."""
         count = len(self.layers) - max(1, len(self.layers) // 8)
-        return replace(self, layers=self.layers[:count], kept=(*self.layers[count:], *self.kept))
+        kept = (*self.layers[count:], *self.kept)
+        return replace(self, layers=self.layers[:count], kept=kept, found_mm=None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -187,7 +188,7 @@ def choose(
 def all_layers(network: HMR2, batch: FrameBatch, weight_bits: int = 8) -> Int8Choice:
     """8 bits in every linear layer of the backbone, whatever that costs: for measuring speed."""
     ranges = calibrated(network, batch)
-    return Int8Choice(tuple(ranges), (), ranges, {}, float("nan"), float("inf"), len(batch.images), weight_bits)
+    return Int8Choice(tuple(ranges), (), ranges, {}, None, float("inf"), len(batch.images), weight_bits)
 
 
 def quantise_onnx(

@@ -61,6 +61,11 @@ class ExportedNetwork(nn.Module):
             if found.exact_int8 and not self.here.is_cuda and not has_exact_int8():
                 fault = "was exported where products of 8-bit numbers are exact (VNNI, AMX); here they overflow"
                 raise UserError(fault, self.folder.path, ANEW)
+            if self.here.device.index:
+                fault = f"got {self.here.device}, and runtimes take the first GPU there is"
+                raise UserError(
+                    fault, "--device", f"Try CUDA_VISIBLE_DEVICES={self.here.device.index} and --device cuda"
+                )
             chosen = runtime(found.runtime)
             running = chosen.run(
                 self.folder.main,

@@ -51,9 +51,9 @@ class ExportedRival:
 
 
 @contextmanager
-def rival_of(checkpoint: Checkpoint, threads: int) -> Iterator[ExportedRival]:
-    """The network of a folder (`checkpoint.exported`), open while the block runs. Raises UserError."""
-    exported = cast(ExportedNetwork, checkpoint.exported)
+def rival_of(checkpoint: Checkpoint, threads: int, device: torch.device | str = "cpu") -> Iterator[ExportedRival]:
+    """The network of a folder (`checkpoint.exported`), open on that device while the block runs. Raises UserError."""
+    exported = cast(ExportedNetwork, checkpoint.exported).to(device)
     exported.threads = threads
     running, found = exported.running, exported.folder.config
     try:

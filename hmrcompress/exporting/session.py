@@ -41,11 +41,7 @@ def open_session(
     providers: list[Any] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if CUDA not in onnxruntime.get_available_providers():
-            raise UserError(
-                f"the installed onnxruntime {onnxruntime.__version__} cannot run on {device}",
-                "--device",
-                "Try pip install onnxruntime-gpu in place of onnxruntime, or --device cpu",
-            )
+            raise no_cuda(f"onnxruntime {onnxruntime.__version__}")
         providers.insert(0, (CUDA, {"device_id": device.index or 0, "use_tf32": 0}))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads() if threads is None else threads
@@ -59,6 +55,12 @@ def open_session(
             "session.optimized_model_external_initializers_file_name", f"{optimised.name}.data"
         )
     return onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+
+def no_cuda(runtime: str) -> UserError:
+    """What to raise where the installed version of a runtime knows no CUDA."""
+    remedy = "Try pip install onnxruntime-gpu in place of onnxruntime, or --device cpu"
+    return UserError(f"the installed {runtime} cannot run on CUDA", "--device", remedy)
 
 
 @lru_cache(maxsize=1)

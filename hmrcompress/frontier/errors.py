@@ -267,14 +267,17 @@ class Errors:
 
 
 def key_frames(crops: CropSet, indices: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of frames (indices): those before and after that a network with a stride runs on, counted from the beginning of
-    the clip, and how far between them each is (float32). After the last one, that one."""
+    """Of frames (indices): those before and after that a network with a stride runs on, and how far between them each
+    is (float32). After the last one of a clip, that one. The first of a clip's indices is one that it runs on, the next
+    one behind such a frame, and so on, so that every phase is as frequent as in a video."""
     before, after, weight = indices.copy(), indices.copy(), np.zeros(len(indices), np.float32)
     for clip in np.unique(crops.clip[indices]):
         order = crops.frames_of(int(clip))
         rows = np.flatnonzero(crops.clip[indices] == clip)
         at = np.searchsorted(crops.frame[order], crops.frame[indices[rows]])
-        start = at - at % stride
+        # Each in its turn is a frame that the network runs on, one after such a frame, and so on: frames that are taken
+        # evenly from a clip would otherwise all be the same one of these.
+        start = at - np.minimum(np.arange(len(rows)) % stride, at)
         inside = start + stride < len(order)
         before[rows], after[rows] = order[start], order[np.where(inside, start + stride, start)]
         weight[rows] = np.where(inside, (at - start) / stride, 0)

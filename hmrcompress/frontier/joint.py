@@ -170,9 +170,17 @@ def race(
     points = []
     for number, (candidate, seconds, _) in enumerate(hopeful[:most]):
         rivals = [Point(each, seconds, _raced(errors, each, goal, seed)) for each in _patched_or_not(errors, candidate)]
-        points.append(min(rivals, key=lambda each: each.search.mean if each.search else np.inf))
+        points.append(min(rivals, key=lambda each: _standing(each, goal)))
         progress("racing", number + 1, min(most, len(hopeful)))
     return sorted(points, key=lambda each: (each.seconds, each.candidate))
+
+
+def _standing(point: Point, goal: Goal) -> tuple[bool, float]:
+    """Those that were dropped come last: they were measured on fewer frames, and miss the budget for certain."""
+    found = point.search
+    if found is None:
+        return True, np.inf
+    return goal.budget_mm is not None and bool(found.least > goal.budget_mm), found.mean
 
 
 def _patched_or_not(errors: Errors, candidate: Candidate) -> list[Candidate]:
@@ -199,6 +207,23 @@ class Choice:
     point: Point
     shown: bool
     why: str
+
+
+def left_alone(choice: Choice, untouched: Point, goal: Goal, depth: int) -> Choice:
+    """The untouched network in the place of a choice that is not faster: it meets any budget, and no goal of speed."""
+    why = f"{choice.point.candidate.words(depth)} is not faster when both are timed by turns"
+    return Choice(untouched, goal.budget_mm is not None, why)
+
+
+def by_the_clock(choice: Choice, speed: Mapping[str, Any] | None, asked: Mapping[str, float | None]) -> Choice:
+    """A choice for a goal of speed as it was timed: `shown` is what the clock says, not what was predicted. speed: of
+    it, by turns with the untouched network {fps, speedup}; None where it is that itself."""
+    for name, unit in (("speedup", "times the speed"), ("fps", "frames a second")):
+        wanted = asked.get(name)
+        if wanted is None or speed is None or speed[name] >= wanted:
+            continue
+        return replace(choice, shown=False, why=f"it was predicted to be fast enough, and has {speed[name]:.3g} {unit}")
+    return choice
 
 
 def choose(

@@ -38,6 +38,7 @@ class CandidateProbe(LiveProbe):
         """The user's distances in mm, one for each sample of a batch."""
         self._prepare()
         first = self.depth if plan.first_change is None else plan.first_change
+        first = min(first, len(plan.kept_groups) - 1)  # the layer at which it goes on has to be there
         apply(self.network.model, plan, network=self.network, replay=self.prefix)
         try:
             self.tokens = plan.tokens  # whoever calls the model is told where people are

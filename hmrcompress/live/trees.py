@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -89,7 +90,8 @@ def length_of(batch: Any) -> int:
 
 
 def sha256_of(value: Any) -> str:
-    """Hash of the tensors, arrays and plain values in a structure; of other objects, of what they are called."""
+    """Hash of the tensors, arrays and plain values in a structure, of the source of functions, and of the class and the
+    values of other objects."""
     digest = hashlib.sha256()
     _hash(value, digest)
     return digest.hexdigest()
@@ -99,12 +101,20 @@ def source_sha256(function: Any) -> str:
     """Hash of the source of a function or of an object's class and values; of its name where there is no source."""
     if function is None:
         return "none"
+    if isinstance(function, functools.partial):
+        parts = [source_sha256(function.func), sha256_of(function.args), sha256_of(function.keywords)]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
     try:
         text = inspect.getsource(function if inspect.isroutine(function) else type(function))
     except (OSError, TypeError):
         text = repr(getattr(function, "__qualname__", type(function)))
-    own = "" if inspect.isroutine(function) else repr(sorted(getattr(function, "__dict__", {}).items(), key=str))
-    return hashlib.sha256((text + own).encode()).hexdigest()
+    own: list[Any]
+    if inspect.isroutine(function):
+        cells = getattr(function, "__closure__", None) or ()
+        own = [sha256_of(cell.cell_contents) for cell in cells if cell.cell_contents is not function]
+    else:
+        own = [[name, sha256_of(each)] for name, each in sorted(getattr(function, "__dict__", {}).items())]
+    return hashlib.sha256((text + (repr(own) if own else "")).encode()).hexdigest()
 
 
 def _hash(value: Any, digest: Any) -> None:
@@ -123,7 +133,10 @@ def _hash(value: Any, digest: Any) -> None:
             _hash(part, digest)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         _hash({each.name: getattr(value, each.name) for each in dataclasses.fields(value)}, digest)
+    elif inspect.isroutine(value) or isinstance(value, functools.partial):
+        digest.update(source_sha256(value).encode())
     elif value is None or isinstance(value, str | bytes | int | float | bool):
         digest.update(repr(value).encode())
     else:
         digest.update(type(value).__qualname__.encode())
+        _hash(getattr(value, "__dict__", None), digest)

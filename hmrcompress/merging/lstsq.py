@@ -98,7 +98,7 @@ def fit(fitted: NormalEquations, left_out: NormalEquations) -> Patch:
         return solve(fitted.plus(left_out), USUAL_RIDGE) or no_patch(fitted)
     tried = [patch for ridge in RIDGES if (patch := solve(fitted, ridge)) is not None]
     losses = [(left_out.loss(patch), patch.ridge) for patch in (*tried, no_patch(fitted))]
-    _, ridge = min((loss, ridge) for loss, ridge in losses if not math.isnan(loss)) if losses else (0.0, math.inf)
+    _, ridge = min((each for each in losses if not math.isnan(each[0])), default=(0.0, math.inf))
     if math.isinf(ridge):
         return no_patch(fitted)
     return solve(fitted.plus(left_out), ridge) or no_patch(fitted)

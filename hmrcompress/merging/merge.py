@@ -47,17 +47,21 @@ def fit_patch(
 
     network: original, in evaluation mode, on its device. UserError where there are no frames or no usable masks.
     """
-    assert plan.patch is not None
-    data = plan.patch.fitted_on
-    indices = crops.sample(data.frames_per_clip)
-    if data.clips is not None:
-        indices = indices[np.isin(crops.clip[indices], data.clips)]
+    indices = frames_of_patch(plan, crops)
     if not len(indices):
         raise UserError("there are no frames to fit on", crops.name)
     original, batches = plain(network), fit_batches(crops, indices, masks)
     bare = plan.model_copy(update={"patch": None, "tokens": None})
     tokens = StreamedTokens(original, crops, batches)
     return fit_cuts(original, merge_network(original, bare), plan, batches, tokens, progress=progress)
+
+
+def frames_of_patch(plan: Plan, crops: CropSet) -> np.ndarray:
+    """The frames of the data that a plan's patch is fitted on."""
+    assert plan.patch is not None
+    data = plan.patch.fitted_on
+    indices = crops.sample(data.frames_per_clip)
+    return indices if data.clips is None else indices[np.isin(crops.clip[indices], data.clips)]
 
 
 def merged_config(config: NetworkConfig, plan: Plan) -> NetworkConfig:
@@ -95,17 +99,18 @@ def merge_checkpoint(
     patches: Patches | None = None,
     cut_patches: CutPatches | None = None,
     fitted_on: Mapping[str, Any] | None = None,
+    chosen_on: Mapping[str, Any] | None = None,
     decoder_of: Checkpoint | None = None,
     overwrite: bool | OutputRule = False,
 ) -> Folder:
     """Merges layers, records token merging, and writes the compressed model. Needs little memory beyond merged layers.
 
-    `patches` are what the rule `lstsq` adds, `cut_patches` those of the plan's patch; `fitted_on` says on which data,
-    for the provenance. Raises UserError where the plan was made for another checkpoint (`force`: only where the numbers
-    of layers differ) or cannot be applied, and as `io.outputs`. A saliency probe is handed on where the layers up to
-    the one that it reads stay as they are; a temporal decoder is not, because it was trained on the features of the
-    network as it was. `decoder_of` is another compressed version of the same network, whose temporal decoder the new
-    one is to have: UserError where it holds none, or has another head.
+    `patches` are what the rule `lstsq` adds, `cut_patches` those of the plan's patch; for the provenance `fitted_on`
+    says on which data, and `chosen_on` on which the plan was found. Raises UserError where the plan was made for
+    another checkpoint (`force`: only where the numbers of layers differ) or cannot be applied, and as `io.outputs`. A
+    saliency probe is handed on where the layers up to the one that it reads stay as they are; a temporal decoder is
+    not, because it was trained on the features of the network as it was. `decoder_of` is another compressed version of
+    the same network, whose temporal decoder the new one is to have: UserError where it holds none, or has another head.
     """
     plan.check(checkpoint.family, checkpoint.sha256, checkpoint.config.depth, force, plan_name)
     outputs = OutputRule.of(overwrite, checkpoint, decoder_of)
@@ -116,7 +121,9 @@ def merge_checkpoint(
     if plan.checkpoint is None:
         plan = plan.model_copy(update={"checkpoint": checkpoint.reference})
     fitted = _ridges(patches or {}) | _ridges_of_cuts(cut_patches or {})
-    more: dict[str, Any] = {"fitted": {**(fitted_on or {}), "ridges": fitted}} if fitted else {}
+    more: dict[str, Any] = dict(chosen_on or {})
+    if fitted:
+        more["fitted"] = {**(fitted_on or {}), "ridges": fitted}
     if decoder_of is not None:
         _check_decoder(decoder_of, state)
         more["decoder_of"] = {"name": decoder_of.name, "sha256": decoder_of.sha256}

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.body.model import BodyModel
+from hmrcompress.errors import tell
+from hmrcompress.pipeline.columns import MOST_KEYFRAMES
 from hmrcompress.pipeline.glb import Motion
 
 Array = NDArray[np.float64]
@@ -26,13 +28,20 @@ UPRIGHT = np.diag([1.0, -1.0, -1.0])
 ORDER = "ZXY"
 STILL_STEP = 1 / 30
 """Seconds of a frame that stands alone."""
+MOST_STEPS = 5 * MOST_KEYFRAMES
 UNEVEN = 0.01
 """Share of a step by which frames may be off and still count as even."""
 
 
-def write_bvh(path: Path, motion: Motion, body: BodyModel) -> None:
+def write_bvh(path: Path, motion: Motion, body: BodyModel) -> bool:
     """Writes a track. BVH knows even steps only: frames that are not even are put on the median of their steps,
-    rotations by the shortest turn, the root along straight lines."""
+    rotations by the shortest turn, the root along straight lines. A track that is away for so long that this would make
+    more than `MOST_STEPS` of its frames is not written, which is told; says whether it was."""
+    if (count := _steps(motion)) > max(MOST_STEPS, len(motion.seconds)):
+        tell(
+            f"would have {count:,} frames at even steps, as track {motion.track} is away for long; left out", path.name
+        )
+        return False
     step, motion = _even(motion)
     names = SMPL_JOINTS if body.num_joints == len(SMPL_JOINTS) else [f"joint_{n}" for n in range(body.num_joints)]
     betas = torch.from_numpy(np.asarray(motion.betas, np.float32))[None].to(body.v_template.device)
@@ -47,6 +56,7 @@ def write_bvh(path: Path, motion: Motion, body: BodyModel) -> None:
     lines += ["MOTION", f"Frames: {len(values)}", f"Frame Time: {step:.9g}"]
     lines += [" ".join(f"{value:.6f}" for value in row) for row in values]
     path.write_text("\n".join(lines) + "\n", encoding="ascii")
+    return True
 
 
 def _joint(
@@ -83,6 +93,15 @@ def _angles(rotations: Array) -> Array:
     return np.unwrap(found.reshape(*rotations.shape[:2], 3), axis=0, period=360.0)
 
 
+def _steps(motion: Motion) -> int:
+    """Frames of a track at even steps."""
+    seconds = motion.seconds
+    if len(seconds) < 2:
+        return len(seconds)
+    step = float(np.median(np.diff(seconds)))
+    return round(float((seconds[-1] - seconds[0]) / step)) + 1 if step > 0 else MOST_STEPS + len(seconds)
+
+
 def _even(motion: Motion) -> tuple[float, Motion]:
     """The step in seconds, and the motion on even steps."""
     from scipy.spatial.transform import Rotation, Slerp
@@ -90,8 +109,7 @@ def _even(motion: Motion) -> tuple[float, Motion]:
     seconds = motion.seconds
     if len(seconds) < 2:
         return STILL_STEP, motion
-    step = float(np.median(np.diff(seconds)))
-    count = round((seconds[-1] - seconds[0]) / step) + 1
+    step, count = float(np.median(np.diff(seconds))), _steps(motion)
     if count == len(seconds):
         step = float(seconds[-1] - seconds[0]) / (count - 1)
     grid = seconds[0] + step * np.arange(count)

@@ -30,13 +30,14 @@ def decode_yolo(output: NDArray[np.float32], least_score: float = LOW_SCORE) -> 
 
     Layouts: (1, 4+C, N) with (cx, cy, w, h, scores by class) in columns, as YOLOv8 and later export it; (1, N, 5+C)
     with (cx, cy, w, h, objectness, scores by class), YOLOv5; (1, N, 6) with (left, top, right, bottom, score, class),
-    exported with suppression inside or YOLOv10. The first two still overlap (`data.people.suppress`). At most
-    `MOST_CANDIDATES`; rows with what is no number are left out. Raises UserError.
+    exported with suppression inside or YOLOv10, which YOLOv5 of one class is told from by its numbers. The first two
+    still overlap (`data.people.suppress`). At most `MOST_CANDIDATES`; rows with what is no number are left out. Raises
+    UserError.
     """
     if output.ndim != 3 or output.shape[0] != 1:
         raise UserError(f"its output has shape {output.shape}, expected (1, 4+C, N), (1, N, 5+C) or (1, N, 6)")
     rows = output[0].astype(np.float64)
-    if rows.shape[1] == 6:
+    if rows.shape[1] == 6 and _is_suppressed(rows):
         kept = rows[(rows[:, 4] >= least_score) & (rows[:, 5] == PERSON)]
         corners, scores = kept[:, :4], kept[:, 4]
     else:
@@ -53,6 +54,14 @@ def decode_yolo(output: NDArray[np.float32], least_score: float = LOW_SCORE) -> 
     corners, scores = corners[sound], scores[sound]
     order = np.argsort(-scores, kind="stable")[:MOST_CANDIDATES]
     return corners[order], scores[order]
+
+
+def _is_suppressed(rows: Array) -> bool:
+    """Whether rows of six are corners, score and class, and not centre, size, objectness and the score of one class:
+    classes are whole numbers, and corners are in order."""
+    sound = rows[np.isfinite(rows).all(1)]
+    likely = sound[np.argsort(-sound[:, 4], kind="stable")[:MOST_FOUND]]
+    return bool(((likely[:, 5] % 1 == 0) & (likely[:, 2:4] >= likely[:, :2]).all(1) | ~likely.any(1)).all())
 
 
 class Detector(Followed):

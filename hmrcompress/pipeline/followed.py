@@ -32,7 +32,7 @@ class Followed(ABC):
 
     def boxes(self, frame: Frame) -> list[Box]:
         """People in the frame, under the numbers of their tracks. Raises UserError as `people`."""
-        if frame.segment != self.segment:
+        if frame.segment != self.segment or frame.seconds is None:  # None: pictures that have nothing to do with it
             self.segment, self.looked = frame.segment, None
             self.tracker.forget()
         if self.looked is not None and frame.number - self.looked < self.every:

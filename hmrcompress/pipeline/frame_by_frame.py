@@ -18,7 +18,7 @@ from hmrcompress.pipeline.frames import Frame
 from hmrcompress.pipeline.overlap import StageClock
 from hmrcompress.pipeline.predict import Reader, predicted
 from hmrcompress.pipeline.tracks import TrackStream
-from hmrcompress.pipeline.work import work_batches
+from hmrcompress.pipeline.work import Run, work_batches
 
 Bodies = dict[str, NDArray[np.generic]]
 REMEMBERED = 100
@@ -54,8 +54,10 @@ class FrameByFrame:
     _size: tuple[int, ...] = field(default=(), init=False)
     _took: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED), init=False)
     _checked: CheckedBoxes = field(init=False)
+    _run: Run = field(init=False)
 
     def __post_init__(self) -> None:
+        self._run = Run()
         self._checked = CheckedBoxes(self.boxes, same_size=False, crop=self.reader.crop)
 
     def __call__(self, image: NDArray[np.uint8], seconds: float | None = None) -> Bodies:
@@ -92,6 +94,7 @@ class FrameByFrame:
             antialias=self.antialias,
             pinned=self.reader.device.type == "cuda",
             size=self.reader.crop,
+            run=self._run,
             clock=clock,
         )
         parts = []

@@ -201,6 +201,9 @@ def predict_units(
     start, fresh = clock(), 0
     clear_leftovers_in(manifest.out, partial(is_ours, KIND))
     same = not manifest.settings or not changed(settings.inputs, manifest.settings)
+    if not same:  # also for the inputs of earlier runs, which a later one may bring back
+        for unit in manifest.units:
+            unit.stamp = ""
     left = [order for order in orders if not (same and _stands(manifest.mine[order.number], order))]
     for order in left:
         unit = manifest.mine[order.number]

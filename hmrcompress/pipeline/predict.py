@@ -22,6 +22,7 @@ from hmrcompress.body.model import BodyModel
 from hmrcompress.data.masks import MaskSource
 from hmrcompress.decoder.model import TemporalDecoder
 from hmrcompress.decoder.pose import PoseCodec
+from hmrcompress.decoder.windows import check_stride
 from hmrcompress.errors import UserError, hearing, tell
 from hmrcompress.evaluation.timelines import LONGEST_HOLE
 from hmrcompress.io.figures import json_text
@@ -266,6 +267,8 @@ def _read_all(
     """The first pass."""
     sequence = source.fps is not None
     times, rate = array("d"), _steps_a_second(source, reader)
+    if reader.decoder is not None and source.fps is not None:
+        check_stride((settings.stride or 1) * rate / source.fps, reader.decoder.config.frames)
     decoded = clock.timed("decode", source.frames(settings.limit))
     frames = _frames_ahead(decoded, settings, lambda frame: frame.image)
     located = _frames_ahead(_located(frames, boxes, times, clock), settings, lambda item: item[0].image)

@@ -24,14 +24,21 @@ IDLE_FRAMES = 256
 """Frames without anything for the network after which what there is goes on all the same."""
 
 
+class Run:
+    """One input, from its first frame to its last. segment: the stretch of it that is read (`frames.Frame`)."""
+
+    segment = 0
+
+
 class CropFrames:
     """Crops of a batch, as mask sources ask for them: clip is the track, frame the frame's number. `arrays["images"]`
-    holds the crops (n,H,W,3) uint8, of that size."""
+    holds the crops (n,H,W,3) uint8, of that size. run: what the batches of one input have in common, so that a source
+    may go on where the last batch ended; None where pictures have nothing to do with each other."""
 
     name = "the input"
 
-    def __init__(self, images: np.ndarray, seen: list[Seen], size: CropSize = CROP) -> None:
-        self.arrays, self.size = {"images": images}, size
+    def __init__(self, images: np.ndarray, seen: list[Seen], size: CropSize = CROP, run: Run | None = None) -> None:
+        self.arrays, self.size, self.run = {"images": images}, size, run
         self.clip = np.array([each.box.track for each in seen], np.int64)
         self.frame = np.array([each.frame for each in seen], np.int64)
 
@@ -84,31 +91,41 @@ def work_batches(
     antialias: bool = True,
     pinned: bool = False,
     size: CropSize = CROP,
+    run: Run | None = None,
     clock: StageClock,
 ) -> Iterator[Work]:
     """Frames and their people -> work in portions of `batch_size` crops, the last one smaller, each with the condition
     of its box; `focal` of the pictures in pixels (None: `default_focal`). size: of the crops. Pinned memory is for
-    copies to a GPU. Raises UserError, from the mask source too."""
-    strides, work = Strides(stride), Work()
-    begun = -1
+    copies to a GPU. run: of which these frames are a part, by default one of their own. Raises UserError, from the mask
+    source too."""
+    strides, work, whole = Strides(stride), Work(), run or Run()
+    begun, last = -1, None
     for frame, boxes in located:
+        if frame.segment != whole.segment:
+            if work.seen:
+                yield _finished(work, frame.number - 1, masks, focal, pinned, size, whole, clock)
+                work, begun = Work(), frame.number
+            whole = Run()
+            whole.segment = frame.segment
+        common = None if frame.seconds is None else whole
         for box in boxes:
             seconds = frame.seconds or 0.0
-            run = strides.run(frame.number, box.track, seconds, frame.segment)
-            seen = Seen(frame.number, box, frame.size, run, seconds, frame.segment)
+            runs = strides.run(frame.number, box.track, seconds, frame.segment)
+            seen = Seen(frame.number, box, frame.size, runs, seconds, frame.segment)
             if seen.run:
                 with clock("crop"):
                     centre = np.array(box.centre)
                     work.crops.append(warp.crop(frame.image, centre, box.side, size=size, antialias=antialias))
             work.seen.append(seen)
             if len(work.crops) == batch_size:
-                yield _finished(work, frame.number - 1, masks, focal, pinned, size, clock)
+                yield _finished(work, frame.number - 1, masks, focal, pinned, size, common, clock)
                 work, begun = Work(), frame.number
         work.newest = frame.number
         if work.newest - begun >= IDLE_FRAMES:
-            yield _finished(work, work.newest, masks, focal, pinned, size, clock)
+            yield _finished(work, work.newest, masks, focal, pinned, size, common, clock)
             work, begun = Work(), frame.number
-    yield _finished(work, work.newest, masks, focal, pinned, size, clock)
+        last = common
+    yield _finished(work, work.newest, masks, focal, pinned, size, last, clock)
 
 
 def _finished(
@@ -118,6 +135,7 @@ def _finished(
     focal: float | None,
     pinned: bool,
     size: CropSize,
+    run: Run | None,
     clock: StageClock,
 ) -> Work:
     work.newest = max(work.newest, newest)
@@ -129,7 +147,7 @@ def _finished(
         images = normalise(pixels)
         images = images.pin_memory() if pinned else images
     with clock("mask"):
-        crops, rows = CropFrames(pixels, chosen, size), np.arange(len(chosen))
+        crops, rows = CropFrames(pixels, chosen, size, run), np.arange(len(chosen))
         masks.check(crops, rows)
         person = masks.person(crops, rows)
     if person is not None and person.shape[0] != len(chosen):

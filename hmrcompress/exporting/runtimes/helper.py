@@ -10,6 +10,7 @@ import numpy as np
 
 from hmrcompress.errors import UserError
 from hmrcompress.exporting.parity import OUTPUTS
+from hmrcompress.exporting.session import CUDA, no_cuda
 from hmrcompress.io.onnx_process import Engine, OnnxProcess
 
 INPUTS = ("images", "person_mask", "condition")
@@ -25,6 +26,9 @@ class HelperNetwork:
         self.process = OnnxProcess(path, threads=threads, cuda=cuda, engine=engine, precision=precision)
         self.inputs = tuple(each.name for each in self.process.inputs)
         self.about: Mapping[str, Any] = self.process.about
+        if cuda and CUDA not in self.about.get("providers", ()):
+            self.close()
+            raise no_cuda(f"{engine} {self.about.get('version', '')}".strip())
         missing = [name for name in OUTPUTS if name not in {each.name for each in self.process.outputs}]
         odd = [name for name in self.inputs if name not in INPUTS]
         if missing or odd or "images" not in self.inputs:
