@@ -21,6 +21,7 @@ from hmrcompress.api.opening import (
     require_truth,
 )
 from hmrcompress.data.crops import CropSet
+from hmrcompress.errors import UserError, some
 from hmrcompress.io.keys import Key
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.together import own_device
@@ -105,6 +106,12 @@ def _opened_for_search(
     """The model, its network on the device, the crops, and what else a search and its key take."""
     settings = settings or SearchSettings()
     checkpoint, labelled = load(model, seed=settings.seed), settings.target == "truth"
+    if halved := sorted({*checkpoint.config.without_attention, *checkpoint.config.without_mlp}):
+        raise UserError(
+            f"has layers of one half ({some(halved)}), and whole layers become one with whole ones only",
+            checkpoint.name,
+            "Search the network that it was made from",
+        )
     if labelled:
         require_truth(checkpoint)
     surface, where, source = body_for(checkpoint, body), pick_device(own_device(device)), open_masks(masks)

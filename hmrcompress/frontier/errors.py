@@ -124,7 +124,6 @@ class Errors:
         """Networks of candidates that were trained further, by the hash of their weights."""
         self.crew: Crew | None = None
         """Other processes that measure batches, too."""
-        self.evaluated = 0
         """Frames measured now, not read from the journal."""
 
     @property
@@ -155,7 +154,6 @@ class Errors:
         known = self.ledger.get(name)
         if known is None:
             found = ready or self.measured(candidate, number)
-            self.evaluated += len(found.errors)
             known = self.ledger.put(name, [_rounded(each) for each in found])
         return Measured(*(np.array([np.nan if v is None else v for v in each], dtype=np.float64) for each in known))
 

@@ -19,13 +19,12 @@ from hmrcompress.io.seals import JOURNAL_START as START
 
 class Ledger:
     """Values by name, kept in a file whose first line says what they depend on. A torn last line is dropped; a file
-    made for other settings is set aside under a new name, which is told. `reused` counts what was known before."""
+    made for other settings is set aside under a new name, which is told."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, read: bool = True) -> None:
         """Without `read` it is empty, and nothing may be put into it. UserError where the file is something else, or
         damaged before its last line."""
         self.path, self.settings = path, dict(settings)
-        self.reused = 0
         self._values: dict[str, Any] = {}
         if read and path.exists():
             self._read()
@@ -38,9 +37,7 @@ class Ledger:
 
     def get(self, name: str) -> Any:
         """What was written under a name; None where nothing was."""
-        found = self._values.get(name)
-        self.reused += found is not None
-        return found
+        return self._values.get(name)
 
     def put(self, name: str, value: Any) -> Any:
         """Writes a JSON value down and gives it back; it is on the disk when this returns."""
