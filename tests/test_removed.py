@@ -67,7 +67,7 @@ def test_what_is_removed_adds_nothing_in_every_path(tmp_path: Path, tiny_model: 
         assert left == ("--format" in more), "a folder of ours is followed by the commands that run it"
     folder = hc.load(tmp_path / "folder")
     with pytest.raises(UserError, match=r"has layers of one half .1, 2., and whole layers become one with whole ones"):
-        hc.search(folder)
+        hc.search(folder, journal=tmp_path / "journal")
     assert torch.equal(outputs(folder.network), expected) and folder.config == merged.config
     assert folder.plan is not None and folder.plan.checkpoint is not None, "the folder's plan names the checkpoint"
     card = (tmp_path / "folder" / "README.md").read_text()
