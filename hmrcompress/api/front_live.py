@@ -30,12 +30,12 @@ from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.live import CandidateProbe, LiveCosts, LiveErrors, live_costs, live_ways, turns
 from hmrcompress.frontier.summary import FRONTIER, PAGE, listed, told
 from hmrcompress.io.figures import json_text
-from hmrcompress.io.hashes import sha256_file
+from hmrcompress.io.hashes import sha256_file, sha256_json
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.seals import sealed_json
 from hmrcompress.live.saving import KIND as MODEL
 from hmrcompress.live.saving import save as save_live
-from hmrcompress.live.searching import evaluating, search_key
+from hmrcompress.live.searching import evaluating, search_key, sha256_of_masks
 from hmrcompress.plan import ALL
 from hmrcompress.report.frontier import frontier_page
 from hmrcompress.runtime import Progress, environment, no_progress
@@ -69,9 +69,12 @@ def compress_adapter(
         network = adapter.network
         with evaluating(adapter.model):
             batches = {split: adapter.batches(split) for split in ("search", "test")}
+            every, masks = [*batches["search"], *batches["test"]], adapter.given["masks"]
+            masked = [sha256_of_masks(masks(batch)) for batch in every] if masks else None
             key = search_key(
-                network, [*batches["search"], *batches["test"]], adapter.distance, adapter.given["run"],
-                SearchSettings(target="teacher"), None, None, sha256_file(adapter.path),
+                network, every, adapter.distance, adapter.given["run"], SearchSettings(target="teacher"), None, None,
+                sha256_json([sha256_file(adapter.path), len(batches["search"]), masked]),
+                ("searching", "live", "frontier"),
             )  # fmt: skip
             ledger = Ledger(out.with_name(f"{out.name}.journal.jsonl"), key.inputs)
             search, confirm = (_errors(split, adapter, given, ledger, out) for split, given in batches.items())

@@ -113,19 +113,21 @@ def search_key(
     masks: Callable[[Any], Masks] | None,
     probe: SaliencyProbe | None,
     identity: str | None = None,
+    code: tuple[str, ...] = ("searching", "live"),
 ) -> Key:
-    """Everything that an evaluation's figure depends on, for the journal; code of the user's by its source."""
+    """Everything that an evaluation's figure depends on, for the journal; code of the user's by its source, of ours by
+    the rooms in `code`."""
     tokens = settings.tokens if settings.with_tokens else None
     return Key.of(
         "live search",
-        ("searching", "live"),
+        code,
         network=hash_of(network.model.state_dict()),
         stack=[network.name, *network.grid, network.prefix, network.suffix],
         batches=sha256_of(list(batches)),
         run=source_sha256(run),
         distance=source_sha256(distance),
         identity=identity,
-        masks=None if masks is None or tokens is None else [_of_masks(masks(batch)) for batch in batches],
+        masks=None if masks is None or tokens is None else [sha256_of_masks(masks(batch)) for batch in batches],
         mask_probe=None if probe is None else probe.sha256,
         merge_rule=settings.merge_rule,
         tokens=tokens,
@@ -134,7 +136,7 @@ def search_key(
     )
 
 
-def _of_masks(masks: Masks) -> str:
+def sha256_of_masks(masks: Masks) -> str:
     """Hash of the masks of a batch; of a function that makes them, of its source."""
     if masks is None or isinstance(masks, Tensor) or not callable(masks):
         return sha256_of(masks if masks is None or isinstance(masks, Tensor) else list(masks))
