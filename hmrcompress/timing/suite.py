@@ -147,6 +147,9 @@ def run_suite_row(
             what=f"{dtype_name(settings.dtype)}, batch {settings.batch_size}",
         )  # fmt: skip
         about = {f"layers + tokens, {called}": rival.to_json() for called, rival in opened.items()}
+    # What was timed takes several times a network's size, and memory is measured in processes beside this one.
+    del compressed
+    runs.clear()
     made.networks.clear()
     made.bases.clear()
     taken = {name: np.array(seconds) for name, seconds in timing.seconds.items()}
