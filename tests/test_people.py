@@ -107,7 +107,8 @@ def test_in_between_people_are_where_their_movement_brings_them() -> None:
     for number in range(40):
         walker.number = number
         segment = int(number >= 32)
-        (found,) = walker.boxes(Frame(number, np.zeros((200, 600, 3), np.uint8), "a", segment=segment))
+        image = np.zeros((200, 600, 3), np.uint8)
+        (found,) = walker.boxes(Frame(number, image, "a", seconds=number / 30, segment=segment))
         assert found.track == segment
         if number > 20 and not segment:
             assert found.centre[0] == pytest.approx(120 + 4 * number, abs=1)
