@@ -21,6 +21,7 @@ from hmrcompress.api import front_live
 from hmrcompress.api.adapter import open_adapter
 from hmrcompress.frontier import live
 from hmrcompress.frontier.candidates import Candidate
+from hmrcompress.frontier.joint import MOST_TIMED
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.live import CandidateProbe, LiveCosts, live_costs
 from hmrcompress.live.patching import apply
@@ -83,6 +84,31 @@ def test_a_live_network_within_a_budget_and_again(adapter: str, tmp_path: Path) 
     slow = min(each["fps"] for each in found["points"])
     assert invoke("pick", fast, "--fps", slow, "-o", tmp_path / "other.yaml").exit_code == 0
     assert Plan.read(tmp_path / "other.yaml").layers == 5
+
+
+def test_what_is_not_faster_by_turns_gives_way_to_the_next(
+    adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_turns, asked = front_live._timed, list[str]()
+
+    def timed(adapter: Any, candidate: Candidate, *rest: Any) -> dict[str, Any] | None:
+        asked.append(candidate.key)
+        figures = by_turns(adapter, candidate, *rest)
+        return figures and {**figures, "speedup": 0.9 if len(asked) <= slow else figures["speedup"]}
+
+    monkeypatch.setattr(front_live, "_timed", timed)
+    for slow, number in ((1, 2), (9, MOST_TIMED)):
+        asked.clear()
+        out = tmp_path / f"fast{slow}"
+        done = invoke("compress", adapter, "--budget-mm", 700, "--preset", "quick", "-o", out)
+        assert done.exit_code == 0, done.output
+        found = json.loads((out / "frontier.json").read_text())
+        assert len(set(asked)) == len(asked) == number
+        left_alone = slow > MOST_TIMED
+        assert found["chosen"] == (Candidate().key if left_alone else asked[-1]) and left_alone != ("speed" in found)
+        words = {Candidate.parsed(key).words(5) for key in asked[:slow]}
+        assert {f"wilor: {each} is not faster when both are timed by turns" for each in words} == {*found["notes"]}
+        assert {*asked, Candidate().key} <= {each["name"] for each in found["points"]}
 
 
 def test_plans_are_measured_as_they_run(adapter: str, tmp_path: Path) -> None:

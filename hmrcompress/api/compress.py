@@ -15,32 +15,14 @@ from hmrcompress.api.front import COSTS, PRESETS, Bench, check_asked
 from hmrcompress.api.front_files import described, not_faster, write
 from hmrcompress.api.front_healing import healed_points, near_misses
 from hmrcompress.api.front_pictures import drawn
-from hmrcompress.api.opening import (
-    Body,
-    Data,
-    Masks,
-    Model,
-)
+from hmrcompress.api.opening import Body, Data, Masks, Model
 from hmrcompress.errors import UserError, hearing, tell
 from hmrcompress.frontier.candidates import Candidate
-from hmrcompress.frontier.joint import (
-    Choice,
-    Goal,
-    Point,
-    by_the_clock,
-    choose,
-    combinations,
-    increase_of,
-    left_alone,
-    race,
-)
+from hmrcompress.frontier.joint import Choice, Goal, Point, choose, combinations, increase_of, race, settle
 from hmrcompress.io.outputs import OutputRule
 from hmrcompress.io.together import crew, process_of
 from hmrcompress.models.files.folder import KIND as MODEL
 from hmrcompress.runtime import Progress, no_progress
-
-MOST_TIMED = 3
-"""Choices that are timed by turns before the untouched network is offered."""
 
 
 @dataclass(frozen=True)
@@ -106,36 +88,27 @@ def compress(
         bench.search.crew = bench.confirm.crew = stack.enter_context(crew(bench.measured))
         table = bench.costs(costs, outputs, progress)
         base_seconds = table.seconds(Candidate(), bench.depth)
-        goal = Goal(budget_mm=budget_mm)
-        if budget_mm is None:
-            goal = Goal(seconds=batch_size / fps if fps else base_seconds / (speedup or 1.0))
+        goal = Goal.of(asked, batch_size, base_seconds)
         sizes = bench.sizes(chosen, budget_mm, progress)
         tokens = bench.token_increases()
         others = bench.dtype_increases(table), bench.stride_increases(strides)
         found = combinations(sizes, tokens, table, bench.depth, *others)
         points = race(bench.search, found, goal, chosen.raced, seed=seed, progress=progress)
         untouched = Point(Candidate(), base_seconds, increase_of(bench.search, Candidate(), seed=seed))
-        choice, points = choose(bench.confirm, points, goal, untouched, chosen.confirmed, seed=seed, progress=progress)
+        most = chosen.confirmed
         if heal is not None:
+            choice, points = choose(bench.confirm, points, goal, untouched, most, seed=seed, progress=progress)
             place = out.with_name(f"{out.name}.healed")
             misses = near_misses(points, choice.point, goal)
             if not misses:
                 tell("no point is faster and just misses what is asked for, so that nothing was healed", "--heal")
             healed = healed_points(bench, misses, heal, place, outputs=outputs, progress=progress)
             points = sorted([*points, *healed], key=lambda each: (each.seconds, each.candidate))
-            most = chosen.confirmed + len(healed)
-            choice, points = choose(bench.confirm, points, goal, untouched, most, seed=seed, progress=progress)
-        slower: list[Point] = []
-        while (speed := bench.timed(choice.point.candidate, table, progress)) is not None and speed["speedup"] <= 1:
-            # By the clock it is no faster, whatever its parts took: the next one.
-            slower.append(choice.point)
-            left = [each for each in points if each.candidate not in {other.candidate for other in slower}]
-            if not left or len(slower) == MOST_TIMED:
-                choice, speed = left_alone(choice, untouched, goal, bench.depth), None
-                break
-            choice, known = choose(bench.confirm, left, goal, untouched, chosen.confirmed, seed=seed, progress=progress)
-            points = sorted([*known, *slower], key=lambda each: (each.seconds, each.candidate))
-        choice = by_the_clock(choice, speed, asked)
+            most += len(healed)
+        choice, points, speed, slower = settle(
+            bench.confirm, points, goal, untouched, asked, lambda each: bench.timed(each, table, progress),
+            depth=bench.depth, most=most, seed=seed, progress=progress,
+        )  # fmt: skip
         frontier = described(bench, choice, [*points, untouched], table, sizes, asked, preset, speed, list(notes)) | {
             "not_faster": not_faster(bench, found, slower, table)
         }

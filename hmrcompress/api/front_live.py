@@ -10,22 +10,12 @@ from typing import Any, cast
 from hmrcompress.api.adapter import Adapter, open_adapter
 from hmrcompress.api.front import CACHE_BYTES, PRESETS
 from hmrcompress.api.front_files import KIND, command_line, sentence
-from hmrcompress.errors import UserError, hearing
+from hmrcompress.errors import UserError, hearing, tell
 from hmrcompress.frontier.candidates import Candidate
 from hmrcompress.frontier.costs import device_name
 from hmrcompress.frontier.depth import Sized, greedy, increase
 from hmrcompress.frontier.errors import Errors
-from hmrcompress.frontier.joint import (
-    Choice,
-    Goal,
-    Point,
-    by_the_clock,
-    choose,
-    combinations,
-    increase_of,
-    left_alone,
-    race,
-)
+from hmrcompress.frontier.joint import Choice, Goal, Point, combinations, increase_of, race, settle
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.live import CandidateProbe, LiveCosts, LiveErrors, live_costs, live_ways, turns
 from hmrcompress.frontier.summary import FRONTIER, PAGE, listed, told
@@ -82,20 +72,20 @@ def compress_adapter(
             ways = live_ways(network, keeps) if adapter.given["masks"] and network.refusal is None else []
             table = _costs(adapter, batches["test"][0], ways, ledger, progress)
             depth, base = network.depth, table.seconds(Candidate(), network.depth)
-            goal = _goal(asked, table, base)
+            goal = Goal.of(asked, table.batch, base)
             like, fewest = cast(Errors, search), max(1, round(depth * (1 - chosen.deepest)))
             sizes = greedy(like, fewest, replace(chosen.effort, parts=(ALL,)), progress=progress)
             tokens = {each: increase(like, each) for each in ways}
             found = combinations(sizes, tokens, cast(Any, table), depth)
             points = race(like, found, goal, chosen.raced, seed=seed, progress=progress)
             untouched = Point(Candidate(), base, increase_of(like, Candidate(), seed=seed))
-            choice, points = choose(
-                cast(Errors, confirm), points, goal, untouched, chosen.confirmed, seed=seed, progress=progress
-            )
-            speed = _timed(adapter, choice.point.candidate, batches["test"][0], ledger, progress)
-            if speed is not None and speed["speedup"] <= 1:
-                choice, speed = left_alone(choice, untouched, goal, depth), None
-            choice = by_the_clock(choice, speed, asked)
+            choice, points, speed, slower = settle(
+                cast(Errors, confirm), points, goal, untouched, asked,
+                lambda each: _timed(adapter, each, batches["test"][0], ledger, progress),
+                depth=depth, most=chosen.confirmed, seed=seed, progress=progress,
+            )  # fmt: skip
+            for each in slower:
+                tell(f"{each.candidate.words(depth)} is not faster when both are timed by turns", adapter.name)
             frontier = _described(adapter, search, confirm, choice, [*points, untouched], table, sizes, asked, speed)
             frontier |= {"preset": preset, "seed": seed, "evaluations": len(ledger), "notes": list(notes)}
             frontier["journal"] = ledger.path.name
@@ -105,12 +95,6 @@ def compress_adapter(
             (more / FRONTIER).write_text(json_text(sealed_json(frontier, KIND)), encoding="utf-8")
             (more / PAGE).write_text(frontier_page(frontier), encoding="utf-8")
     return frontier
-
-
-def _goal(asked: Mapping[str, float | None], table: LiveCosts, base: float) -> Goal:
-    if asked["budget_mm"] is not None:
-        return Goal(budget_mm=asked["budget_mm"])
-    return Goal(seconds=table.batch / asked["fps"] if asked["fps"] else base / (asked["speedup"] or 1.0))
 
 
 def _errors(split: str, adapter: Adapter, batches: Sequence[Any], ledger: Ledger, out: Path) -> LiveErrors:

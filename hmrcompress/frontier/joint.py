@@ -10,7 +10,7 @@ interval (paired, clips drawn with replacement).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ HOPE = 3.0
 """Combinations are measured whose parts together cost at most so many times the budget, and `MORE_MM`: parts that go
 together may cost less than their sum, and on a few clips each is known to a millimetre or so."""
 MORE_MM = 1.0
+MOST_TIMED = 3
+"""Choices that are timed by turns before the untouched network is offered."""
 
 
 class Increase(NamedTuple):
@@ -88,6 +90,14 @@ class Goal:
 
     budget_mm: float | None = None
     seconds: float | None = None
+
+    @classmethod
+    def of(cls, asked: Mapping[str, float | None], batch: int, base: float) -> Goal:
+        """asked: budget_mm, fps or speedup, the others None; batch: frames in one; base: the untouched network's
+        seconds for it."""
+        if asked["budget_mm"] is not None:
+            return cls(budget_mm=asked["budget_mm"])
+        return cls(seconds=batch / asked["fps"] if asked["fps"] else base / (asked["speedup"] or 1.0))
 
 
 def increase_of(errors: Errors, candidate: Candidate, batches: int | None = None, *, seed: int = 0) -> Increase:
@@ -288,3 +298,42 @@ def choose(
         why = f"not shown: {best.confirmed.clips} clips, ±{width:.2f} mm; more clips would tell"
         return Choice(best, False, why), list(known.values())
     return Choice(untouched, True, "no faster plan was shown to be within the budget"), list(known.values())
+
+
+class Settled(NamedTuple):
+    """The choice by the clock, all points with what was confirmed of them, fastest first, the choice's figures by turns
+    (None for the untouched network), and the points that were no faster by turns, whatever the table said."""
+
+    choice: Choice
+    points: list[Point]
+    speed: dict[str, Any] | None
+    slower: list[Point]
+
+
+def settle(
+    confirm: Errors,
+    points: Sequence[Point],
+    goal: Goal,
+    untouched: Point,
+    asked: Mapping[str, float | None],
+    timed: Callable[[Candidate], dict[str, Any] | None],
+    *,
+    depth: int,
+    most: int,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Settled:
+    """`choose`, and what is chosen timed by turns with the untouched network: {fps, speedup} of `timed`, None for that
+    itself. One that is no faster gives way to the next, after `MOST_TIMED` of them to the untouched network. asked: as
+    of `Goal.of`; depth: layers of the untouched network; most: as of `choose`."""
+    choice, known = choose(confirm, points, goal, untouched, most, seed=seed, progress=progress)
+    slower: list[Point] = []
+    while (speed := timed(choice.point.candidate)) is not None and speed["speedup"] <= 1:
+        slower.append(choice.point)
+        known = [each for each in known if each.candidate != choice.point.candidate]
+        if not known or len(slower) == MOST_TIMED:
+            choice, speed = left_alone(choice, untouched, goal, depth), None
+            break
+        choice, known = choose(confirm, known, goal, untouched, most, seed=seed, progress=progress)
+    every = sorted([*known, *slower], key=lambda each: (each.seconds, each.candidate))
+    return Settled(by_the_clock(choice, speed, asked), every, speed, slower)
