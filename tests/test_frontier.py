@@ -9,7 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from hmrcompress.body.joints import SMPL_JOINTS
 from hmrcompress.data.crops import CropSet, write_crops
 from hmrcompress.data.provenance import records_in, seen
 from hmrcompress.errors import Notice, UserError
+from hmrcompress.frontier import joint
 from hmrcompress.frontier.candidates import Candidate, singles
 from hmrcompress.frontier.costs import CostTable, cost_key
 from hmrcompress.frontier.depth import Effort, Sized, greedy, patched
@@ -514,6 +515,23 @@ def test_what_is_shown_is_what_the_clock_says() -> None:
     for goal, shown in ((Goal(budget_mm=1.0), True), (Goal(seconds=1.0), False)):
         left = left_alone(choice, untouched, goal, 6)
         assert left.point is untouched and left.shown == shown and "not faster" in left.why
+
+
+def test_so_many_choices_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    untouched = Point(Candidate(), 2.0)
+    points = [Point(Candidate(((layer, "all"),)), 1.0 + layer / 10) for layer in range(1, 6)]
+    monkeypatch.setattr(
+        joint, "choose", lambda confirm, points, *rest, **more: (Choice(points[0], True, ""), [*points])
+    )
+    asked: dict[str, float | None] = {"budget_mm": 1.0, "fps": None, "speedup": None}
+    for slow, many in ((2, 5), (9, 5), (9, 2)):
+        speeds = {point.candidate: {"speedup": 0.9 if number < slow else 1.5} for number, point in enumerate(points)}
+        given = points[:many]
+        found = joint.settle(cast(Any, None), given, Goal(budget_mm=1.0), untouched, asked, speeds.get, depth=6, most=4)
+        assert found.points == given
+        assert len(found.slower) == min(slow, many, joint.MOST_TIMED)
+        assert found.choice.point == (points[2] if slow == 2 else untouched)
+        assert (found.speed == {"speedup": 1.5}) == (slow == 2) == (found.speed is not None)
 
 
 def increase(mean: float, low: float, high: float, frames: int) -> Increase:

@@ -21,7 +21,6 @@ from hmrcompress.api import front_live
 from hmrcompress.api.adapter import open_adapter
 from hmrcompress.frontier import live
 from hmrcompress.frontier.candidates import Candidate
-from hmrcompress.frontier.joint import MOST_TIMED
 from hmrcompress.frontier.ledger import Ledger
 from hmrcompress.frontier.live import CandidateProbe, LiveCosts, live_costs
 from hmrcompress.live.patching import apply
@@ -97,16 +96,16 @@ def test_what_is_not_faster_by_turns_gives_way_to_the_next(
         return figures and {**figures, "speedup": 0.9 if len(asked) <= slow else figures["speedup"]}
 
     monkeypatch.setattr(front_live, "_timed", timed)
-    for slow, number in ((1, 2), (9, MOST_TIMED)):
+    for slow in (1, 9):
         asked.clear()
         out = tmp_path / f"fast{slow}"
         done = invoke("compress", adapter, "--budget-mm", 700, "--preset", "quick", "-o", out)
         assert done.exit_code == 0, done.output
         found = json.loads((out / "frontier.json").read_text())
-        assert len(set(asked)) == len(asked) == number
-        left_alone = slow > MOST_TIMED
+        assert len(set(asked)) == len(asked) > 1
+        left_alone = slow == 9
         assert found["chosen"] == (Candidate().key if left_alone else asked[-1]) and left_alone != ("speed" in found)
-        words = {Candidate.parsed(key).words(5) for key in asked[:slow]}
+        words = {Candidate.parsed(key).words(5) for key in asked[:slow] if key != Candidate().key}
         assert {f"wilor: {each} is not faster when both are timed by turns" for each in words} == {*found["notes"]}
         assert {*asked, Candidate().key} <= {each["name"] for each in found["points"]}
 
