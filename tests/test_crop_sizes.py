@@ -32,6 +32,7 @@ from hmrcompress.models.probe import SaliencyProbe
 from hmrcompress.models.vit import PatchEmbed
 from hmrcompress.pipeline.boxes import FullFrame, squares
 from hmrcompress.pipeline.camera import default_focal
+from hmrcompress.pipeline.checked_boxes import CheckedBoxes
 from hmrcompress.plan import Plan, TokenSettings
 from hmrcompress.recipe.bed import Bed
 from hmrcompress.recipe.schema import Start
@@ -146,8 +147,10 @@ def test_boxes_are_widened_to_the_crop() -> None:
     corners = np.array([[0.0, 0, 40, 100]])
     assert squares(corners, 1.0, SIZES["square"])[1].tolist() == [100] and squares(corners, 1.0)[1].tolist() == [100]
     assert squares(corners, 1.0, SIZES["landscape"])[1].tolist() == [100 * 4 / 3]
-    frame: Any = type("F", (), {"size": (100, 80), "segment": 0})
-    assert [FullFrame(size).boxes(frame)[0].side for size in (CROP, SIZES["square"])] == [100 * 4 / 3, 100]
+    frame: Any = type("F", (), {"size": (100, 80), "segment": 0, "number": 0})
+    full = FullFrame()
+    sides = [CheckedBoxes(full, same_size=True, crop=size).boxes(frame)[0].side for size in (CROP, SIZES["square"])]
+    assert sides == [100 * 4 / 3, 100], "whoever cuts crops says of what size"
 
 
 def slow_coverage(mask: np.ndarray, size: CropSize) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,19 +42,25 @@ def table(**more: Any) -> CostTable:
     return replace(CostTable("cpu", "float32", 1, 192, 1.0, *times, {}, "k"), **more)
 
 
-def test_frames_that_are_taken_evenly_are_of_every_phase() -> None:
-    """Places 2, 6, 10 and 14 of 16 frames would all be frames that a stride of 2 runs on."""
-    arrays = tiny.crop_arrays(2, 16)
+def test_frames_that_are_taken_evenly_are_of_every_phase(tmp_path: Path, tiny_body: Any) -> None:
+    """Places 2, 6, 10 and 14 of 16 frames would all be frames that a stride of 2 runs on; and in every batch, clips
+    taking turns, there are as many of each phase."""
+    arrays = tiny.crop_arrays(8, 16)
     crops = CropSet({name: each for name, each in arrays.items() if name != "masks"}, tiny.crop_meta())
-    indices = crops.sample(4)
-    for stride in (2, 4):
-        before, after, weight = key_frames(crops, indices, stride)
-        phases = np.rint(weight * stride).astype(int)
-        assert sorted(phases.tolist()) == sorted(2 * [number % stride for number in range(4)])
-        assert ((indices - before) == phases).all() and ((after - before)[phases > 0] == stride).all()
+    for frames, stride in product((1, 4), (2, 4)):
+        errors = Errors("e", tiny.network(), crops, crops.sample(frames), Measure(tiny_body, STARTER24),
+                        Ledger(tmp_path / "j.jsonl", {}), masks=None, fitter=None, batch_size=4)  # fmt: skip
+        for part in errors.parts:
+            indices = errors.indices[part]
+            before, after, weight = key_frames(crops, indices, stride, errors.phases[part])
+            phases = errors.phases[part] % stride
+            assert np.bincount(phases, minlength=stride).tolist() == [4 // stride] * stride
+            assert (indices - before == np.minimum(phases, indices % 16)).all()
+            assert (weight == np.where(after > before, (indices - before) / stride, 0)).all()
     whole = np.arange(16)
-    before, after, weight = key_frames(crops, whole, 4)
+    before, after, weight = key_frames(crops, whole, 4, whole)
     assert (before == whole - whole % 4).all() and (weight[:12] == (whole % 4 / 4)[:12]).all()
+    assert key_frames(crops, whole[:3], 4, whole[:3] + 3)[0].tolist() == [0, 1, 1], "at most what is before it"
 
 
 def test_names_and_words() -> None:
@@ -89,13 +96,13 @@ def test_frames_between_are_on_the_way(tmp_path: Path, tiny_body: Any) -> None:
     """Against scipy's slerp and numpy's interpolation, from what the network says of the frames that it runs on."""
     write_crops(tmp_path / "c.npz", tiny.crop_arrays(clips=2, frames=6), tiny.crop_meta())
     crops = CropSet.open(tmp_path / "c.npz")
-    before, after, weight = key_frames(crops, np.arange(6), 4)
+    before, after, weight = key_frames(crops, np.arange(6), 4, np.arange(6))
     assert (before.tolist(), after.tolist()) == ([0, 0, 0, 0, 4, 4], [4, 4, 4, 4, 4, 4])
     assert weight.tolist() == [0.0, 0.25, 0.5, 0.75, 0.0, 0.0]
     errors = Errors("e", tiny.network(), crops, np.arange(12), Measure(tiny_body, STARTER24),
                     Ledger(tmp_path / "j.jsonl", {}), masks=None, fitter=None, batch_size=5)  # fmt: skip
     exact = errors._whole(Candidate(), np.arange(4))
-    found = errors._between(TWICE, np.arange(3))
+    found = errors._between(TWICE, np.arange(3), np.arange(3))
     for joint in (0, 7):
         ends = Rotation.from_matrix(exact.rotations[[0, 2], joint].numpy())
         wanted = Slerp([0, 2], ends)([0, 1, 2]).as_matrix()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import hmrcompress as hc
 from hmrcompress.body.model import BodyModel
 from hmrcompress.data.crops import CropSet
+from hmrcompress.data.masks import NoMasks
 from hmrcompress.errors import UserError
 from hmrcompress.models.files.load import Checkpoint
 from hmrcompress.pipeline.boxes import Box, FullFrame, read_boxes
@@ -18,6 +20,7 @@ from hmrcompress.pipeline.frame_by_frame import FrameByFrame
 from hmrcompress.pipeline.frames import Frame, open_source
 from hmrcompress.pipeline.predict import PredictSettings, Reader, predict
 from hmrcompress.pipeline.starter_video import write_crop_video
+from hmrcompress.pipeline.work import Run
 from hmrcompress.plan import TokenSettings
 
 
@@ -66,6 +69,21 @@ def test_nobody_and_another_size(reader: Reader) -> None:
     ]
     assert tracks == [0, 0, 1]
     assert one.latency.frames == 3 and one(image, 9.0)["focal"].tolist() == [500.0]
+
+
+def test_masks_go_on_from_frame_to_frame_until_the_size_changes(reader: Reader) -> None:
+    """What frames of one size have in common stays the same, so that a source of masks goes on where it was."""
+    runs: list[Run | None] = []
+
+    class Noting(NoMasks):
+        def person(self, crops: Any, indices: np.ndarray) -> None:
+            runs.append(crops.run)
+
+    small, wide = np.zeros((64, 48, 3), np.uint8), np.zeros((48, 64, 3), np.uint8)
+    one = FrameByFrame(replace(reader, masks=Noting()), FullFrame())
+    for number, image in enumerate((small, small, wide, wide, wide)):
+        one(image, float(number))
+    assert runs[0] is runs[1] is not None and runs[2] is runs[3] is runs[4] is not None and runs[1] is not runs[2]
 
 
 def test_what_is_no_picture_or_no_time_is_refused(reader: Reader) -> None:

@@ -40,7 +40,6 @@ from hmrcompress.pipeline.predict import predict as predict_pipeline
 from hmrcompress.pipeline.profile import Profile
 from hmrcompress.pipeline.profile import profile as profile_pipeline
 from hmrcompress.pipeline.summary import Summary
-from hmrcompress.records import CROP, CropSize
 from hmrcompress.runtime import Progress, no_progress, pick_device
 
 STARTER_BODY = "hmrcompress-starter-body"
@@ -83,9 +82,6 @@ def predict(
     every, cuda = settings.stride_detect, where.type == "cuda"
     people = open_boxes(boxes, scale=box_scale, every=every, cuda=cuda) if isinstance(boxes, str) else boxes
     checkpoint = load(model, seed=settings.seed, exported=True)
-    size = checkpoint.config.crop
-    if isinstance(boxes, str) and not size.same_shape(CROP):  # opened before only so that a wrong file is told first
-        people = open_boxes(boxes, scale=box_scale, every=every, cuda=cuda, crop=size)
     where = device_for(checkpoint, device)
     reader, settings = open_reader(
         checkpoint, settings, masks, body, where, dtype, buckets, path, clips=found.fps is not None
@@ -116,21 +112,16 @@ def profile(
     found, where, every = open_source(source, fps), pick_device(device), settings.stride_detect
     settings.check(found)
 
-    def people(size: CropSize = CROP) -> BoxSource:
-        return open_boxes(boxes, scale=box_scale, every=every, cuda=where.type == "cuda", crop=size)
+    def people() -> BoxSource:
+        return open_boxes(boxes, scale=box_scale, every=every, cuda=where.type == "cuda")
 
     opened = [people()]  # so that a wrong file is told before the model is opened
     checkpoint = load(model, seed=settings.seed, exported=True)
-    size = checkpoint.config.crop
-    if not size.same_shape(CROP):
-        opened.clear()
     where = device_for(checkpoint, device)
     reader, settings = open_reader(
         checkpoint, settings, masks, body, where, dtype, buckets, path, clips=found.fps is not None
     )
-    return profile_pipeline(
-        found, lambda: opened.pop() if opened else people(size), reader, settings, progress=progress
-    )
+    return profile_pipeline(found, lambda: opened.pop() if opened else people(), reader, settings, progress=progress)
 
 
 def open_reader(

@@ -124,7 +124,6 @@ class OpenJob:
             scale=job.box_scale,
             every=job.settings.stride_detect,
             cuda=self.device.type == "cuda",
-            crop=self.checkpoint.config.crop,
         )
         reader, settings = self._reader_for(source, _filled(job.masks, order.path))
         return predict_pipeline(

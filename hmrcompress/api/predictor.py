@@ -13,7 +13,6 @@ from hmrcompress.pipeline.box_sources import open_boxes
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource
 from hmrcompress.pipeline.frame_by_frame import FrameByFrame
 from hmrcompress.pipeline.predict import PredictSettings
-from hmrcompress.records import CROP
 from hmrcompress.runtime import pick_device
 
 LIKELY_PEOPLE = 4
@@ -47,9 +46,6 @@ class Predictor(FrameByFrame):
         if isinstance(people, str):
             people = open_boxes(people, scale=box_scale, every=stride_detect, cuda=where.type == "cuda")
         checkpoint = load(model, seed=seed)
-        size = checkpoint.config.crop
-        if isinstance(boxes, str) and not size.same_shape(CROP):
-            people = open_boxes(boxes, scale=box_scale, every=stride_detect, cuda=where.type == "cuda", crop=size)
         settings = PredictSettings(batch_size=LIKELY_PEOPLE, stride=1, seed=seed)
         reader, _ = open_reader(checkpoint, settings, masks, body, where, dtype, buckets, path, clips=False)
         super().__init__(reader, people, focal)

@@ -110,6 +110,7 @@ class Errors:
         order = _by_turns(crops.clip[indices])
         self.indices = indices[order]
         self.clip = crops.clip[self.indices]
+        self.phases = _phases(self.clip)
         self.parts = [slice(start, start + batch_size) for start in range(0, len(indices), batch_size)]
         self.needs_poses = target == "truth" and measure.protocol.truth == "body"
         crops.batches(self.indices, batch_size, masks, truth=self.needs_poses)  # says now what would fail later
@@ -124,7 +125,6 @@ class Errors:
         """Networks of candidates that were trained further, by the hash of their weights."""
         self.crew: Crew | None = None
         """Other processes that measure batches, too."""
-        """Frames measured now, not read from the journal."""
 
     @property
     def frames(self) -> int:
@@ -202,7 +202,8 @@ class Errors:
 
     def _predict(self, candidate: Candidate, number: int) -> BodyParams:
         if candidate.stride > 1:
-            return self._between(candidate, self.indices[self.parts[number]])
+            part = self.parts[number]
+            return self._between(candidate, self.indices[part], self.phases[part])
         if candidate.dtype != "float32":
             return self._whole(candidate, self.indices[self.parts[number]])
         network = self.made(candidate)
@@ -234,10 +235,10 @@ class Errors:
         rotations, betas = (torch.cat([getattr(each, name) for each in found]) for name in ("rotations", "betas"))
         return BodyParams(rotations[:, :1], rotations[:, 1:], betas).to(device=self.device, dtype=torch.float32)
 
-    def _between(self, candidate: Candidate, indices: np.ndarray) -> BodyParams:
+    def _between(self, candidate: Candidate, indices: np.ndarray, phases: np.ndarray) -> BodyParams:
         """Of frames that the network runs on, or that lie between two such: rotations turned at a constant rate, shapes
-        drawn on a line; after the last one that it runs on, as there."""
-        before, after, weight = key_frames(self.crops, indices, candidate.stride)
+        drawn on a line; after the last one that it runs on, as there. phases: see `key_frames`."""
+        before, after, weight = key_frames(self.crops, indices, candidate.stride, phases)
         rows, places = np.unique(np.concatenate([before, after]), return_inverse=True)
         found = self._whole(replace(candidate, stride=1), rows)
         share = torch.from_numpy(weight).to(found.betas)
@@ -264,18 +265,18 @@ class Errors:
         return self._kept[number]
 
 
-def key_frames(crops: CropSet, indices: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def key_frames(
+    crops: CropSet, indices: np.ndarray, stride: int, phases: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of frames (indices): those before and after that a network with a stride runs on, and how far between them each
-    is (float32). After the last one of a clip, that one. The first of a clip's indices is one that it runs on, the next
-    one behind such a frame, and so on, so that every phase is as frequent as in a video."""
+    is (float32). After the last one of a clip, that one. phases, one a frame: how far behind a frame that the network
+    runs on each is, of which what is left of `stride` counts; in a clip's first frames, at most what is before it."""
     before, after, weight = indices.copy(), indices.copy(), np.zeros(len(indices), np.float32)
     for clip in np.unique(crops.clip[indices]):
         order = crops.frames_of(int(clip))
         rows = np.flatnonzero(crops.clip[indices] == clip)
         at = np.searchsorted(crops.frame[order], crops.frame[indices[rows]])
-        # Each in its turn is a frame that the network runs on, one after such a frame, and so on: frames that are taken
-        # evenly from a clip would otherwise all be the same one of these.
-        start = at - np.minimum(np.arange(len(rows)) % stride, at)
+        start = at - np.minimum(phases[rows] % stride, at)
         inside = start + stride < len(order)
         before[rows], after[rows] = order[start], order[np.where(inside, start + stride, start)]
         weight[rows] = np.where(inside, (at - start) / stride, 0)
@@ -311,6 +312,17 @@ def check_tokens(network: HMR2, candidate: Candidate) -> bool:
 
 def _rounded(values: np.ndarray) -> list[float | None]:
     return [round(float(value), DIGITS) if np.isfinite(value) else None for value in values]
+
+
+def _phases(clip: np.ndarray) -> np.ndarray:
+    """Every frame of a clip in its turn, and every clip in its, is one further behind a frame that the network runs on:
+    so each phase is as frequent as in a video, in every batch, though frames may be taken evenly and one from each of
+    many clips. clip: of each frame, in the order in which they are measured."""
+    phases = np.zeros(len(clip), np.int64)
+    for number, each in enumerate(np.unique(clip)):
+        places = np.flatnonzero(clip == each)
+        phases[places] = number + np.arange(len(places))
+    return phases
 
 
 def _by_turns(clip: np.ndarray) -> np.ndarray:

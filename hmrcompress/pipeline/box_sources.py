@@ -8,21 +8,18 @@ from hmrcompress.errors import UserError
 from hmrcompress.pipeline.boxes import BOX_SCALE, BoxSource, FullFrame, read_boxes
 from hmrcompress.pipeline.detect import Detector
 from hmrcompress.pipeline.people import PeopleDetector
-from hmrcompress.records import CROP, CropSize
 
 
-def open_boxes(
-    text: str, *, scale: float = BOX_SCALE, every: int = 1, cuda: bool = False, crop: CropSize = CROP
-) -> BoxSource:
+def open_boxes(text: str, *, scale: float = BOX_SCALE, every: int = 1, cuda: bool = False) -> BoxSource:
     """`full`, `auto`, `onnx:FILE`, or a file of boxes -> a `BoxSource`. every: detectors look at every k-th frame.
-    crop: the size of the crops, to whose aspect boxes are widened. Raises UserError."""
+    Raises UserError."""
     if not 0.5 <= scale <= 4:
         raise UserError(f"got {scale:g}, expected 0.5 to 4", "predict.box_scale")
     kind, _, rest = text.partition(":")
     if kind == "onnx" and rest:
-        return Detector(Path(rest), scale=scale, every=every, cuda=cuda, crop=crop)
+        return Detector(Path(rest), scale=scale, every=every, cuda=cuda)
     if text == "auto":
-        return PeopleDetector(scale=scale, every=every, cuda=cuda, crop=crop)
+        return PeopleDetector(scale=scale, every=every, cuda=cuda)
     if every > 1:
         raise UserError(f"{text} has no detector that could leave frames out", "predict.stride_detect")
-    return FullFrame(crop) if text == "full" else read_boxes(Path(text), scale, crop)
+    return FullFrame() if text == "full" else read_boxes(Path(text), scale)

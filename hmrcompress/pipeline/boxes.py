@@ -46,13 +46,17 @@ class BoxSource(Protocol):
         """The people of a frame, each track at most once."""
 
 
-class FullFrame:
-    """One person who fills the picture: the whole of it is the box. crop: the size of the crops that are cut out."""
+class Widening:
+    """A source that knows what a crop has to hold, and widens it to the aspect of `crop`, the size of the crops that
+    are cut out, which `CheckedBoxes` sets."""
+
+    crop: CropSize = CROP
+
+
+class FullFrame(Widening):
+    """One person who fills the picture: the whole of it is the box."""
 
     name = "full"
-
-    def __init__(self, crop: CropSize = CROP) -> None:
-        self.crop = crop
 
     def boxes(self, frame: Frame) -> list[Box]:
         """A square around the whole picture; in every segment somebody else."""
@@ -61,34 +65,50 @@ class FullFrame:
         return [Box(frame.segment, (width / 2, height / 2), side)]
 
 
+def enlarged(corners: NDArray[np.float64], scale: float = BOX_SCALE) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Tight boxes (N,4) = (left, top, right, bottom) -> centres (N,2), and extents (N,2) = (width, height) `scale`
+    times as large."""
+    return (corners[:, :2] + corners[:, 2:]) / 2, scale * (corners[:, 2:] - corners[:, :2])
+
+
 def squares(
     corners: NDArray[np.float64], scale: float = BOX_SCALE, crop: CropSize = CROP
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Tight boxes (N,4) = (left, top, right, bottom) -> centres (N,2) and sides (N,) of the squares to cut out: `scale`
-    times as large, widened to the aspect of the crops, the larger side taken."""
-    centre = (corners[:, :2] + corners[:, 2:]) / 2
-    width, height = (scale * (corners[:, 2:] - corners[:, :2])).T
-    return centre, square_side(width, height, crop)
+    """Tight boxes (N,4) -> centres (N,2) and sides (N,) of the squares to cut out: `enlarged`, widened to the aspect of
+    the crops, the larger side taken."""
+    centre, extent = enlarged(corners, scale)
+    return centre, _sides(extent, crop)
 
 
-@dataclass(frozen=True)
-class BoxTable:
-    """Boxes known ahead: frame (N,), track (N,) int64, rising by frame and track; centre (N,2), side (N,), and where it
-    is known image_size (N,2) = (W, H) of the pictures that they were made for."""
+def _sides(extent: NDArray[np.float64], crop: CropSize = CROP) -> NDArray[np.float64]:
+    """Extents (N,2) -> sides (N,) of squares; sides as they are."""
+    return extent if extent.ndim == 1 else square_side(extent[:, 0], extent[:, 1], crop)
+
+
+@dataclass
+class BoxTable(Widening):
+    """Boxes known ahead: frame (N,), track (N,) int64, rising by frame and track; centre (N,2); either the sides (N,)
+    of squares, or the extents (N,2) = (width, height) that crops have to hold; and where it is known image_size (N,2) =
+    (W, H) of the pictures that they were made for."""
 
     name: str
     frame: NDArray[np.int64]
     track: NDArray[np.int64]
     centre: NDArray[np.float64]
-    side: NDArray[np.float64]
+    extent: NDArray[np.float64]
     image_size: NDArray[np.float64] | None = None
+
+    def side(self, rows: slice = slice(None)) -> NDArray[np.float64]:
+        """Of the squares to cut out, of some rows."""
+        return _sides(self.extent[rows], self.crop)
 
     def boxes(self, frame: Frame) -> list[Box]:
         """The file's boxes of this frame."""
         first, last = np.searchsorted(self.frame, (frame.number, frame.number + 1))
+        rows = slice(int(first), int(last))
         return [
-            Box(int(self.track[i]), (float(self.centre[i, 0]), float(self.centre[i, 1])), float(self.side[i]))
-            for i in range(first, last)
+            Box(int(track), (float(centre[0]), float(centre[1])), float(side))
+            for track, centre, side in zip(self.track[rows], self.centre[rows], self.side(rows), strict=True)
         ]
 
     def image_size_on(self, number: int) -> NDArray[np.float64] | None:
@@ -98,13 +118,13 @@ class BoxTable:
         return self.image_size[place] if known and self.image_size is not None else None
 
 
-def read_boxes(path: Path, scale: float = BOX_SCALE, crop: CropSize = CROP) -> BoxTable:
+def read_boxes(path: Path, scale: float = BOX_SCALE) -> BoxTable:
     """A file of boxes: .npz with arrays, or JSON with a list `boxes` of objects, of the same fields.
 
     frame (counting from 0), track (a whole number; without it every frame holds one person), and either box = [left,
-    top, right, bottom] around the person, which `squares` enlarges, or centre = [x, y] and side, used as they are, as
-    in the params.npz that predict writes; all in pixels. image_size = [width, height], if it is there, is compared with
-    the pictures. Raises UserError naming the field, also for boxes that no picture has (`data.box_limits`).
+    top, right, bottom] around the person, which is enlarged and widened, or centre = [x, y] and side, used as they are,
+    as in the params.npz that predict writes; all in pixels. image_size = [width, height], if it is there, is compared
+    with the pictures. Raises UserError naming the field, also for boxes that no picture has (`data.box_limits`).
     """
     if not path.is_file():
         raise UserError("no such file of boxes", path, "Expected full, onnx:FILE, or a .json or .npz file")
@@ -121,18 +141,18 @@ def read_boxes(path: Path, scale: float = BOX_SCALE, crop: CropSize = CROP) -> B
     if "box" in arrays and ("centre" in arrays or "side" in arrays):
         raise UserError("has box and centre, side, of which only one can count", path, "Leave one of them out")
     if "centre" in arrays:
-        centre, side = _column(arrays, "centre", (2,), path), _column(arrays, "side", (), path)
+        centre, extent = _column(arrays, "centre", (2,), path), _column(arrays, "side", (), path)
     else:
         corners = _column(arrays, "box", (4,), path)
         if wrong := np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(1)).tolist():
             what = f"box {wrong[0]}: got {corners[wrong[0]].tolist()}, expected left, top, right, bottom"
             raise UserError(what, path, "Of left, top, width, height add the first two to the others")
-        centre, side = squares(corners, scale, crop)
-        check_squares(centre, side / scale, path)
+        centre, extent = enlarged(corners, scale)
+        check_squares(centre, squares(corners, 1.0)[1], path)
     image_size = _column(arrays, "image_size", (2,), path) if "image_size" in arrays else None
-    if len(centre) != count or len(side) != count or (image_size is not None and len(image_size) != count):
+    if len(centre) != count or len(extent) != count or (image_size is not None and len(image_size) != count):
         raise UserError(f"expected {count} boxes, one for each frame and track", path)
-    check_squares(centre, side, path)
+    check_squares(centre, _sides(extent), path)
     order = np.lexsort((track, frame))
     key = np.stack([frame, track])[:, order]
     if (twice := np.flatnonzero((key[:, 1:] == key[:, :-1]).all(0))).size:
@@ -142,7 +162,7 @@ def read_boxes(path: Path, scale: float = BOX_SCALE, crop: CropSize = CROP) -> B
         frame[order].astype(np.int64),
         track[order].astype(np.int64),
         centre[order],
-        side[order],
+        extent[order],
         None if image_size is None else image_size[order],
     )
 

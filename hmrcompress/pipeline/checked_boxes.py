@@ -9,7 +9,7 @@ import numpy as np
 
 from hmrcompress.data.box_limits import OTHER_PICTURE, beside, off_centre, reach, too_large
 from hmrcompress.errors import MOST_LISTED, UserError, some, tell
-from hmrcompress.pipeline.boxes import Box, BoxSource, BoxTable
+from hmrcompress.pipeline.boxes import Box, BoxSource, BoxTable, Widening
 from hmrcompress.pipeline.frames import Frame
 from hmrcompress.records import CROP, CropSize
 
@@ -39,6 +39,8 @@ class CheckedBoxes:
 
     def __init__(self, source: BoxSource, *, same_size: bool, crop: CropSize = CROP) -> None:
         self.crop = crop
+        if isinstance(source, Widening):
+            source.crop = crop
         self.source, self.name, self.same_size = source, source.name, same_size
         self.table = source if isinstance(source, BoxTable) else None
         self.frames, self.newest, self.read = 0, -1, 0
@@ -83,10 +85,10 @@ class CheckedBoxes:
         if (
             self.same_size
             and self.frames == 1
-            and beside(table.centre, table.side, np.array(frame.size), self.crop).all()
+            and beside(table.centre, table.side(), np.array(frame.size), self.crop).all()
         ):
-            first = Box(0, (float(table.centre[0, 0]), float(table.centre[0, 1])), float(table.side[0]))
-            what = f"all of its {len(table.side)} boxes lie beside the picture: {_box(first)} on {_size(frame.size)}"
+            first = Box(0, (float(table.centre[0, 0]), float(table.centre[0, 1])), float(table.side()[0]))
+            what = f"all of its {len(table.centre)} boxes lie beside the picture: {_box(first)} on {_size(frame.size)}"
             raise UserError(what, self.name, OTHER_PICTURE)
 
     def finish(self, *, whole: bool, length: int = 0) -> None:

@@ -14,7 +14,6 @@ from hmrcompress.data.yolo import Letterbox
 from hmrcompress.errors import UserError
 from hmrcompress.pipeline.boxes import BOX_SCALE
 from hmrcompress.pipeline.followed import LOW_SCORE, Followed
-from hmrcompress.records import CROP, CropSize
 
 PERSON = 0
 """Class of people in COCO's order, which detectors for it share."""
@@ -67,14 +66,12 @@ def _is_suppressed(rows: Array) -> bool:
 class Detector(Followed):
     """Boxes from an ONNX detector, tracked over frames."""
 
-    def __init__(
-        self, path: Path, *, scale: float = BOX_SCALE, every: int = 1, cuda: bool = False, crop: CropSize = CROP
-    ) -> None:
+    def __init__(self, path: Path, *, scale: float = BOX_SCALE, every: int = 1, cuda: bool = False) -> None:
         """Raises UserError as `PictureNetwork`, MissingExtra without onnxruntime."""
         self.network = PictureNetwork(path, cuda=cuda)
         if not self.network.outputs:
             raise UserError("it has no output", path)
-        super().__init__(f"onnx:{path}", scale=scale, every=every, crop=crop)
+        super().__init__(f"onnx:{path}", scale=scale, every=every)
         self.path, self.size = path, self.network.size
 
     def people(self, image: NDArray[np.uint8]) -> tuple[Array, Array]:

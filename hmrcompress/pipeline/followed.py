@@ -7,21 +7,20 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from hmrcompress.pipeline.boxes import BOX_SCALE, Box, squares
+from hmrcompress.pipeline.boxes import BOX_SCALE, Box, Widening, squares
 from hmrcompress.pipeline.frames import Frame
 from hmrcompress.pipeline.tracking import LOW_SCORE, Tracker
-from hmrcompress.records import CROP, CropSize
 
 __all__ = ["LOW_SCORE", "Followed"]
 Array = NDArray[np.float64]
 
 
-class Followed(ABC):
+class Followed(Widening, ABC):
     """A source of boxes that looks for people in every `every`-th frame and follows them; on the frames in between they
-    are where their movement should have brought them. scale, crop: see `boxes.squares`."""
+    are where their movement should have brought them. scale: see `boxes.enlarged`."""
 
-    def __init__(self, name: str, *, scale: float = BOX_SCALE, every: int = 1, crop: CropSize = CROP) -> None:
-        self.name, self.scale, self.every, self.crop = name, scale, every, crop
+    def __init__(self, name: str, *, scale: float = BOX_SCALE, every: int = 1) -> None:
+        self.name, self.scale, self.every = name, scale, every
         self.tracker, self.segment = Tracker(), 0
         self.looked: int | None = None
 

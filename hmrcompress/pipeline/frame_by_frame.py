@@ -49,15 +49,13 @@ class FrameByFrame:
     focal: float | None = None
     antialias: bool = True
     _number: int = field(default=0, init=False)
-    _segment: int = field(default=0, init=False)
     _last: float | None = field(default=None, init=False)
     _size: tuple[int, ...] = field(default=(), init=False)
     _took: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED), init=False)
     _checked: CheckedBoxes = field(init=False)
-    _run: Run = field(init=False)
+    _run: Run = field(default_factory=Run, init=False)
 
     def __post_init__(self) -> None:
-        self._run = Run()
         self._checked = CheckedBoxes(self.boxes, same_size=False, crop=self.reader.crop)
 
     def __call__(self, image: NDArray[np.uint8], seconds: float | None = None) -> Bodies:
@@ -72,9 +70,10 @@ class FrameByFrame:
             raise UserError(f"got a picture {image.shape} of {image.dtype}, expected (H, W, 3) uint8, RGB", "image")
         if not np.isfinite(now) or (self._last is not None and now <= self._last):
             raise UserError(f"got {now:g} after {self._last}, expected seconds that rise", "seconds")
-        self._segment += bool(self._size) and image.shape != self._size
+        if self._size and image.shape != self._size:
+            self._run = Run(self._run.segment + 1)
         self._last, self._size = now, image.shape
-        frame = Frame(self._number, np.ascontiguousarray(image), f"frame {self._number}", now, self._segment)
+        frame = Frame(self._number, np.ascontiguousarray(image), f"frame {self._number}", now, self._run.segment)
         self._number += 1
         made = self._bodies(frame)
         self._took.append(time.perf_counter() - begun)

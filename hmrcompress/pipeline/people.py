@@ -19,7 +19,6 @@ from hmrcompress.data.yolo import GREY, Letterbox
 from hmrcompress.pipeline.boxes import BOX_SCALE
 from hmrcompress.pipeline.detect import MOST_FOUND, MOST_OVERLAP, decode_yolo
 from hmrcompress.pipeline.followed import Followed
-from hmrcompress.records import CROP, CropSize
 
 Array = NDArray[np.float64]
 SIDE, MULTIPLE = 256, 32
@@ -93,9 +92,9 @@ def _input(size: tuple[int, int], scale: float) -> tuple[int, int]:
 class PeopleDetector(Followed):
     """Boxes from the detector that the package carries, tracked over frames."""
 
-    def __init__(self, *, scale: float = BOX_SCALE, every: int = 1, cuda: bool = False, crop: CropSize = CROP) -> None:
+    def __init__(self, *, scale: float = BOX_SCALE, every: int = 1, cuda: bool = False) -> None:
         """Raises UserError where the asset is damaged, MissingExtra without onnxruntime."""
-        super().__init__("auto", scale=scale, every=every, crop=crop)
+        super().__init__("auto", scale=scale, every=every)
         self.network = PictureNetwork(DETECTOR_FILE, cuda=cuda)
 
     def people(self, image: NDArray[np.uint8]) -> tuple[Array, Array]:

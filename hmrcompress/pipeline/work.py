@@ -24,10 +24,11 @@ IDLE_FRAMES = 256
 """Frames without anything for the network after which what there is goes on all the same."""
 
 
+@dataclass(eq=False)
 class Run:
     """One input, from its first frame to its last. segment: the stretch of it that is read (`frames.Frame`)."""
 
-    segment = 0
+    segment: int = 0
 
 
 class CropFrames:
@@ -105,8 +106,7 @@ def work_batches(
             if work.seen:
                 yield _finished(work, frame.number - 1, masks, focal, pinned, size, whole, clock)
                 work, begun = Work(), frame.number
-            whole = Run()
-            whole.segment = frame.segment
+            whole = Run(frame.segment)
         common = None if frame.seconds is None else whole
         for box in boxes:
             seconds = frame.seconds or 0.0
