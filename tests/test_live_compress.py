@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,7 +189,11 @@ def test_functions_and_objects_are_told_apart_by_what_they_hold() -> None:
         def __init__(self, img: torch.Tensor) -> None:
             self.img = img
 
+        def moved(self, x: torch.Tensor) -> torch.Tensor:
+            return self.img + x
+
     pairs = [
+        (Batch(torch.zeros(2)).moved, Batch(torch.ones(2)).moved),
         (partial(less, 1.0), partial(less, 2.0)),
         (partial(less, 1.0), partial(max, 1.0)),
         (bound(1.0), bound(2.0)),
@@ -199,3 +204,46 @@ def test_functions_and_objects_are_told_apart_by_what_they_hold() -> None:
     assert source_sha256(hc.live.vertices(bound(1.0))) == source_sha256(hc.live.vertices(bound(1.0)))
     assert sha256_of(Batch(torch.zeros(2))) != sha256_of(Batch(torch.ones(2)))
     assert sha256_of(Batch(torch.ones(2))) == sha256_of(Batch(torch.ones(2)))
+    for name, other in (("a", "b"), ({"a"}, {"b"}), (Path("a"), Path("b")), (torch.float32, torch.float16)):
+        assert sha256_of([name]) != sha256_of([other]) and sha256_of([name]) == sha256_of([name])
+
+
+def test_what_holds_itself_has_a_hash() -> None:
+    """Modules, loggers, objects that know each other, functions that call each other, variables that come later: the
+    same hash every time, and another where a value in it is another."""
+
+    class Node:
+        def __init__(self, value: float, deep: int = 0) -> None:
+            self.value, self.parent = value, None
+            self.children = [Node(value, deep - 1) for _ in range(3)] if deep else []
+            for child in self.children:
+                child.parent = self  # type: ignore[assignment]
+
+    def held(*values: Any) -> Any:
+        return lambda: values
+
+    def both() -> Any:
+        def even(number: int) -> bool:
+            return number == 0 or odd(number - 1)
+
+        def odd(number: int) -> bool:
+            return number != 0 and even(number - 1)
+
+        return even
+
+    def later() -> Any:
+        def early() -> Any:
+            return never
+
+        if not early:
+            never = 1
+        return early
+
+    ring: list[Any] = [1.0]
+    ring.append(ring)
+    log = logging.getLogger("hmrcompress.tests.hash")
+    for made in (lambda: held(torch, json), lambda: held(log), lambda: held(Node(1.0, 4)), both, later,
+                 lambda: held(ring), lambda: held(torch.nn.Linear(2, 2)).__class__):  # fmt: skip
+        assert source_sha256(made()) == source_sha256(made())
+    assert source_sha256(held(Node(1.0, 4))) != source_sha256(held(Node(2.0, 4)))
+    assert source_sha256(held(torch)) != source_sha256(held(json))

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -90,53 +91,114 @@ def length_of(batch: Any) -> int:
 
 
 def sha256_of(value: Any) -> str:
-    """Hash of the tensors, arrays and plain values in a structure, of the source of functions, and of the class and the
-    values of other objects."""
-    digest = hashlib.sha256()
-    _hash(value, digest)
-    return digest.hexdigest()
+    """Hash of the tensors, arrays and plain values in a structure, of the source of functions and classes, of the names
+    of modules, and of the class and the values of other objects."""
+    return _Hashing().of(value)
 
 
 def source_sha256(function: Any) -> str:
-    """Hash of the source of a function or of an object's class and values; of its name where there is no source."""
-    if function is None:
-        return "none"
-    if isinstance(function, functools.partial):
-        parts = [source_sha256(function.func), sha256_of(function.args), sha256_of(function.keywords)]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+    """Hash of a function's source and of what it holds: values that it closes over, the object that it is a method of,
+    arguments that are given already. Of any other object: its class's source and its values. Of its name where there is
+    no source."""
+    return "none" if function is None else _Hashing().of_code(function)
+
+
+class _Hashing:
+    """One walk through a value. Objects may hold each other, so that one that was met before counts as its number;
+    tensors, plain values, lists and dictionaries count by what is in them, wherever they are."""
+
+    def __init__(self) -> None:
+        self.met: dict[int, tuple[str, Any]] = {}
+        self.around: list[int] = []
+
+    def of(self, value: Any) -> str:
+        """Of a value and all that it holds."""
+        digest = hashlib.sha256()
+        self._add(value, digest)
+        return digest.hexdigest()
+
+    def of_code(self, function: Any) -> str:
+        """See `source_sha256`."""
+        return hashlib.sha256(repr(self._code(function)).encode()).hexdigest()
+
+    def _code(self, function: Any) -> list[Any]:
+        if isinstance(function, functools.partial):
+            return [self.of_code(function.func), self.of(function.args), self.of(function.keywords)]
+        if inspect.ismethod(function):
+            return [self.of_code(function.__func__), self.of(function.__self__)]
+        if known := self._known(function):
+            return [known]
+        named = inspect.isroutine(function) or inspect.isclass(function)
+        try:
+            text = inspect.getsource(function if named else type(function))
+        except (OSError, TypeError):
+            text = repr(getattr(function, "__qualname__", type(function)))
+        if named:
+            cells = getattr(function, "__closure__", None)  # of a class of functions, that is no tuple
+            return [text, *(self.of(_held(cell)) for cell in (cells if isinstance(cells, tuple) else ()))]
+        return [text, *((name, self.of(each)) for name, each in sorted(getattr(function, "__dict__", {}).items()))]
+
+    def _known(self, value: Any) -> str:
+        """Which of the objects so far it is; empty for a new one, which is kept, so that no other comes to its
+        address."""
+        if id(value) in self.met:
+            return self.met[id(value)][0]
+        self.met[id(value)] = f"met {len(self.met)}", value
+        return ""
+
+    def _add(self, value: Any, digest: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            digest.update(f"{value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, Mapping | list | tuple):
+            self._add_items(value, digest)
+        elif isinstance(value, set | frozenset):
+            digest.update(f"set {sorted(map(self.of, value))}".encode())
+        elif inspect.ismodule(value):
+            digest.update(f"module {value.__name__}".encode())
+        elif isinstance(value, logging.Logger):
+            digest.update(f"logger {value.name}".encode())
+        elif inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, functools.partial):
+            digest.update(self.of_code(value).encode())
+        elif (parts := _parts(value)) is None:
+            text = repr(value)
+            digest.update((type(value).__qualname__ if " at 0x" in text else text).encode())
+        elif known := self._known(value):
+            digest.update(known.encode())
+        else:
+            digest.update(type(value).__qualname__.encode())
+            self._add(parts, digest)
+
+    def _add_items(self, value: Any, digest: Any) -> None:
+        if id(value) in self.around:
+            digest.update(f"around {self.around.index(id(value))}".encode())
+            return
+        self.around.append(id(value))
+        if isinstance(value, Mapping):
+            for key in value:
+                digest.update(repr(key).encode())
+                self._add(value[key], digest)
+        else:
+            digest.update(f"[{len(value)}]".encode())
+            for part in value:
+                self._add(part, digest)
+        self.around.pop()
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    """What an object is made of: fields of a dataclass, else all attributes; None where it has none."""
+    if dataclasses.is_dataclass(value):
+        return {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+    if isinstance(value, np.ndarray):
+        return {"items": value.tolist()}
+    return getattr(value, "__dict__", None)
+
+
+def _held(cell: Any) -> Any:
+    """What a function closes over; None where it is not yet there."""
     try:
-        text = inspect.getsource(function if inspect.isroutine(function) else type(function))
-    except (OSError, TypeError):
-        text = repr(getattr(function, "__qualname__", type(function)))
-    own: list[Any]
-    if inspect.isroutine(function):
-        cells = getattr(function, "__closure__", None) or ()
-        own = [sha256_of(cell.cell_contents) for cell in cells if cell.cell_contents is not function]
-    else:
-        own = [[name, sha256_of(each)] for name, each in sorted(getattr(function, "__dict__", {}).items())]
-    return hashlib.sha256((text + (repr(own) if own else "")).encode()).hexdigest()
-
-
-def _hash(value: Any, digest: Any) -> None:
-    if isinstance(value, Tensor):
-        digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, np.ndarray):
-        digest.update(f"{value.shape} {value.dtype}".encode() + np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, Mapping):
-        for key in value:
-            digest.update(repr(key).encode())
-            _hash(value[key], digest)
-    elif isinstance(value, list | tuple):
-        digest.update(f"[{len(value)}]".encode())
-        for part in value:
-            _hash(part, digest)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        _hash({each.name: getattr(value, each.name) for each in dataclasses.fields(value)}, digest)
-    elif inspect.isroutine(value) or isinstance(value, functools.partial):
-        digest.update(source_sha256(value).encode())
-    elif value is None or isinstance(value, str | bytes | int | float | bool):
-        digest.update(repr(value).encode())
-    else:
-        digest.update(type(value).__qualname__.encode())
-        _hash(getattr(value, "__dict__", None), digest)
+        return cell.cell_contents
+    except ValueError:
+        return None
